@@ -1,0 +1,1 @@
+"""MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601) in JAX and Flax."""

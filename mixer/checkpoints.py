@@ -1,0 +1,182 @@
+"""Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
+
+from collections.abc import Iterator
+import json
+import time
+import zlib
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from mixer.errors import InputError
+
+MANIFEST = 'manifest.json'
+# Orbax stamps the time of the commit into this file after the manifest is made.
+_NOT_LISTED = (MANIFEST, '_CHECKPOINT_METADATA')
+
+
+class Checkpoints:
+  """The checkpoints in one directory.
+
+  Orbax restores flipped bits in silence, so every checkpoint carries a manifest with the size
+  and CRC-32 of each of its files. It is written before the checkpoint is renamed into place:
+  a checkpoint without one, or that disagrees with it, is damaged and never restored.
+  """
+
+  def __init__(self, directory: epath.Path, *, keep_last: int = 1, keep_best: str | None = None):
+    """Opens `directory`.
+
+    Args:
+      directory: absolute; made if it is not there.
+      keep_last: how many of the newest checkpoints stay.
+      keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest
+        stays too.
+    """
+    if keep_last < 1:
+      raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
+    self.directory = epath.Path(directory)
+    policies = [preservation_policy.LatestN(keep_last)]
+    if keep_best is not None:
+      policies.append(
+        preservation_policy.BestN(
+          get_metric_fn=lambda metrics: metrics[keep_best],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
+    self._saving_step = None
+    self._policy = preservation_policy.AnyPreservationPolicy(policies)
+    self._keep_best = keep_best
+    self._manager = None
+
+  @property
+  def manager(self) -> ocp.CheckpointManager:
+    if self._manager is None:
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=self._policy,
+          cleanup_tmp_directories=True,
+          async_options=ocp.AsyncOptions(
+            timeout_secs=600, post_finalization_callback=self._write_manifest
+          ),
+        ),
+        item_names=('state',),
+      )
+    return self._manager
+
+  def save(self, step: int, state, results: dict[str, float]) -> None:
+    """Starts to save `state`; `results` are this step's evaluation, or {}.
+
+    Raises whatever made an earlier save fail.
+    """
+    self.manager.wait_until_finished()
+    self._saving_step = step
+    metrics = results if self._keep_best in results else None
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    if not self.manager.save(step, args=args, metrics=metrics):
+      raise RuntimeError(
+        f'{self.directory} holds a checkpoint of step {self.manager.latest_step()}, so that of '
+        f'step {step} was not saved.'
+      )
+
+  def latest_intact(self) -> int | None:
+    """The newest step whose files are as they were written, or None.
+
+    Newer checkpoints that are damaged are set aside into '<directory>.damaged', and named.
+    """
+    step = -1
+    if jax.process_index() == 0:
+      step = self._first_intact()
+    if jax.process_count() > 1:
+      step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
+    return None if step < 0 else step
+
+  def restore(self, step: int, like):
+    """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    return self.manager.restore(step, args=args)['state']
+
+  def close(self) -> None:
+    """Waits for the last save, and raises what made it fail."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+  def _first_intact(self) -> int:
+    if not self.directory.exists():
+      return -1
+    steps = sorted(
+      (int(p.name) for p in self.directory.iterdir() if p.name.isdigit()), reverse=True
+    )
+    for step in steps:
+      fault = damage(self.directory / str(step))
+      if fault is None:
+        return step
+      aside = self.directory.with_name(self.directory.name + '.damaged')
+      aside.mkdir(parents=True, exist_ok=True)
+      target = aside / f'{step}-{time.time_ns()}'
+      (self.directory / str(step)).rename(target)
+      logging.warning(
+        'checkpoint %d is damaged (%s); set aside as %s, going back to the one before.',
+        step,
+        fault,
+        target,
+      )
+    return -1
+
+  def _write_manifest(self) -> None:
+    """Called by orbax in its saving thread when all files are written, before the rename."""
+    if jax.process_index() != 0:
+      return
+    unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
+    root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
+    (root / MANIFEST).write_text(json.dumps(fingerprint(root), indent=1))
+
+
+def fingerprint(root: epath.Path) -> dict[str, list[int]]:
+  """[size, CRC-32] of every file below `root`, by its path relative to it."""
+  return {
+    str(path.relative_to(root)): list(_size_and_crc(path))
+    for path in _files(root)
+    if path.name not in _NOT_LISTED
+  }
+
+
+def damage(root: epath.Path) -> str | None:
+  """What is wrong with the checkpoint at `root`, or None."""
+  try:
+    manifest = json.loads((root / MANIFEST).read_text())
+  except (OSError, ValueError) as fault:
+    return f'no readable {MANIFEST}: {fault}'
+  for name, (size, crc) in manifest.items():
+    if not (root / name).exists():
+      return f'{name} is missing'
+    found_size, found_crc = _size_and_crc(root / name)
+    if found_size != size:
+      return f'{name} has {found_size} bytes instead of {size}'
+    if found_crc != crc:
+      return f'{name} has changed since it was written'
+  return None
+
+
+def _files(root: epath.Path) -> Iterator[epath.Path]:
+  for path in sorted(root.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _size_and_crc(path: epath.Path) -> tuple[int, int]:
+  size = crc = 0
+  with path.open('rb') as file:
+    while chunk := file.read(1 << 22):
+      size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+  return size, crc

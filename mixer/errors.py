@@ -1,0 +1,12 @@
+"""Exceptions that the entry points tell from a bug."""
+
+
+class InputError(ValueError):
+  """What was given is wrong; the message says what came, what was wanted and what to do.
+
+  The entry points print the message alone, without a traceback, and exit with status 2.
+  """
+
+
+class Diverged(RuntimeError):
+  """A loss or a gradient was not finite; the message names the step."""

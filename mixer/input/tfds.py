@@ -1,0 +1,250 @@
+"""Any TensorFlow Datasets image set that has been prepared on disk. Never downloads."""
+
+from collections.abc import Iterator
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mixer import runtime
+from mixer.errors import InputError
+from mixer.input import crops, order, records
+
+tf = runtime.tensorflow()
+
+_READ_AHEAD = 16  # records that one call into Python fetches
+_READERS = {
+  tfds.core.FileFormat.TFRECORD: records.TFRecords,
+  tfds.core.FileFormat.ARRAY_RECORD: records.ArrayRecords,
+}
+CROPS = ('inception', 'resize_small')
+
+
+class Tfds:
+  """An input over one split of a prepared data set, cropped to one size; see `input.Input`."""
+
+  def __init__(
+    self,
+    *,
+    name: str,
+    split: str,
+    batch_size: int,
+    image_size: int | tuple[int, int],
+    crop: str,
+    resize: int | tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    image_key: str = 'image',
+    label_key: str = 'label',
+  ):
+    """Opens the set and finds its records.
+
+    Args:
+      name: of the data set, with '/config' and ':version' where it needs them.
+      split: in the syntax of TFDS, such as 'train[:99%]'.
+      batch_size: the global one.
+      image_size: pixels of a side, or (height, width).
+      crop: 'inception' (random crop and flip, for training) or 'resize_small' (shorter side
+        to `resize`, then the centre).
+      resize: for 'resize_small'; an int or (height, width).
+      data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
+
+    Raises:
+      InputError: the set, split or feature is not there; says where it looked and what to do.
+    """
+    if crop not in CROPS or (crop == 'resize_small') != (resize is not None):
+      raise InputError(
+        f'crop={crop!r} with resize={resize!r}: use "inception" without or "resize_small" with it.'
+      )
+    builder = _open_builder(name, data_dir)
+    self._records = _open_records(builder, split)
+    self._features, labels = _features(builder, image_key, label_key)
+    self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
+    self._image_key, self._label_key = image_key, label_key
+    self._crop, self._resize = crop, _pair(resize) if resize is not None else None
+    self.num_examples, self.batch_size = len(self._records), batch_size
+    self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
+    self.image_size, self.channels = _pair(image_size), 3
+    self.preprocessing = {
+      'name': crop,
+      'resize': self._resize,
+      'crop': self.image_size,
+      'value_range': [-1, 1],
+    }
+
+  def train_batches(
+    self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches from number `first_batch` on, without end."""
+    local = self.batch_size // num_shards
+
+    def fetch(first):
+      sequence = first + np.arange(_READ_AHEAD)  # counts this process's rows since step 0
+      positions = sequence // local * self.batch_size + shard * local + sequence % local
+      indices = order.examples(positions, self.num_examples, seed)
+      return np.array(self._records.read(indices), dtype=object), positions
+
+    def example(record, position):
+      image, label = self._parse(record)
+      return {'image': self._train_image(image, tf.stack([seed, position])), 'label': label}
+
+    starts = tf.data.Dataset.range(first_batch * local, np.iinfo(np.int64).max, _READ_AHEAD)
+    dataset = self._fetched(starts, fetch, (tf.string, tf.int64))
+    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
+    return _numpy(dataset.batch(local, drop_remainder=True))
+
+  def eval_batches(
+    self, batch_size: int, shard: int = 0, num_shards: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, with a bool 'mask' that is False for padding."""
+    batches = list(order.padded_batches(self.num_examples, batch_size, shard, num_shards))
+    indices = np.concatenate([index for index, _ in batches])
+    masks = np.concatenate([mask for _, mask in batches])
+
+    def fetch(first):
+      part = slice(first, first + _READ_AHEAD)
+      return np.array(self._records.read(indices[part]), dtype=object), masks[part]
+
+    def example(record, mask):
+      image, label = self._parse(record)
+      return {'image': self._eval_image(image), 'label': label, 'mask': mask}
+
+    starts = tf.data.Dataset.range(0, len(indices), _READ_AHEAD)
+    dataset = self._fetched(starts, fetch, (tf.string, tf.bool))
+    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
+    return _numpy(dataset.batch(batch_size // num_shards, drop_remainder=True))
+
+  def _fetched(self, starts, fetch, types):
+    """One element per record; `fetch` maps the first of a run of rows to the whole run."""
+
+    def call(first):
+      columns = tf.numpy_function(fetch, [first], types, stateful=False)
+      return tuple(tf.ensure_shape(column, [None]) for column in columns)
+
+    return starts.map(call, num_parallel_calls=2, deterministic=True).unbatch()
+
+  def _parse(self, record):
+    """(encoded image, label) of a serialised example."""
+    skip = {self._image_key: tfds.decode.SkipDecoding()}
+    example = self._features.deserialize_example(record, decoders=skip)
+    label = example[self._label_key]
+    if self._multi_label:
+      hot = tf.reduce_max(tf.one_hot(label, self.num_classes, dtype=tf.uint8), axis=0)
+      return example[self._image_key], hot
+    return example[self._image_key], tf.cast(label, tf.int32)
+
+  def _train_image(self, encoded, seed):
+    if self._crop == 'inception':
+      return crops.inception_crop(encoded, self.image_size, seed)
+    return self._eval_image(encoded)
+
+  def _eval_image(self, encoded):
+    if self._crop == 'inception':
+      raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
+    return crops.resize_small_crop(encoded, self.image_size, resize=self._resize)
+
+
+def _pair(size) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+  options = tf.data.Options()
+  options.deterministic = True
+  return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+
+
+def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared set; without a version in `name`, any version on disk serves."""
+  candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
+  for candidate in candidates:
+    try:
+      builder = tfds.builder(candidate, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError):
+      continue
+    if builder.info.splits:
+      return builder
+  raise InputError(_how_to_get(name, data_dir))
+
+
+def _how_to_get(name: str, data_dir: str | None) -> str:
+  where = os.path.expanduser(
+    data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets')
+  )
+  try:
+    there = sorted(entry for entry in os.listdir(where) if entry != 'downloads')
+  except OSError:
+    there = None
+  found = 'which does not exist' if there is None else f'which holds {there or "nothing"}'
+  bare = name.split(':')[0].split('/')[0]
+  registered = bare in tfds.list_builders(with_community_datasets=False)
+  prepare = (
+    f"tfds build {name} --data_dir={where}   (downloads; TFDS's page on {bare} says what it wants "
+    'in --manual_dir)'
+    if registered
+    else f'python -m mixer.input.prepare --name={bare} --data_dir={where} --split=SPLIT '
+    '--images=FOLDER_OF_CLASS_FOLDERS'
+  )
+  return (
+    f'no prepared data set {name!r} in {where}, {found}.\n'
+    f'  To prepare it:       {prepare}\n'
+    '  If it is elsewhere:  --config.data_dir=DIR, or set TFDS_DATA_DIR\n'
+    '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
+  )
+
+
+def _open_records(builder: tfds.core.DatasetBuilder, split: str):
+  """The records of a split, or InputError with the splits there are."""
+  try:
+    instructions = builder.info.splits[split].file_instructions
+  except (KeyError, ValueError, AssertionError) as fault:
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    raise InputError(
+      f'{builder.info.full_name} has no split {split!r}; it has {sizes} ({fault}).'
+    ) from fault
+  if builder.info.file_format not in _READERS:
+    raise InputError(
+      f'{builder.info.full_name} is stored as {builder.info.file_format}; '
+      'prepare it as tfrecord or array_record.'
+    )
+  parts = [
+    (i.filename, i.skip, i.take if i.take >= 0 else i.examples_in_shard - i.skip)
+    for i in instructions
+  ]
+  absent = [path for path, _, _ in parts if not tf.io.gfile.exists(path)]
+  if absent or not parts:
+    raise InputError(
+      f'{builder.info.full_name}, split {split!r}: '
+      + (
+        f'{len(absent)} of {len(parts)} files are missing, the first {absent[0]}.'
+        if absent
+        else 'empty.'
+      )
+    )
+  opened = _READERS[builder.info.file_format](parts)
+  expected = builder.info.splits[split].num_examples
+  if len(opened) != expected:
+    raise InputError(
+      f'{builder.info.full_name}, split {split!r}: the files hold {len(opened)} records, '
+      f'dataset_info.json promises {expected}. Prepare the set again.'
+    )
+  return opened
+
+
+def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str):
+  """(the two features as a FeaturesDict, the label's ClassLabel)."""
+  features = builder.info.features
+  missing = [key for key in (image_key, label_key) if key not in features]
+  if missing:
+    raise InputError(f'{builder.info.full_name} has no feature {missing}; it has {list(features)}.')
+  label = features[label_key]
+  label = label.feature if isinstance(label, tfds.features.Sequence) else label
+  if not isinstance(features[image_key], tfds.features.Image) or not isinstance(
+    label, tfds.features.ClassLabel
+  ):
+    raise InputError(
+      f'{builder.info.full_name}: {image_key!r} must be an Image and {label_key!r} a ClassLabel or '
+      f'a Sequence of it; they are {features[image_key]} and {features[label_key]}.'
+    )
+  chosen = {key: features[key] for key in (image_key, label_key)}
+  return tfds.features.FeaturesDict(chosen), label

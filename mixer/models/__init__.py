@@ -1,0 +1,102 @@
+"""Models by name, and what one can ask of any of them."""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mixer import pretrained
+from mixer.errors import InputError
+from mixer.models import layers, mlp_mixer
+
+# family -> (module, the sizes a name may pick)
+FAMILIES = {'Mixer': (mlp_mixer.MlpMixer, mlp_mixer.SIZES)}
+DTYPES = ('float32', 'bfloat16')
+
+
+def build(name: str, num_classes: int | None, **options) -> nn.Module:
+  """A linen module: `apply({'params': p}, images)` gives logits (n, num_classes), float32.
+
+  Args:
+    name: '<family>-<size>/<patch>' such as 'Mixer-B/16' or 'Mixer-L/8' (Table 1 of the paper;
+      any patch size goes with any size), or a family alone, 'Mixer', with every dimension
+      among the options.
+    num_classes: width of the head; None returns the pooled pre-logits (n, hidden_dim).
+    **options: fields of the family's module, which win over the size's.
+
+  Raises:
+    InputError: an unknown name, option or dtype, or a dimension that is missing.
+  """
+  parsed = re.fullmatch(r'([A-Za-z]+)(?:-([A-Za-z]+)/([1-9]\d*))?', name)
+  family, size, patch = parsed.groups() if parsed else (None, None, None)
+  module, sizes = FAMILIES.get(family, (None, {}))
+  if module is None or (size is not None and size not in sizes):
+    known = ', '.join(f'{f}-{s}/<patch>' for f, (_, table) in FAMILIES.items() for s in table)
+    raise InputError(f'unknown model {name!r}; write one of {known}, as in Mixer-B/16.')
+  preset = {**sizes[size], 'patch_size': int(patch)} if size else {}
+  fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ('name', 'parent')}
+  for option in options:
+    if option not in fields:
+      close = difflib.get_close_matches(option, fields, n=1)
+      hint = f' Did you mean {close[0]!r}?' if close else ''
+      raise InputError(f'{family} has no option {option!r}; it has {sorted(fields)}.{hint}')
+  values = {**preset, **options, 'num_classes': num_classes}
+  missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+  if missing:
+    raise InputError(f'model {name!r} names no size, so it needs {missing} too.')
+  if values.get('dtype', 'float32') not in DTYPES:
+    raise InputError(f'unknown dtype {values["dtype"]!r}; use one of {DTYPES}.')
+  layers.pair(values['patch_size'])
+  return module(**values)
+
+
+def apply_function(model: nn.Module) -> Callable[..., jax.Array]:
+  """(params, images, example_keys=None) -> what the model returns."""
+
+  def apply(params, images, example_keys=None):
+    return model.apply({'params': params}, images, example_keys)
+
+  return apply
+
+
+def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: int = 3) -> dict:
+  """Fresh float32 parameters, a nested dict; the same numbers whether or not blocks are scanned."""
+  layers.patch_grid(image_size, model.patch_size)
+  images = jnp.zeros((1, *layers.pair(image_size), channels))
+  params = model.clone(scan=False).init(key, images)['params']
+  return pretrained.stack_blocks(params) if model.scan else params
+
+
+def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str, jax.Array]:
+  """What the network computes on the way: 'stem', each 'MixerBlock_i', 'pre_logits', 'output'.
+
+  `params` are in the released layout. The stem is (n, rows, columns, C), a block's output
+  (n, tokens, C), the pre-logits (n, C), and 'output' what the model itself returns.
+  """
+  layer_names = ['stem', *(f'MixerBlock_{i}' for i in range(model.num_blocks))]
+  output, state = model.clone(scan=False, remat=False).apply(
+    {'params': params},
+    images,
+    capture_intermediates=lambda module, _: module.name in layer_names,
+    mutable=['intermediates'],
+  )
+  found = state['intermediates']
+  return {
+    **{name: found[name]['__call__'][0] for name in layer_names},
+    'pre_logits': found['pre_logits'][0],
+    'output': output,
+  }
+
+
+def train_flops(model: nn.Module, image_size: layers.Size, channels: int = 3) -> int:
+  """FLOPs of one image's share of a training step, from the matmuls alone.
+
+  The backward pass costs two forward passes, less the gradient with respect to the image,
+  which the stem need not compute.
+  """
+  parts = mlp_mixer.matmul_flops(model, image_size, channels)
+  return 3 * sum(parts.values()) - parts['stem']

@@ -1,0 +1,199 @@
+"""What a run tells: metrics.jsonl, TensorBoard, progress, and the facts it starts from."""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import json
+import math
+import sys
+import time
+
+from absl import logging
+from etils import epath
+import jax
+import tqdm
+
+from mixer import hardware, runtime
+from mixer.errors import Diverged
+from mixer.pretrained import replace
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+def read_rows(workdir: epath.Path) -> list[dict]:
+  """The whole lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+  path = epath.Path(workdir) / METRICS_FILE
+  if not path.exists():
+    return []
+  return [
+    json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n'
+  ]
+
+
+class Reporter:
+  """Receives each step's metrics, checks them, and writes the rows that are to be kept.
+
+  A step's metrics are fetched when the next step has been dispatched, so the device never
+  waits for the host. On restart the rows after `first_step` are dropped: they come again.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.Path,
+    *,
+    first_step: int,
+    total_steps: int,
+    batch_size: int,
+    num_examples: int,
+    flops_per_image: int,
+    tensorboard: bool = True,
+  ):
+    self._path = workdir / METRICS_FILE
+    self._total_steps, self._batch_size, self._num_examples = total_steps, batch_size, num_examples
+    self._flops_per_image = flops_per_image
+    self._primary = jax.process_index() == 0
+    rows = [row for row in read_rows(workdir) if row['step'] <= first_step]
+    if self._primary:
+      replace(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
+    self._core_hours = rows[-1]['core_hours'] if rows else 0.0
+    self._writer = _tensorboard_writer(workdir) if tensorboard and self._primary else None
+    self._bar = None
+    if self._primary and sys.stderr.isatty():
+      self._bar = tqdm.tqdm(total=total_steps, initial=first_step, unit='step', dynamic_ncols=True)
+    self._held = None  # (step, device metrics, whether its row is kept)
+    self._row = None  # the held step's row, once its metrics are here
+    self._last_step = first_step
+    self._first_step, self._started = first_step, time.perf_counter()
+    self._restart_clock(first_step)
+
+  def timed(self, batches: Iterable[dict]) -> Iterator[dict]:
+    """The same batches, with the time spent waiting for each counted."""
+    iterator = iter(batches)
+    while True:
+      begin = time.perf_counter()
+      try:
+        batch = next(iterator)
+      except StopIteration:
+        return
+      self._waited += time.perf_counter() - begin
+      yield batch
+
+  def step(self, step: int, metrics: dict[str, jax.Array], *, keep: bool) -> None:
+    """Holds this step's metrics, and finishes with those of the step before."""
+    self.write()
+    self._held = (step, metrics, keep)
+
+  def add(self, results: dict[str, float]) -> None:
+    """Puts the results of an evaluation into the held step's row."""
+    self._settle()
+    self._row.update(results)
+
+  def write(self) -> None:
+    """Checks the held step and writes its row, if it is to be kept."""
+    self._settle()
+    if self._row:
+      self._emit(self._row)
+    self._held = self._row = None
+
+  @contextlib.contextmanager
+  def interlude(self) -> Iterator[None]:
+    """Time that does not count as training: evaluations and saves. Checks the held step."""
+    self._settle()
+    begin = time.perf_counter()
+    yield
+    self._paused += time.perf_counter() - begin
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    if self._writer is not None:
+      self._writer.close()
+
+  def _settle(self) -> None:
+    """Waits for the held step; raises Diverged if its loss or gradient is not finite."""
+    if self._held is None or self._row is not None:
+      return
+    step, metrics, keep = self._held
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    bad = [
+      f'{name} = {values[name]}'
+      for name in ('loss', 'grad_norm')
+      if not math.isfinite(values[name])
+    ]
+    if bad:
+      raise Diverged(
+        f'step {step}: {" and ".join(bad)}, at learning rate {values["learning_rate"]:g}'
+      )
+    if self._bar is not None:
+      self._bar.update(step - self._last_step)
+    self._last_step = step
+    self._row = self._make_row(step, values) if keep else {}
+
+  def _make_row(self, step: int, values: dict[str, float]) -> dict:
+    seconds = time.perf_counter() - self._clock - self._paused
+    rate = (step - self._clock_step) * self._batch_size / seconds
+    flops = rate * self._flops_per_image / jax.device_count()
+    peak = hardware.peak_flops(jax.devices()[0].device_kind)
+    self._core_hours += hardware.core_count() * (time.perf_counter() - self._clock) / 3600
+    row = {
+      'step': step,
+      'epoch': step * self._batch_size / self._num_examples,
+      **{f'train/{name}': value for name, value in values.items()},
+      'images_per_sec': rate,
+      'images_per_sec_per_device': rate / jax.device_count(),
+      'input_wait': self._waited / seconds,
+      'tflops_per_device': flops / 1e12,
+      **({'mfu': flops / peak} if peak else {}),
+      'core_hours': self._core_hours,
+    }
+    self._restart_clock(step)
+    return row
+
+  def _restart_clock(self, step: int) -> None:
+    self._clock, self._clock_step = time.perf_counter(), step
+    self._paused = self._waited = 0.0
+
+  def _emit(self, row: dict) -> None:
+    if not self._primary:
+      return
+    with self._path.open('a') as file:
+      file.write(json.dumps(row) + '\n')
+    if self._writer is not None:
+      self._writer.write_scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
+      self._writer.flush()
+    line = _line(row, self._total_steps)
+    if self._bar is not None:
+      self._bar.set_postfix_str(line, refresh=False)
+      if any(key.split('/')[0] not in ('train', key) for key in row):
+        self._bar.write(f'step {row["step"]}: {line}', file=sys.stderr)
+    else:
+      done, left = row['step'] - self._first_step, self._total_steps - row['step']
+      eta = (time.perf_counter() - self._started) / done * left
+      print(f'step {row["step"]}/{self._total_steps} eta {_duration(eta)} {line}', flush=True)
+
+
+def _line(row: dict, total_steps: int) -> str:
+  shown = {
+    'loss': f'{row["train/loss"]:.4f}',
+    'accuracy': f'{row["train/accuracy"]:.3f}',
+    'images/s': f'{row["images_per_sec"]:.0f}',
+    'input wait': f'{row["input_wait"]:.0%}',
+    **({'mfu': f'{row["mfu"]:.1%}'} if 'mfu' in row else {}),
+  }
+  results = {k: f'{v:.4g}' for k, v in row.items() if '/' in k and not k.startswith('train/')}
+  return ', '.join(f'{name} {value}' for name, value in {**shown, **results}.items())
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
+
+
+def _tensorboard_writer(workdir: epath.Path):
+  """clu's TensorBoard writer, or None (and a line that says so) where TensorFlow is missing."""
+  try:
+    runtime.tensorflow()
+    from clu import metric_writers
+  except ImportError as fault:
+    logging.warning('no TensorBoard output: %s', fault)
+    return None
+  return metric_writers.SummaryWriter(str(workdir / 'tensorboard'))

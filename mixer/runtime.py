@@ -1,0 +1,78 @@
+"""The machine a program finds itself on, and what must be set before JAX looks at it."""
+
+from collections.abc import Mapping
+import importlib.metadata
+import os
+import platform
+
+from absl import logging
+import jax
+
+from mixer.errors import InputError
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets')
+DETERMINISM_SCOPE = (
+  'same losses bit for bit for the same seed, machine, device count and package versions; '
+  'slower on a GPU, where it excludes kernels that add in random order'
+)
+
+
+def configure(*, deterministic: bool) -> None:
+  """Sets what JAX reads when it starts; call it before any other use of JAX."""
+  if deterministic:
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
+
+
+def check_backend(require: str | None) -> None:
+  """Raises InputError if JAX runs on another backend than `require`; without it, warns of a CPU."""
+  backend = jax.default_backend()
+  if require and backend != require:
+    raise InputError(
+      f'--require={require}, but JAX found only {backend} devices. Install jax[cuda13] for a GPU '
+      'or jax[tpu] for a TPU (README, "Install"), and see that its driver is there.'
+    )
+  if backend == 'cpu' and not require:
+    unused = ' although this machine has an NVIDIA GPU' if os.path.exists('/dev/nvidia0') else ''
+    logging.warning(
+      'RUNNING ON THE CPU%s. Use --require=gpu or --require=tpu to stop here instead, '
+      '--require=cpu to confirm.',
+      unused,
+    )
+
+
+def tensorflow():
+  """TensorFlow, with every accelerator hidden from it: they are JAX's."""
+  import tensorflow as tf
+
+  for kind in ('GPU', 'TPU'):
+    if tf.config.get_visible_devices(kind):
+      tf.config.set_visible_devices([], kind)
+  return tf
+
+
+def versions() -> dict[str, str]:
+  """Python's version and those of the installed packages that numbers depend on."""
+  found = {'python': platform.python_version()}
+  for package in PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = 'not installed'
+  return found
+
+
+def device_line() -> str:
+  """What JAX runs on, in one line."""
+  devices = jax.devices()
+  return (
+    f'{jax.default_backend()}: {len(devices)} x {devices[0].device_kind}, '
+    f'{jax.local_device_count()} of them in process {jax.process_index()} of {jax.process_count()}'
+  )
+
+
+def banner(sections: Mapping[str, str]) -> None:
+  """Prints titled blocks of text, on the first process."""
+  if jax.process_index() == 0:
+    for title, text in sections.items():
+      print(f'--- {title} ---\n{text}', flush=True)

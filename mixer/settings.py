@@ -1,0 +1,65 @@
+"""Config sections as keyword arguments: no key without a reader, no reader without a key."""
+
+from collections.abc import Callable, Mapping
+import difflib
+import inspect
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+
+from mixer.errors import Diverged, InputError
+
+
+def call(section: str, function: Callable, values: Mapping[str, Any], **computed):
+  """function(**values, **computed), with one InputError for keys it lacks or does not take."""
+  parameters = inspect.signature(function).parameters.values()
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    own = {p.name: p for p in parameters if p.name not in computed}
+    faults = []
+    for key in values:
+      if key not in own:
+        close = difflib.get_close_matches(key, own, n=1)
+        faults.append(
+          f'nothing reads {key!r}' + (f' (did you mean {close[0]!r}?)' if close else '')
+        )
+    faults += [
+      f'{name!r} is missing'
+      for name, p in own.items()
+      if p.default is p.empty and name not in values
+    ]
+    if faults:
+      raise InputError(f'{section}: {"; ".join(faults)}. It takes {sorted(own)}.')
+  return function(**values, **computed)
+
+
+def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
+  """{'a': {'b': 1}} -> {'a.b': 1}, as on the command line."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs an entry point under absl; what the user can mend is told in words, with status 2."""
+
+  def guarded(_):
+    if flags.FLAGS['verbosity'].using_default_value:
+      logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
+    try:
+      main()
+    except InputError as error:
+      sys.exit(_fail(error, 2))
+    except Diverged as error:
+      sys.exit(_fail(error, 3))
+
+  app.run(guarded)
+
+
+def _fail(error: Exception, status: int) -> int:
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  return status

@@ -1,0 +1,80 @@
+"""The device mesh, and where arrays lie on it."""
+
+import math
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from mixer.errors import InputError
+
+BATCH_AXES = ('data', 'fsdp')
+_MIN_SHARDED_SIZE = 2**18  # smaller leaves cost more to gather than they take
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
+  """A ('data', 'fsdp') mesh over all devices; the batch is split over both axes.
+
+  `fsdp` devices share one copy of the large parameters and optimiser moments; `data` such
+  groups hold the same copy. -1 for `data` means all the devices there are.
+  """
+  count = jax.device_count()
+  if data == -1 and fsdp > 0 and count % fsdp == 0:
+    data = count // fsdp
+  if fsdp < 1 or data < 1 or data * fsdp != count:
+    raise InputError(
+      f'a mesh of data={data} x fsdp={fsdp} does not cover the {count} devices; '
+      'set data=-1 and fsdp to a divisor of their number.'
+    )
+  # Linen's Dropout and Conv do not run under jax's default of explicit axis types.
+  return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, P())
+
+
+def batch(mesh: Mesh, *, microbatched: bool = False) -> NamedSharding:
+  """Axis 0 (axis 1 of a stack of microbatches) split over all the devices."""
+  return NamedSharding(mesh, P(None, BATCH_AXES) if microbatched else P(BATCH_AXES))
+
+
+def state(shapes, mesh: Mesh):
+  """A sharding per leaf: the largest dimension that `fsdp` divides is split over it.
+
+  Goes by shape alone, so a parameter and its optimiser moments are split alike. Leaves of
+  under 2**18 elements are replicated.
+  """
+  size = mesh.shape['fsdp']
+
+  def spec(leaf):
+    shape = leaf.shape
+    if size > 1 and math.prod(shape) >= _MIN_SHARDED_SIZE:
+      for i in sorted(range(len(shape)), key=lambda i: (-shape[i], i)):
+        if shape[i] % size == 0:
+          return NamedSharding(mesh, P(*('fsdp' if j == i else None for j in range(len(shape)))))
+    return replicated(mesh)
+
+  return jax.tree.map(spec, shapes)
+
+
+def put(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's rows of a batch -> the global batch, split over the mesh."""
+  where = batch(mesh)
+  return {k: jax.make_array_from_process_local_data(where, v) for k, v in host_batch.items()}
+
+
+def gather(tree):
+  """The tree as whole numpy arrays, on every process."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.device_get(tree)
+
+
+def bytes_per_device(tree) -> int:
+  """What one device holds of arrays or ShapeDtypeStructs that carry shardings."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

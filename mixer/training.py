@@ -1,0 +1,242 @@
+"""The train state, the train step, and the loop. Everything they work on is given to them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from mixer import batch_ops, hardware, losses, optim, sharding
+from mixer.errors import InputError
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a run carries from one step to the next; the input's state is `step` itself."""
+
+  step: jax.Array  # int32, updates made so far
+  params: Any
+  opt_state: Any
+
+
+def init_state(
+  init_params: Callable[[jax.Array], dict],
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  mesh: Mesh,
+) -> tuple[Callable[[], TrainState], TrainState]:
+  """(a function that makes the initial state, its ShapeDtypeStructs with their shardings).
+
+  The state is born sharded: no device ever holds more of it than it keeps.
+  """
+
+  def init(key):
+    params = init_params(key)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+  shapes = jax.eval_shape(init, key)
+  shardings = sharding.state(shapes, mesh)
+  like = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+  )
+  return lambda: jax.jit(init, out_shardings=shardings)(key), like
+
+
+def make_step(
+  *,
+  apply: Callable[..., jax.Array],
+  tx: optax.GradientTransformation,
+  learning_rate: optim.Schedule,
+  loss: str,
+  num_classes: int,
+  mixup: float,
+  microbatches: int,
+  key: jax.Array,
+  mesh: Mesh,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
+
+  The batch has 'image' (n, height, width, channels) uint8 and 'label' (n,) or (n, classes). An
+  example's random draws depend on `key`, the step and its row in the batch alone, so any number
+  of microbatches or devices gives the same gradient, up to the order of float32 additions.
+
+  Args:
+    apply: (params, images, example_keys) -> logits.
+    loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
+    mixup: p of Beta(p, p); 0 for none.
+    microbatches: parts that the batch is worked through in, to save memory.
+  """
+  if loss not in losses.LOSSES:
+    raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
+  microbatched = sharding.batch(mesh, microbatched=True)
+
+  def loss_and_hits(params, part, weight):
+    labels = batch_ops.label_vectors(part['label'], num_classes)
+    images, targets = batch_ops.normalize(part['image']), labels
+    if mixup:
+      others = batch_ops.label_vectors(part['partner_label'], num_classes)
+      images = batch_ops.mix(images, batch_ops.normalize(part['partner_image']), weight)
+      targets = batch_ops.mix(labels, others, weight)
+    logits = apply(params, images, part['key'])
+    hits = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
+    return jnp.mean(losses.LOSSES[loss](logits, targets)), jnp.mean(hits > 0)
+
+  def gradient(params, batch, weight):
+    value_and_grad = jax.value_and_grad(loss_and_hits, has_aux=True)
+    if microbatches == 1:
+      return value_and_grad(params, batch, weight)
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, value_and_grad(params, part, weight)), None
+
+    parts = jax.lax.with_sharding_constraint(batch_ops.split(batch, microbatches), microbatched)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, batch, weight)
+    )
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / microbatches, total)
+
+  def step(state, batch):
+    mixup_key, example_key = jax.random.split(jax.random.fold_in(key, state.step))
+    rows = jnp.arange(batch['image'].shape[0])
+    weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
+    batch = batch_ops.with_partners(batch) if mixup else batch
+    batch = {**batch, 'key': jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)}
+    (value, accuracy), grads = gradient(state.params, batch, weight)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': value,
+      'accuracy': accuracy,
+      'grad_norm': optax.tree.norm(grads),
+      'update_norm': optax.tree.norm(updates),
+      'param_norm': optax.tree.norm(params),
+      'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return step
+
+
+def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.Compiled:
+  """The step compiled ahead of time for such a state and batch; it donates the state."""
+  shardings = jax.tree.map(lambda x: x.sharding, like)
+  jitted = jax.jit(
+    step,
+    in_shardings=(shardings, sharding.batch(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  return jitted.lower(like, batch).compile()
+
+
+def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
+  """`total_steps`, or where that is None the steps nearest to `total_epochs` over the data."""
+  steps = round(total_epochs * data.num_examples / data.batch_size)
+  steps = steps if total_steps is None else total_steps
+  if steps < 1:
+    raise InputError(
+      f'total_steps={total_steps}, total_epochs={total_epochs}: that is {steps} steps of '
+      f'{data.batch_size} over {data.num_examples} examples; at least 1 is needed.'
+    )
+  return steps
+
+
+def intervals(
+  *, log: int, evaluate: int, checkpoint: int, keep_best: str | None = None, **_
+) -> dict[str, int]:
+  """The steps between log lines, evaluations and checkpoints; 0 means at the end only."""
+  if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
+      f'config.every.evaluate={evaluate} is not a multiple of config.every.checkpoint={checkpoint}.'
+    )
+  return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
+
+
+def describe_data(data, steps: int) -> str:
+  """How much data there is, and how much of it `steps` steps see."""
+  epochs = steps * data.batch_size / data.num_examples
+  return (
+    f'{data.num_examples} images of {data.num_classes} classes; '
+    f'{steps} steps of {data.batch_size} are {epochs:.2f} epochs'
+  )
+
+
+def state_bytes(like: TrainState) -> int:
+  """Bytes of the whole state."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+
+
+def describe_memory(like: TrainState, batch: dict, compiled: jax.stages.Compiled) -> str:
+  """What one device holds: by shapes and shardings, and by the compiler's own account."""
+  per_device = [
+    sharding.bytes_per_device(part) / 2**20 for part in (like.params, like.opt_state, batch)
+  ]
+  text = '{:.1f} MiB of parameters, {:.1f} of optimizer state, {:.1f} of images and labels'
+  text = f'per device: {text.format(*per_device)}'
+  memory = compiled.memory_analysis()
+  if memory is not None:
+    total = (
+      memory.argument_size_in_bytes + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
+    text += f'\nthe compiled step: {total / 2**20:.1f} MiB'
+  limit = hardware.memory_limit()
+  return text + (f' of {limit / 2**20:.0f}' if limit else '')
+
+
+def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+  """Raises InputError unless every device gets the same number of rows of every microbatch."""
+  unit = microbatches * mesh.size
+  if microbatches < 1 or batch_size % unit:
+    below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    raise InputError(
+      f'a batch of {batch_size} does not divide into {microbatches} microbatches on {mesh.size} '
+      f'devices; use a multiple of {unit}, such as {below or above} or {above}.'
+    )
+
+
+def due(step: int, every: int, total_steps: int) -> bool:
+  """True on multiples of `every` and at the end; 0 means at the end only."""
+  return step == total_steps or (every > 0 and step % every == 0)
+
+
+def fit(
+  state: TrainState,
+  *,
+  step_fn: Callable[[TrainState, dict], tuple[TrainState, dict]],
+  batches: Iterable[dict],
+  total_steps: int,
+  every: dict[str, int],
+  evaluate: Callable[[Any], dict[str, float]],
+  save: Callable[[int, TrainState, dict[str, float]], None],
+  report,
+) -> TrainState:
+  """Trains from `state.step` to `total_steps` and returns the last state.
+
+  Args:
+    batches: those of the steps to come, on the device.
+    every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
+    evaluate: params -> results by name.
+    save: (step, state, results of an evaluation at this very step or {}).
+    report: a `mixer.reporting.Reporter`; it raises Diverged one step after the fact, but
+      always before that step's state is evaluated or saved.
+  """
+  for step, batch in zip(range(int(state.step) + 1, total_steps + 1), report.timed(batches)):
+    state, metrics = step_fn(state, batch)
+    now = {name: due(step, interval, total_steps) for name, interval in every.items()}
+    report.step(step, metrics, keep=any(now.values()))
+    results = {}
+    if now['evaluate']:
+      with report.interlude():
+        results = evaluate(state.params)
+      report.add(results)
+    if now['checkpoint']:
+      report.write()
+      with report.interlude():
+        save(step, state, results)
+  report.write()
+  return state

@@ -1,0 +1,37 @@
+"""Pictures."""
+
+from collections.abc import Sequence
+import io
+
+from etils import epath
+
+from mixer import pretrained
+
+
+def curves(rows: Sequence[dict], path: epath.Path) -> None:
+  """Draws the loss and the accuracies over the steps of metrics.jsonl's `rows` as a PNG."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(10, 4), layout='constrained')
+  FigureCanvasAgg(figure)
+  names = sorted({name for row in rows for name in row})
+  panels = {
+    'loss': ['train/loss', *(n for n in names if n.endswith('/loss') and n != 'train/loss')],
+    'accuracy': [
+      'train/accuracy',
+      *(n for n in names if n.endswith(('/top1', '/accuracy')) and n != 'train/accuracy'),
+    ],
+  }
+  for axes, (title, shown) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for name in shown:
+      points = [(row['step'], row[name]) for row in rows if name in row]
+      axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 50 else None)
+    axes.set(xlabel='step', title=title)
+    if title == 'loss':
+      axes.set_yscale('log')
+    axes.grid(alpha=0.3)
+    axes.legend()
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=110)
+  pretrained.replace(path, buffer.getvalue())

@@ -1,0 +1,161 @@
+"""Trains a model: python train.py --config=configs/digits.py --workdir=/tmp/digits"""
+
+import itertools
+import json
+import time
+
+from absl import flags
+from clu import parameter_overview
+import jax
+from ml_collections import config_flags
+
+from mixer import checkpoints as checkpointing
+from mixer import (
+  evaluators,
+  models,
+  pretrained,
+  reporting,
+  runtime,
+  settings,
+  sharding,
+  training,
+  visualize,
+)
+from mixer import input as inputs
+from mixer import optim as optimizers
+from mixer import workdir as workdirs
+from mixer.errors import Diverged
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
+_REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+_DETERMINISTIC = flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
+_TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main() -> None:
+  runtime.configure(deterministic=_DETERMINISTIC.value)
+  config = _CONFIG.value.to_dict()
+  settings.call('config', train, config, config=config, workdir=_WORKDIR.value)
+
+
+def train(
+  *,
+  config: dict,
+  workdir: str,
+  seed: int,
+  train_input: dict,
+  evals: dict,
+  model: dict,
+  loss: str,
+  mixup: float,
+  optim: dict,
+  total_epochs: float,
+  total_steps: int | None,
+  microbatches: int,
+  mesh: dict,
+  every: dict,
+  checkpoints: dict,
+) -> None:
+  """Trains from where `workdir` is to the end; the arguments from `seed` on are the config."""
+  # What can be wrong is looked at first, the cheapest first.
+  directory = workdirs.prepare(workdir)
+  data = inputs.build(**train_input)
+  tests = evaluators.open_inputs(evals, data)
+  runtime.check_backend(_REQUIRE.value)
+  devices = settings.call('config.mesh', sharding.make_mesh, mesh)
+  training.check_batch_size(data.batch_size, microbatches, devices)
+  steps = training.count_steps(total_steps, total_epochs, data)
+  intervals = settings.call('config.every', training.intervals, every, **checkpoints)
+
+  net = models.build(**model, num_classes=data.num_classes)
+  apply = models.apply_function(net)
+  tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
+  evaluate = evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
+  init_key, step_key = jax.random.split(jax.random.key(seed))
+  initial, like = training.init_state(
+    lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
+  )
+  step_fn = training.make_step(
+    apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
+    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices,
+  )  # fmt: skip
+
+  saved = settings.call(
+    'config.checkpoints',
+    checkpointing.Checkpoints,
+    checkpoints,
+    directory=directory / 'checkpoints',
+  )
+  workdirs.claim(directory, config)
+  workdirs.check_space(directory, saved.copies * training.state_bytes(like))
+  first = saved.latest_intact() or 0
+  if first >= steps and (directory / 'model.npz').exists():
+    print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
+    return
+  state = saved.restore(first, like) if first else initial()
+
+  local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
+  batches = (sharding.put(batch, devices) for batch in local)
+  batch = next(batches)
+  begin = time.perf_counter()
+  step_fn = training.compile_step(step_fn, like, batch, devices)
+  runtime.banner({
+    'devices': runtime.device_line(),
+    'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
+    'config': json.dumps(config, indent=1),
+    'parameters': parameter_overview.get_parameter_overview(like.params, include_stats=False),
+    'optimizer': optimizers.describe(optim, steps),
+    'data': training.describe_data(data, steps),
+    'memory': training.describe_memory(like, batch, step_fn),
+    'start': f'step {first} of {steps}; compiled in {time.perf_counter() - begin:.1f} s',
+  })  # fmt: skip
+
+  report = reporting.Reporter(
+    directory,
+    first_step=first,
+    total_steps=steps,
+    batch_size=data.batch_size,
+    num_examples=data.num_examples,
+    flops_per_image=models.train_flops(net, data.image_size, data.channels),
+    tensorboard=_TENSORBOARD.value,
+  )
+  try:
+    state = training.fit(
+      state,
+      step_fn=step_fn,
+      batches=itertools.chain([batch], batches),
+      total_steps=steps,
+      every=intervals,
+      evaluate=evaluate,
+      save=saved.save,
+      report=report,
+    )
+  except Diverged as error:
+    good = saved.manager.latest_step()
+    where = f'The last good checkpoint is of step {good}, in {saved.directory}.'
+    raise Diverged(f'{error}. {where}') from error
+  finally:
+    report.close()
+    saved.close()
+
+  if jax.process_index() == 0:
+    rows = reporting.read_rows(directory)
+    visualize.curves(rows, directory / 'curves.png')
+  pretrained.save_model(directory, sharding.gather(state.params), {
+    'model': {**model, 'num_classes': data.num_classes},
+    'image_size': data.image_size,
+    'channels': data.channels,
+    'preprocessing': next(iter(tests.values()), data).preprocessing,
+    'loss': loss,
+    'class_names': data.class_names,
+    'metrics': reporting.read_rows(directory)[-1],
+    'config': config,
+    'versions': runtime.versions(),
+  })  # fmt: skip
+  print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
+
+
+if __name__ == '__main__':
+  settings.run(main)
