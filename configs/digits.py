@@ -29,9 +29,9 @@ def get_config():
       'name': 'Mixer',
       'patch_size': 2,  # 16 tokens
       'num_blocks': 4,
-      'hidden_dim': 128,
-      'tokens_mlp_dim': 64,
-      'channels_mlp_dim': 512,
+      'hidden_dim': 64,
+      'tokens_mlp_dim': 32,
+      'channels_mlp_dim': 256,
       'stochastic_depth': 0.1,
       'rescale_drop_path': False,
       'dropout': 0.0,
@@ -47,7 +47,7 @@ def get_config():
   config.optim = ConfigDict(
     {
       'optimizer': {'name': 'adam', 'b1': 0.9, 'b2': 0.999, 'moment_dtype': 'float32'},
-      'learning_rate': 1e-3,
+      'learning_rate': 3e-3,
       'schedule': {'warmup_steps': 100, 'decay': 'cosine', 'linear_end': 0.0},
       'clip_norm': 1.0,
       'weight_decay': 0.1,

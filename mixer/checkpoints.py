@@ -28,7 +28,14 @@ class Checkpoints:
   a checkpoint without one, or that disagrees with it, is damaged and never restored.
   """
 
-  def __init__(self, directory: epath.Path, *, keep_last: int = 1, keep_best: str | None = None):
+  def __init__(
+    self,
+    directory: epath.Path,
+    *,
+    keep_last: int = 1,
+    keep_best: str | None = None,
+    read_only: bool = False,
+  ):
     """Opens `directory`.
 
     Args:
@@ -36,23 +43,24 @@ class Checkpoints:
       keep_last: how many of the newest checkpoints stay.
       keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest
         stays too.
+      read_only: change nothing: another program may be training there.
     """
     if keep_last < 1:
       raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
     self.directory = epath.Path(directory)
     policies = [preservation_policy.LatestN(keep_last)]
+    self._score = None if keep_best is None else lambda metrics: metrics[keep_best]
     if keep_best is not None:
       policies.append(
         preservation_policy.BestN(
-          get_metric_fn=lambda metrics: metrics[keep_best],
-          n=1,
-          keep_checkpoints_without_metrics=False,
+          get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
         )
       )
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
     self._saving_step = None
     self._policy = preservation_policy.AnyPreservationPolicy(policies)
     self._keep_best = keep_best
+    self._read_only = read_only
     self._manager = None
 
   @property
@@ -62,7 +70,9 @@ class Checkpoints:
         self.directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=self._policy,
-          cleanup_tmp_directories=True,
+          best_fn=self._score,  # without it orbax does not write the metrics
+          cleanup_tmp_directories=not self._read_only,
+          read_only=self._read_only,
           async_options=ocp.AsyncOptions(
             timeout_secs=600, post_finalization_callback=self._write_manifest
           ),
@@ -89,7 +99,8 @@ class Checkpoints:
   def latest_intact(self) -> int | None:
     """The newest step whose files are as they were written, or None.
 
-    Newer checkpoints that are damaged are set aside into '<directory>.damaged', and named.
+    Newer checkpoints that are damaged are named, and set aside into '<directory>.damaged'
+    unless this is read-only.
     """
     step = -1
     if jax.process_index() == 0:
@@ -102,6 +113,29 @@ class Checkpoints:
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
     return self.manager.restore(step, args=args)['state']
+
+  def restore_params(self, step: int) -> dict:
+    """The parameters alone of the state saved at `step`, as numpy arrays."""
+    path = self.directory / str(step)
+    handler = ocp.CompositeCheckpointHandler(
+      state=ocp.PyTreeCheckpointHandler(), metrics=ocp.JsonCheckpointHandler()
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+      found = checkpointer.metadata(path).item_metadata['state'].tree['params']
+      whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
+      args = ocp.args.PyTreeRestore(
+        item={'params': found}, restore_args={'params': whole}, partial_restore=True
+      )
+      return checkpointer.restore(path, args=ocp.args.Composite(state=args))['state']['params']
+
+  def best(self) -> int | None:
+    """The step whose `keep_best` result is highest, or None where none has one."""
+    scores = {}
+    for step in self._steps():
+      path = self.directory / str(step) / 'metrics' / 'metrics'
+      if path.exists():
+        scores[self._score(json.loads(path.read_text()))] = step
+    return scores[max(scores)] if scores else None
 
   def close(self) -> None:
     """Waits for the last save, and raises what made it fail."""
@@ -119,17 +153,19 @@ class Checkpoints:
       fault = damage(self.directory / str(step))
       if fault is None:
         return step
-      aside = self.directory.with_name(self.directory.name + '.damaged')
-      aside.mkdir(parents=True, exist_ok=True)
-      target = aside / f'{step}-{time.time_ns()}'
-      (self.directory / str(step)).rename(target)
-      logging.warning(
-        'checkpoint %d is damaged (%s); set aside as %s, going back to the one before.',
-        step,
-        fault,
-        target,
-      )
+      where = 'skipped' if self._read_only else f'set aside as {self._set_aside(step)}'
+      logging.warning('checkpoint %d is damaged (%s): %s.', step, fault, where)
     return -1
+
+  def _steps(self) -> list[int]:
+    """The steps with a complete checkpoint, in ascending order."""
+    entries = self.directory.iterdir() if self.directory.exists() else ()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+
+  def _set_aside(self, step: int) -> epath.Path:
+    aside = self.directory.with_name(self.directory.name + '.damaged')
+    aside.mkdir(parents=True, exist_ok=True)
+    return (self.directory / str(step)).rename(aside / f'{step}-{time.time_ns()}')
 
   def _write_manifest(self) -> None:
     """Called by orbax in its saving thread when all files are written, before the rename."""

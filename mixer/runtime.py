@@ -43,6 +43,7 @@ def check_backend(require: str | None) -> None:
 
 def tensorflow():
   """TensorFlow, with every accelerator hidden from it: they are JAX's."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # its greetings are not news
   import tensorflow as tf
 
   for kind in ('GPU', 'TPU'):

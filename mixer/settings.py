@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
   """Runs an entry point under absl; what the user can mend is told in words, with status 2."""
 
   def guarded(_):
-    if flags.FLAGS['verbosity'].using_default_value:
+    if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
     try:
       main()

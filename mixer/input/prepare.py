@@ -10,10 +10,12 @@ Every file of the formats below under FOLDER/CLASS/ becomes an example with the 
 
 from collections.abc import Iterator, Sequence
 import os
+import re
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
+from mixer import settings
 from mixer.errors import InputError
 
 FORMATS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
@@ -30,7 +32,7 @@ def list_images(folder: epath.Path) -> tuple[list[str], list[tuple[str, str]]]:
   files = [
     (str(path), name)
     for name in classes
-    for path in sorted((folder / name).rglob('*'))
+    for path in sorted(parent / file for parent, _, own in (folder / name).walk() for file in own)
     if path.suffix.lower() in FORMATS
   ]
   empty = sorted(set(classes) - {name for _, name in files})
@@ -46,13 +48,16 @@ def prepare(
   name: str, split: str, folder: epath.PathLike, data_dir: str | None, file_format: str = 'tfrecord'
 ) -> None:
   """Writes the set; raises InputError if the folder is not one of class folders."""
-  import tensorflow_datasets as tfds
-
+  if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise InputError(f'the name {name!r} must be lower-case letters, digits and _ for TFDS to open.')
   folder = epath.Path(folder).expanduser()
   if not folder.is_dir():
     raise InputError(f'no folder {folder}.')
   classes, files = list_images(folder)
-  tfds.dataset_builders.store_as_tfds_dataset(
+
+  import tensorflow_datasets as tfds  # takes seconds, so after what a mistake can be found in
+
+  builder = tfds.dataset_builders.AdhocBuilder(
     name=name,
     version='1.0.0',
     features=tfds.features.FeaturesDict(
@@ -66,6 +71,9 @@ def prepare(
     data_dir=data_dir,
     file_format=file_format,
   )
+  if builder.is_prepared():
+    raise InputError(f'{name} is there already; take another name, or remove {builder.data_dir}.')
+  builder.download_and_prepare()
   print(f'{name}: {len(files)} images of {len(classes)} classes in split {split!r}.')
 
 
@@ -81,9 +89,9 @@ class _Examples:
       yield name, {'image': path, 'label': label, 'file_name': name}
 
 
-def main(_) -> None:
+def main() -> None:
   prepare(_NAME.value, _SPLIT.value, _IMAGES.value, _DATA_DIR.value)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  settings.run(main)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import os
+import resource
 import struct
 import threading
 
@@ -11,6 +12,7 @@ from mixer.errors import InputError
 
 _HEADER = struct.Struct('<QI')  # length of the record, checksum of the length
 _FOOTER_BYTES = 4  # checksum of the record
+_OPEN_FILES = 10_240  # asked for; the usual limit is 1,024, and ImageNet alone has as many
 
 
 class TFRecords:
@@ -21,6 +23,7 @@ class TFRecords:
   """
 
   def __init__(self, parts: Sequence[tuple[str, int, int]]):
+    _allow_open_files()
     self._files = [_open(path) for path, _, _ in parts]
     spans = [
       _spans(file, path)[skip : skip + take]
@@ -46,7 +49,14 @@ class ArrayRecords:
   def __init__(self, parts: Sequence[tuple[str, int, int]]):
     from array_record.python.array_record_module import ArrayRecordReader
 
+    _allow_open_files()
     self._readers = [ArrayRecordReader(path) for path, _, _ in parts]
+    for reader, (path, skip, take) in zip(self._readers, parts, strict=True):
+      if reader.num_records() < skip + take:  # 0 for a file without its end, which has the index
+        raise InputError(
+          f'{path} is cut short: it holds {reader.num_records()} records of {skip + take}. '
+          'Copy or prepare it again.'
+        )
     self._lock = threading.Lock()
     self._first = [skip for _, skip, _ in parts]
     self._ends = np.cumsum([take for _, _, take in parts])
@@ -88,6 +98,13 @@ class _RemoteFile:
     with self._lock:
       self._file.seek(offset)
       return self._file.read(length)
+
+
+def _allow_open_files() -> None:
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open(path: str) -> _LocalFile | _RemoteFile:

@@ -56,6 +56,8 @@ class Tfds:
       raise InputError(
         f'crop={crop!r} with resize={resize!r}: use "inception" without or "resize_small" with it.'
       )
+    if resize and any(s > r for s, r in zip(_pair(image_size), _pair(resize), strict=True)):
+      raise InputError(f'a crop of {image_size} pixels needs resize >= it; got resize={resize}.')
     builder = _open_builder(name, data_dir)
     self._records = _open_records(builder, split)
     self._features, labels = _features(builder, image_key, label_key)
@@ -97,6 +99,8 @@ class Tfds:
     self, batch_size: int, shard: int = 0, num_shards: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, with a bool 'mask' that is False for padding."""
+    if self._crop == 'inception':
+      raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
     batches = list(order.padded_batches(self.num_examples, batch_size, shard, num_shards))
     indices = np.concatenate([index for index, _ in batches])
     masks = np.concatenate([mask for _, mask in batches])
@@ -139,8 +143,6 @@ class Tfds:
     return self._eval_image(encoded)
 
   def _eval_image(self, encoded):
-    if self._crop == 'inception':
-      raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
     return crops.resize_small_crop(encoded, self.image_size, resize=self._resize)
 
 
@@ -188,7 +190,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   return (
     f'no prepared data set {name!r} in {where}, {found}.\n'
     f'  To prepare it:       {prepare}\n'
-    '  If it is elsewhere:  --config.data_dir=DIR, or set TFDS_DATA_DIR\n'
+    '  If it is elsewhere:  --config.train_input.data_dir=DIR, or set TFDS_DATA_DIR\n'
     '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
   )
 

@@ -1,0 +1,44 @@
+# make train   set up, and train a small Mixer on the bundled digits (about two minutes)
+# make test    set up, and run the lint and the tests
+# Another interpreter: make train PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/digits
+
+.PHONY: train test test-slow lint format lock clean
+
+train: $(VENV)/installed
+	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Rewrites requirements.txt with the newest set that fits pyproject.toml on Python 3.11 to 3.13.
+lock: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --upgrade \
+	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "Python 3.11 or newer is needed, and " + sys.executable + " is " + sys.version.split()[0] + \
+	  ": make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

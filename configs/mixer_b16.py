@@ -1,0 +1,25 @@
+"""Mixer-B/16, pre-trained as in the paper (section 3, table 4) at batch 4096 and 224 pixels.
+
+  python train.py --config=configs/mixer_b16.py --workdir=DIR                 # ImageNet-21k
+  python train.py --config=configs/mixer_b16.py:imagenet2012 --workdir=DIR
+  python train.py --config=configs/mixer_b16.py:jft --workdir=DIR             # a private set
+
+Needs the data set prepared by TFDS, and on each device 0.91 GB for parameters and Adam's moments
+with the 21,843-way head, besides gradients and activations (the start of a run prints both;
+config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+
+| data         | ImageNet top-1 in paper | core-days   |
+|--------------|-------------------------|-------------|
+| imagenet21k  | 80.64 (ReaL 85.80)      | about 150   |
+| imagenet2012 | 76.44 (ReaL 82.36)      | about 10    |
+| jft          | 80.00 (ReaL 85.56)      | about 80    |
+
+Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
+"""
+
+from configs import upstream
+
+
+def get_config(data: str = 'imagenet21k'):
+  return upstream.get_config('Mixer-B/16', data)

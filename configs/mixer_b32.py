@@ -1,0 +1,28 @@
+"""Mixer-B/32, pre-trained as in the paper (section 3, table 4) at batch 4096 and 224 pixels.
+
+  python train.py --config=configs/mixer_b32.py --workdir=DIR                 # ImageNet-21k
+  python train.py --config=configs/mixer_b32.py:imagenet2012 --workdir=DIR
+  python train.py --config=configs/mixer_b32.py:jft --workdir=DIR             # a private set
+
+Needs the data set prepared by TFDS, and on each device 0.92 GB for parameters and Adam's moments
+with the 21,843-way head, besides gradients and activations (the start of a run prints both;
+config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+
+| data         | ImageNet top-1 in paper | core-days   |
+|--------------|-------------------------|-------------|
+| imagenet21k  | not reported            | -           |
+| imagenet2012 | not reported            | -           |
+| jft          | 75.53 (ReaL 81.94)      | about 50    |
+
+Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
+
+The paper reports no Mixer-B/32 on imagenet21k and imagenet2012; table 4's row for Mixer-B does not
+depend on the patch size and is taken.
+"""
+
+from configs import upstream
+
+
+def get_config(data: str = 'imagenet21k'):
+  return upstream.get_config('Mixer-B/32', data)

@@ -1,0 +1,29 @@
+"""Mixer-L/32, pre-trained as in the paper (section 3, table 4) at batch 4096 and 224 pixels.
+
+  python train.py --config=configs/mixer_l32.py --workdir=DIR                 # ImageNet-21k
+  python train.py --config=configs/mixer_l32.py:imagenet2012 --workdir=DIR
+  python train.py --config=configs/mixer_l32.py:jft --workdir=DIR             # a private set
+
+Needs the data set prepared by TFDS, and on each device 2.74 GB for parameters and Adam's moments
+with the 21,843-way head, besides gradients and activations (the start of a run prints both;
+config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+
+| data         | ImageNet top-1 in paper | core-days   |
+|--------------|-------------------------|-------------|
+| imagenet21k  | not reported            | -           |
+| imagenet2012 | not reported            | -           |
+| jft          | 80.67 (ReaL 85.62)      | about 120   |
+
+Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
+
+The paper reports no Mixer-L/32 on imagenet21k and imagenet2012; table 4's row for Mixer-L does not
+depend on the patch size and is taken.
+On JFT-300M table 4 allows 7 or 14 epochs for Mixer-L; table 3 has this model after 7.
+"""
+
+from configs import upstream
+
+
+def get_config(data: str = 'imagenet21k'):
+  return upstream.get_config('Mixer-L/32', data)

@@ -1,0 +1,28 @@
+"""Mixer-S/32, pre-trained as in the paper (section 3, table 4) at batch 4096 and 224 pixels.
+
+  python train.py --config=configs/mixer_s32.py --workdir=DIR                 # ImageNet-21k
+  python train.py --config=configs/mixer_s32.py:imagenet2012 --workdir=DIR
+  python train.py --config=configs/mixer_s32.py:jft --workdir=DIR             # a private set
+
+Needs the data set prepared by TFDS, and on each device 0.36 GB for parameters and Adam's moments
+with the 21,843-way head, besides gradients and activations (the start of a run prints both;
+config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+
+| data         | ImageNet top-1 in paper | core-days   |
+|--------------|-------------------------|-------------|
+| imagenet21k  | not reported            | -           |
+| imagenet2012 | not reported            | -           |
+| jft          | 68.70 (ReaL 75.83)      | about 10    |
+
+Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
+
+Table 4 has no row of Mixer-S for imagenet21k and imagenet2012: those take Mixer-B's values, as the
+nearest size that has some.
+"""
+
+from configs import upstream
+
+
+def get_config(data: str = 'imagenet21k'):
+  return upstream.get_config('Mixer-S/32', data)

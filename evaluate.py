@@ -1,0 +1,84 @@
+"""Evaluates a checkpoint: python evaluate.py --config=configs/digits.py --checkpoint=/tmp/digits
+
+The checkpoint is an .npz in the released layout or the workdir of a run. Every evaluation of the
+config is run; the results are printed and written as JSON.
+"""
+
+import json
+
+from absl import flags
+from etils import epath
+import jax
+from ml_collections import config_flags
+
+from mixer import checkpoints as checkpointing
+from mixer import evaluators, models, pretrained, runtime, settings, sharding
+from mixer.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'An .npz file or a workdir.')
+_WHICH = flags.DEFINE_enum(
+  'which', 'newest', ['newest', 'best'], 'Of a workdir: the newest checkpoint or the best.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the .npz.'
+)
+_REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+flags.mark_flags_as_required(['config', 'checkpoint'])
+
+
+def main() -> None:
+  config = _CONFIG.value.to_dict()
+  path = epath.Path(_CHECKPOINT.value).expanduser()
+  tests = evaluators.open_inputs(config['evals'])
+  if not tests:
+    raise InputError('the config has no evals, so there is nothing to evaluate.')
+  params, source = load(path, config['checkpoints'])
+  runtime.check_backend(_REQUIRE.value)
+  devices = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
+
+  results = {}
+  for name, data in tests.items():
+    net = models.build(**{**config['model'], 'scan': False}, num_classes=data.num_classes)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda k: models.init(net, k, data.image_size, data.channels), key)
+    pretrained.check(params, shapes, source)
+    evaluate = evaluators.build(
+      {name: config['evals'][name]},
+      tests,
+      apply=models.apply_function(net),
+      loss=config['loss'],
+      mesh=devices,
+    )
+    results |= evaluate(jax.device_put(params, sharding.replicated(devices)))
+
+  print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
+  output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
+  report = {'checkpoint': source, 'model': config['model']['name'], **results}
+  pretrained.replace(output, json.dumps(report, indent=1).encode())
+  print(f'written to {output}')
+
+
+def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
+  """(parameters in the released layout, where they come from) of an .npz or a workdir."""
+  if not path.is_dir():
+    return pretrained.load(path), str(path)
+  saved = settings.call(
+    'config.checkpoints',
+    checkpointing.Checkpoints,
+    keep,
+    directory=path / 'checkpoints',
+    read_only=True,
+  )
+  step = saved.best() if _WHICH.value == 'best' else saved.latest_intact()
+  if step is None:
+    raise InputError(f'{path} holds no intact checkpoint; give a workdir of train.py or an .npz.')
+  return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
+
+
+def default_output(path: epath.Path) -> epath.Path:
+  return path / 'evaluation.json' if path.is_dir() else path.with_suffix('.evaluation.json')
+
+
+if __name__ == '__main__':
+  settings.run(main)

@@ -1,0 +1,82 @@
+"""Starts the entry points as users do, in processes of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# The digits config at a size that takes seconds, with every source of randomness on.
+TINY = (
+  '--config.model.num_blocks=2',
+  '--config.model.hidden_dim=16',
+  '--config.model.tokens_mlp_dim=8',
+  '--config.model.channels_mlp_dim=32',
+  '--config.model.dropout=0.1',
+  '--config.model.stochastic_depth=0.2',
+  '--config.train_input.batch_size=64',
+  '--config.every.log=1',
+  '--config.every.evaluate=20',
+  '--config.every.checkpoint=10',
+)
+
+
+def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
+  """One CPU device, and compiled programs kept in `cache`."""
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'TF_CPP_MIN_LOG_LEVEL': '2',
+    **more,
+  }
+
+
+def start(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> subprocess.Popen:
+  command = [sys.executable, str(ROOT / program), *flags]
+  return subprocess.Popen(
+    command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+  )
+
+
+def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, str]:
+  """(exit status, everything printed)."""
+  process = start(program, *flags, env=env, cwd=cwd)
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def train_flags(workdir, *overrides: str, config='configs/digits.py', tensorboard=False):
+  return (
+    f'--config={ROOT / config}',
+    f'--workdir={workdir}',
+    '--require=cpu',
+    f'--{"" if tensorboard else "no"}tensorboard',
+    *overrides,
+  )
+
+
+def rows(workdir) -> list[dict]:
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def learned(row: dict) -> dict:
+  """The part of a row that does not depend on the clock."""
+  return {k: v for k, v in row.items() if k.split('/')[0] in ('step', 'train', 'test', 'epoch')
+          and not k.endswith('images_per_sec')}  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> bool:
+  """Polls until `condition()` holds (True) or the process has ended (False)."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    if condition():
+      return True
+    if process.poll() is not None:
+      return False
+    time.sleep(0.01)
+  raise TimeoutError(f'nothing happened for {seconds} s')

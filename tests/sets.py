@@ -1,0 +1,98 @@
+"""Small image sets on disk, written by TFDS itself, so that its names and splits find them."""
+
+from collections.abc import Mapping, Sequence
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def encode(image: np.ndarray, kind: str = 'PNG', **options) -> bytes:
+  """The file of a uint8 image (height, width, 3); `kind` as Pillow calls it."""
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, kind, **options)
+  return file.getvalue()
+
+
+def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """A random image, uint8 (height, width, 3), smooth enough for a JPEG to keep its look."""
+  coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+  return np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def write(
+  data_dir,
+  name: str,
+  split_sizes: Mapping[str, int],
+  *,
+  num_classes: int = 10,
+  sides: tuple[int, int] = (24, 48),
+  file_format: str = 'tfrecord',
+  label_sequence: bool = False,
+  **how,
+) -> None:
+  """Writes random images, JPEGs and PNGs in turn, under data_dir/name.
+
+  Example i of a split has label i % num_classes, or with `label_sequence` the i % 4 labels from
+  there on. The same arguments give the same images, whatever the `file_format`.
+
+  Args:
+    sides: the least and the greatest height and width, drawn for each image.
+    **how: see `write_examples`.
+  """
+  rng = np.random.default_rng(0)
+  splits = {}
+  for split, size in split_sizes.items():
+    splits[split] = []
+    for i in range(size):
+      image = smooth(rng, *rng.integers(sides[0], sides[1] + 1, 2))
+      labels = [(i + j) % num_classes for j in range(i % 4)]
+      file = encode(image, 'PNG') if i % 2 else encode(image, 'JPEG', quality=95)
+      splits[split].append((file, labels if label_sequence else i % num_classes))
+  write_examples(
+    data_dir,
+    name,
+    splits,
+    num_classes=num_classes,
+    file_format=file_format,
+    label_sequence=label_sequence,
+    **how,
+  )
+
+
+def write_examples(
+  data_dir,
+  name: str,
+  splits: Mapping[str, Sequence[tuple[bytes, int | list[int]]]],
+  *,
+  num_classes: int,
+  file_format: str = 'tfrecord',
+  label_sequence: bool = False,
+  version: str = '1.0.0',
+  num_shards: int | None = None,
+) -> None:
+  """Writes the given (image file, label or labels); TFDS reorders them within a split."""
+  import tensorflow_datasets as tfds  # loads TensorFlow, which most tests do without
+
+  tfds.disable_progress_bar()
+  label = tfds.features.ClassLabel(num_classes=num_classes)
+  features = {
+    'image': tfds.features.Image(shape=(None, None, 3)),
+    'label': tfds.features.Sequence(label) if label_sequence else label,
+    'file_name': tfds.features.Text(),
+  }
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name=name,
+    version=version,
+    features=tfds.features.FeaturesDict(features),
+    split_datasets={
+      split: [
+        (i, {'image': io.BytesIO(file), 'label': label, 'file_name': f'{split}{i}'})
+        for i, (file, label) in enumerate(rows)
+      ]
+      for split, rows in splits.items()
+    },
+    data_dir=data_dir,
+    file_format=file_format,
+    download_config=tfds.download.DownloadConfig(num_shards=num_shards),
+  )

@@ -1,0 +1,204 @@
+from collections import Counter
+from itertools import islice
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from mixer import input
+from mixer.errors import InputError
+from mixer.input import arrays, order
+
+
+def numbered(n=10, *, batch_size=4, shift_pixels=0, height=5, width=7, channels=2):
+  """Random images of `n` classes, image i of class i; (images, the input)."""
+  images = np.random.default_rng(0).integers(1, 256, (n, height, width, channels), np.uint8)
+  names = [f'class{i}' for i in range(n)]
+  data = arrays.Arrays(
+    images, np.arange(n), names, batch_size=batch_size, shift_pixels=shift_pixels
+  )
+  return images, data
+
+
+def assert_equal(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      assert batch[key].dtype == other[key].dtype
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_says_what_it_holds():
+  _, data = numbered()
+  assert data.num_examples == 10 and data.num_classes == 10 and data.batch_size == 4
+  assert data.class_names[9] == 'class9'
+  assert data.image_size == (5, 7) and data.channels == 2
+
+
+def test_training_goes_through_all_examples_epoch_after_epoch():
+  images, data = numbered(n=10, batch_size=4)
+  batches = list(islice(data.train_batches(0, seed=3), 10))  # 4 epochs of 2.5 batches
+  labels = np.concatenate([batch['label'] for batch in batches])
+  assert labels.dtype == np.int32
+  assert (np.sort(labels.reshape(4, 10)) == np.arange(10)).all()
+  assert len({tuple(epoch) for epoch in labels.reshape(4, 10)}) == 4
+  pixels = np.concatenate([batch['image'] for batch in batches])
+  assert pixels.dtype == np.uint8
+  np.testing.assert_array_equal(pixels, images[labels])
+
+
+def test_a_batch_larger_than_the_set():
+  images, data = numbered(n=3, batch_size=8)
+  batch = next(data.train_batches(0, seed=0))
+  np.testing.assert_array_equal(batch['image'], images[batch['label']])
+  assert sorted(Counter(batch['label'].tolist()).values()) == [2, 3, 3]
+
+
+@pytest.mark.parametrize('first', [1, 2, 3, 7])
+def test_batches_from_any_number_on_are_the_tail_of_all(first):
+  _, data = numbered(shift_pixels=2)
+  whole = list(islice(data.train_batches(0, seed=1), 12))
+  assert_equal(list(islice(data.train_batches(first, seed=1), 12 - first)), whole[first:])
+
+
+def test_other_seeds_give_other_batches():
+  _, data = numbered(shift_pixels=2)
+  a, b = (next(data.train_batches(0, seed)) for seed in (0, 1))
+  assert (a['label'] != b['label']).any()
+
+
+@pytest.mark.parametrize('num_shards', [2, 4])
+def test_shards_put_together_are_the_global_batch(num_shards):
+  _, data = numbered(n=11, batch_size=8, shift_pixels=2)
+  whole = list(islice(data.train_batches(2, seed=1), 5))
+  shards = [
+    list(islice(data.train_batches(2, 1, shard, num_shards), 5)) for shard in range(num_shards)
+  ]
+  joined = [{key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+            for parts in zip(*shards, strict=True)]  # fmt: skip
+  assert_equal(joined, whole)
+
+
+def test_shift_moves_an_image_and_fills_up_with_zeros():
+  reach = 2
+  images, data = numbered(n=6, batch_size=6, shift_pixels=reach)
+  for number, batch in enumerate(islice(data.train_batches(0, seed=4), 8)):
+    words = order.draws(6 * number, 6, seed=4)
+    for image, label, row in zip(batch['image'], batch['label'], words):
+      down, right = (int(word) % (2 * reach + 1) - reach for word in row[:2])
+      expected = np.zeros_like(image)
+      for y in range(5):
+        for x in range(7):
+          if 0 <= y + down < 5 and 0 <= x + right < 7:
+            expected[y, x] = images[label, y + down, x + right]
+      np.testing.assert_array_equal(image, expected)
+
+
+def test_every_shift_is_as_likely():
+  image = np.zeros((1, 3, 3, 1), np.uint8)
+  image[0, 1, 1] = 255
+  data = arrays.Arrays(image, np.zeros(1), ['dot'], batch_size=9000, shift_pixels=1)
+  counts = next(data.train_batches(0, seed=0))['image'].astype(int).sum(0).ravel() / 255
+  assert counts.sum() == 9000
+  assert ((counts - 1000) ** 2 / 1000).sum() < 26.1  # chi2, 8 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize('batch_size', [4, 8, 16, 12])
+@pytest.mark.parametrize('num_shards', [1, 2, 4])
+def test_evaluation_has_every_example_once_and_unshifted(batch_size, num_shards):
+  images, data = numbered(n=10, batch_size=4, shift_pixels=2)
+  seen = []
+  for shard in range(num_shards):
+    for batch in data.eval_batches(batch_size, shard, num_shards):
+      assert batch['image'].shape == (batch_size // num_shards, 5, 7, 2)
+      assert batch['mask'].dtype == bool
+      mask = batch['mask']
+      np.testing.assert_array_equal(batch['image'][mask], images[batch['label'][mask]])
+      seen += batch['label'][mask].tolist()
+  assert sorted(seen) == list(range(10))
+
+
+def test_digits_splits_are_all_of_sklearns_digits_once():
+  bunch = datasets.load_digits()
+  expected = Counter(zip([i.tobytes() for i in bunch.images], bunch.target.tolist()))
+  found = Counter()
+  for split, size in (('train', 1437), ('test', 360)):
+    data = input.build(source='digits', split=split, batch_size=size)
+    assert data.num_examples == size and data.num_classes == 10
+    assert data.class_names == tuple('0123456789')
+    assert data.image_size == (8, 8) and data.channels == 1
+    batch = next(data.eval_batches(size))
+    assert batch['image'].max() == 255
+    images = np.round(batch['image'][..., 0] / 255 * 16)  # back to sklearn's 0 to 16
+    found += Counter(zip([i.tobytes() for i in images], batch['label'].tolist()))
+  assert found == expected and found.total() == 1797
+
+
+def test_digits_splits_are_fixed():
+  """Other digits in 'test' would make results incomparable."""
+  data = input.build(source='digits', split='test', batch_size=360)
+  labels = next(data.eval_batches(360))['label']
+  assert labels[:16].tolist() == []
+  assert np.bincount(labels).tolist() == []
+
+
+def test_digits_need_no_tensorflow():
+  code = (
+    "import sys; from mixer import input; d = input.build(source='digits', split='test', "
+    "batch_size=4); next(d.train_batches(0, 0)); print('tensorflow' in sys.modules)"
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == 'False\n'
+
+
+IMAGES = 'images are uint8 (n, height, width, channels) with as many labels; '
+
+
+@pytest.mark.parametrize(
+  ('images', 'labels', 'got'),
+  [
+    (np.zeros((2, 4, 4, 1)), 2, 'got float64 (2, 4, 4, 1) and 2 labels.'),
+    (np.zeros((2, 4, 4), np.uint8), 2, 'got uint8 (2, 4, 4) and 2 labels.'),
+    (np.zeros((2, 4, 4, 1), np.uint8), 3, 'got uint8 (2, 4, 4, 1) and 3 labels.'),
+  ],
+)
+def test_wrong_arrays(images, labels, got):
+  with pytest.raises(InputError, match=f'^{re.escape(IMAGES + got)}$'):
+    arrays.Arrays(images, np.zeros(labels), ['a'], batch_size=1)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'text'),
+  [
+    (
+      {'source': 'digits', 'split': 'val', 'batch_size': 1},
+      "digits has no split 'val'; use one of ['test', 'train'].",
+    ),
+    (
+      {'source': 'mnist', 'batch_size': 1},
+      "unknown input source 'mnist'; use one of ['digits', 'tfds'].",
+    ),
+    (
+      {'source': 'digits', 'split': 'test', 'batchsize': 1},
+      "input source 'digits': nothing reads 'batchsize' (did you mean 'batch_size'?); "
+      "'batch_size' is missing. It takes ['batch_size', 'shift_pixels', 'split'].",
+    ),
+  ],
+)
+def test_wrong_arguments(arguments, text):
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    input.build(**arguments)
+
+
+def test_a_source_whose_package_is_not_installed(monkeypatch):
+  monkeypatch.setitem(input.SOURCES, 'tfds', ('no_such_package.source', 'Source'))
+  text = (
+    "the input source 'tfds' needs a package that is not installed: "
+    "No module named 'no_such_package'. Install requirements.txt."
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    input.build(source='tfds')
