@@ -12,7 +12,7 @@ import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
-from mixer import evaluators, models, pretrained, runtime, settings, sharding
+from mixer import evaluators, files, models, pretrained, runtime, settings, sharding
 from mixer.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
@@ -40,9 +40,7 @@ def main() -> None:
   results = {}
   for name, data in tests.items():
     net = models.build(**{**config['model'], 'scan': False}, num_classes=data.num_classes)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda k: models.init(net, k, data.image_size, data.channels), key)
-    pretrained.check(params, shapes, source)
+    pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
     evaluate = evaluators.build(
       {name: config['evals'][name]},
       tests,
@@ -55,7 +53,7 @@ def main() -> None:
   print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
   output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
   report = {'checkpoint': source, 'model': config['model']['name'], **results}
-  pretrained.replace(output, json.dumps(report, indent=1).encode())
+  files.write(output, json.dumps(report, indent=1).encode())
   print(f'written to {output}')
 
 

@@ -36,8 +36,12 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main() -> None:
   runtime.configure(deterministic=_DETERMINISTIC.value)
-  config = _CONFIG.value.to_dict()
-  settings.call('config', train, config, config=config, workdir=_WORKDIR.value)
+  start(_CONFIG.value.to_dict(), _WORKDIR.value)
+
+
+def start(config: dict, workdir: str) -> None:
+  """`train` with the sections of `config` as its arguments."""
+  settings.call('config', train, config, config=config, workdir=workdir)
 
 
 def train(
@@ -58,7 +62,7 @@ def train(
   every: dict,
   checkpoints: dict,
 ) -> None:
-  """Trains from where `workdir` is to the end; the arguments from `seed` on are the config."""
+  """Trains from where `workdir` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
   directory = workdirs.prepare(workdir)
   data = inputs.build(**train_input)
@@ -67,7 +71,13 @@ def train(
   devices = settings.call('config.mesh', sharding.make_mesh, mesh)
   training.check_batch_size(data.batch_size, microbatches, devices)
   steps = training.count_steps(total_steps, total_epochs, data)
-  intervals = settings.call('config.every', training.intervals, every, **checkpoints)
+  intervals = settings.call(
+    'config.every',
+    training.intervals,
+    every,
+    keep_best=checkpoints.get('keep_best'),
+    evals=evals,
+  )
 
   net = models.build(**model, num_classes=data.num_classes)
   apply = models.apply_function(net)
@@ -141,8 +151,7 @@ def train(
     saved.close()
 
   if jax.process_index() == 0:
-    rows = reporting.read_rows(directory)
-    visualize.curves(rows, directory / 'curves.png')
+    visualize.curves(reporting.read_rows(directory), directory / reporting.CURVES_FILE)
   pretrained.save_model(directory, sharding.gather(state.params), {
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,

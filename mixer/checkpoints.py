@@ -88,7 +88,12 @@ class Checkpoints:
     """
     self.manager.wait_until_finished()
     self._saving_step = step
-    metrics = results if self._keep_best in results else None
+    if results and self._keep_best is not None and self._keep_best not in results:
+      raise InputError(
+        f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
+        f'use one of {sorted(results)}.'
+      )
+    metrics = results if self._keep_best is not None and results else None
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     if not self.manager.save(step, args=args, metrics=metrics):
       raise RuntimeError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mixer import settings
 from mixer.errors import InputError
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -95,11 +96,14 @@ def make(
   name, arguments = optimizer['name'], {k: v for k, v in optimizer.items() if k != 'name'}
   if name not in OPTIMIZERS:
     raise InputError(f'unknown optimizer {name!r}; use one of {sorted(OPTIMIZERS)}.')
-  factor = schedule_factor(total_steps=total_steps, **schedule)
+  direction = settings.call('config.optim.optimizer', OPTIMIZERS[name], arguments)
+  factor = settings.call(
+    'config.optim.schedule', schedule_factor, schedule, total_steps=total_steps
+  )
   independent = independent_decay(weight_decay, weight_decay_mode, learning_rate)
   chain = optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-    OPTIMIZERS[name](**arguments),
+    direction,
     optax.scale(learning_rate),
     optax.add_decayed_weights(independent, is_kernel) if independent else optax.identity(),
     optax.scale_by_schedule(lambda step: -factor(step)),

@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from mixer import files
 from mixer.errors import InputError
 
 _BLOCK = re.compile(r'MixerBlock_(\d+)')
@@ -48,21 +49,14 @@ def save(path: epath.PathLike, params: Mapping) -> None:
   flat = {name: np.asarray(leaf) for name, leaf in flatten(unstack_blocks(params)).items()}
   buffer = io.BytesIO()
   np.savez(buffer, **flat)
-  replace(path, buffer.getvalue())
+  files.write(path, buffer.getvalue())
 
 
 def save_model(directory: epath.Path, params: Mapping, description: Mapping) -> None:
   """Writes a trained model: `model.json`, which says how to use it, then `model.npz`."""
   if jax.process_index() == 0:
-    replace(directory / 'model.json', json.dumps(description, indent=1).encode())
+    files.write(directory / 'model.json', json.dumps(description, indent=1).encode())
     save(directory / 'model.npz', params)
-
-
-def replace(path: epath.Path, content: bytes) -> None:
-  """Writes a file by way of a temporary name, so that a reader never sees half of it."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(content)
-  partial.replace(path)
 
 
 def _readable(array: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ from etils import epath
 import jax
 import tqdm
 
-from mixer import hardware, runtime
+from mixer import files, hardware, runtime, visualize
 from mixer.errors import Diverged
-from mixer.pretrained import replace
 
-METRICS_FILE = 'metrics.jsonl'
+METRICS_FILE, CURVES_FILE = 'metrics.jsonl', 'curves.png'
+_SECONDS_BETWEEN_PICTURES = 60
 
 
 def read_rows(workdir: epath.Path) -> list[dict]:
@@ -53,12 +53,13 @@ class Reporter:
     self._primary = jax.process_index() == 0
     rows = [row for row in read_rows(workdir) if row['step'] <= first_step]
     if self._primary:
-      replace(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
+      files.write(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
     self._core_hours = rows[-1]['core_hours'] if rows else 0.0
     self._writer = _tensorboard_writer(workdir) if tensorboard and self._primary else None
     self._bar = None
     if self._primary and sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=first_step, unit='step', dynamic_ncols=True)
+    self._drawn = time.monotonic()
     self._held = None  # (step, device metrics, whether its row is kept)
     self._row = None  # the held step's row, once its metrics are here
     self._last_step = first_step
@@ -103,6 +104,7 @@ class Reporter:
     self._paused += time.perf_counter() - begin
 
   def close(self) -> None:
+    """Ends the bar and the TensorBoard file."""
     if self._bar is not None:
       self._bar.close()
     if self._writer is not None:
@@ -160,27 +162,34 @@ class Reporter:
     if self._writer is not None:
       self._writer.write_scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
       self._writer.flush()
-    line = _line(row, self._total_steps)
-    if self._bar is not None:
-      self._bar.set_postfix_str(line, refresh=False)
-      if any(key.split('/')[0] not in ('train', key) for key in row):
-        self._bar.write(f'step {row["step"]}: {line}', file=sys.stderr)
-    else:
+    if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
+      visualize.curves(read_rows(self._path.parent), self._path.parent / CURVES_FILE)
+      self._drawn = time.monotonic()
+    if self._bar is None:
       done, left = row['step'] - self._first_step, self._total_steps - row['step']
-      eta = (time.perf_counter() - self._started) / done * left
-      print(f'step {row["step"]}/{self._total_steps} eta {_duration(eta)} {line}', flush=True)
+      eta = _duration((time.perf_counter() - self._started) / done * left)
+      print(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}', flush=True)
+    else:
+      self._bar.set_postfix_str(_line(row), refresh=False)
+      if _results(row):
+        self._bar.write(f'step {row["step"]}: {_line(row)}', file=sys.stderr)
 
 
-def _line(row: dict, total_steps: int) -> str:
+def _results(row: dict) -> dict[str, float]:
+  """What evaluations put into a row."""
+  return {k: v for k, v in row.items() if '/' in k and not k.startswith('train/')}
+
+
+def _line(row: dict) -> str:
   shown = {
     'loss': f'{row["train/loss"]:.4f}',
     'accuracy': f'{row["train/accuracy"]:.3f}',
     'images/s': f'{row["images_per_sec"]:.0f}',
     'input wait': f'{row["input_wait"]:.0%}',
     **({'mfu': f'{row["mfu"]:.1%}'} if 'mfu' in row else {}),
+    **{name: f'{value:.4g}' for name, value in _results(row).items()},
   }
-  results = {k: f'{v:.4g}' for k, v in row.items() if '/' in k and not k.startswith('train/')}
-  return ', '.join(f'{name} {value}' for name, value in {**shown, **results}.items())
+  return ', '.join(f'{name} {value}' for name, value in shown.items())
 
 
 def _duration(seconds: float) -> str:

@@ -129,7 +129,8 @@ def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.
     out_shardings=(shardings, sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  return jitted.lower(like, batch).compile()
+  with jax.set_mesh(mesh):  # for `layers.split_examples`
+    return jitted.lower(like, batch).compile()
 
 
 def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
@@ -145,13 +146,18 @@ def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
 
 
 def intervals(
-  *, log: int, evaluate: int, checkpoint: int, keep_best: str | None = None, **_
+  *, log: int, evaluate: int, checkpoint: int, keep_best: str | None, evals: Iterable[str]
 ) -> dict[str, int]:
   """The steps between log lines, evaluations and checkpoints; 0 means at the end only."""
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
     raise InputError(
       f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
       f'config.every.evaluate={evaluate} is not a multiple of config.every.checkpoint={checkpoint}.'
+    )
+  if keep_best is not None and keep_best.split('/')[0] not in evals:
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r} is a result of none of the evaluations '
+      f'{sorted(evals)}; write it as in val/top1.'
     )
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
 
@@ -190,8 +196,10 @@ def describe_memory(like: TrainState, batch: dict, compiled: jax.stages.Compiled
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
   """Raises InputError unless every device gets the same number of rows of every microbatch."""
+  if microbatches < 1:
+    raise InputError(f'microbatches is {microbatches}; use 1 for the whole batch at once.')
   unit = microbatches * mesh.size
-  if microbatches < 1 or batch_size % unit:
+  if batch_size % unit:
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
     raise InputError(
       f'a batch of {batch_size} does not divide into {microbatches} microbatches on {mesh.size} '

@@ -5,7 +5,7 @@ import io
 
 from etils import epath
 
-from mixer import pretrained
+from mixer import files
 
 
 def curves(rows: Sequence[dict], path: epath.Path) -> None:
@@ -34,4 +34,4 @@ def curves(rows: Sequence[dict], path: epath.Path) -> None:
     axes.legend()
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=110)
-  pretrained.replace(path, buffer.getvalue())
+  files.write(path, buffer.getvalue())

@@ -7,7 +7,7 @@ import shutil
 
 from etils import epath
 
-from mixer import pretrained, reporting, settings
+from mixer import files, reporting, settings
 from mixer.errors import InputError
 
 CONFIG_FILE = 'config.json'
@@ -54,7 +54,7 @@ def claim(workdir: epath.Path, config: Mapping) -> None:
   """Records `config` in a workdir without steps; raises InputError in that of another config."""
   path = workdir / CONFIG_FILE
   if not path.exists() or not (workdir / reporting.METRICS_FILE).exists():
-    pretrained.replace(path, json.dumps(config, indent=1, sort_keys=True).encode())
+    files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
     return
   old, new = settings.flatten(json.loads(path.read_text())), settings.flatten(jsonable(config))
   absent = '(absent)'

@@ -96,3 +96,21 @@ def write_examples(
     file_format=file_format,
     download_config=tfds.download.DownloadConfig(num_shards=num_shards),
   )
+
+
+def assert_same(batches: Sequence[Mapping], others: Sequence[Mapping]) -> None:
+  """The same keys, dtypes and bits in every batch."""
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      assert batch[key].dtype == other[key].dtype
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def join(shards: Sequence[Sequence[Mapping]]) -> list[dict]:
+  """The global batches of which each shard made some rows, in the order of the shards."""
+  return [
+    {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for parts in zip(*shards, strict=True)
+  ]

@@ -22,6 +22,9 @@ def open_inputs(sections: Mapping[str, Mapping], trained: inputs.Input | None = 
   Raises:
     InputError: an input is not there, or does not fit `trained`.
   """
+  without = [name for name, section in sections.items() if 'input' not in section]
+  if without:
+    raise InputError(f'config.evals: {without} have no "input".')
   opened = {name: inputs.build(**section['input']) for name, section in sections.items()}
   for name, data in opened.items():
     for fact in ('num_classes', 'class_names', 'image_size', 'channels'):

@@ -49,7 +49,9 @@ def prepare(
 ) -> None:
   """Writes the set; raises InputError if the folder is not one of class folders."""
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
-    raise InputError(f'the name {name!r} must be lower-case letters, digits and _ for TFDS to open.')
+    raise InputError(
+      f'the name {name!r} must be lower-case letters, digits and _ for TFDS to open.'
+    )
   folder = epath.Path(folder).expanduser()
   if not folder.is_dir():
     raise InputError(f'no folder {folder}.')
@@ -68,7 +70,7 @@ def prepare(
       }
     ),
     split_datasets={split: _Examples(folder, files)},
-    data_dir=data_dir,
+    data_dir=os.path.expanduser(data_dir) if data_dir else None,
     file_format=file_format,
   )
   if builder.is_prepared():

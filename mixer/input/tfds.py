@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import crops, order, records
+from mixer.input import crops, order, randaugment, records
 
 tf = runtime.tensorflow()
 
@@ -32,6 +32,8 @@ class Tfds:
     image_size: int | tuple[int, int],
     crop: str,
     resize: int | tuple[int, int] | None = None,
+    randaugment_layers: int = 0,
+    randaugment_magnitude: float = 0,
     data_dir: str | None = None,
     image_key: str = 'image',
     label_key: str = 'label',
@@ -46,6 +48,7 @@ class Tfds:
       crop: 'inception' (random crop and flip, for training) or 'resize_small' (shorter side
         to `resize`, then the centre).
       resize: for 'resize_small'; an int or (height, width).
+      randaugment_layers, randaugment_magnitude: see `randaugment`; after 'inception' only.
       data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
@@ -64,6 +67,7 @@ class Tfds:
     self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
     self._crop, self._resize = crop, _pair(resize) if resize is not None else None
+    self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
     self.num_examples, self.batch_size = len(self._records), batch_size
     self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
     self.image_size, self.channels = _pair(image_size), 3
@@ -139,7 +143,8 @@ class Tfds:
 
   def _train_image(self, encoded, seed):
     if self._crop == 'inception':
-      return crops.inception_crop(encoded, self.image_size, seed)
+      image = crops.inception_crop(encoded, self.image_size, seed)
+      return randaugment.randaugment(image, seed, **self._randaugment)
     return self._eval_image(encoded)
 
   def _eval_image(self, encoded):
@@ -158,11 +163,17 @@ def _numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   """The builder of a prepared set; without a version in `name`, any version on disk serves."""
+  data_dir = os.path.expanduser(data_dir) if data_dir else None  # TFDS takes '~' for a name
   candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
   for candidate in candidates:
     try:
       builder = tfds.builder(candidate, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError):
+    except (
+      tfds.core.DatasetNotFoundError,
+      tfds.core.dataset_info.DatasetInfoFileError,  # half written
+      AssertionError,
+      ValueError,
+    ):
       continue
     if builder.info.splits:
       return builder

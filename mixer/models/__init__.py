@@ -71,6 +71,11 @@ def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: in
   return pretrained.stack_blocks(params) if model.scan else params
 
 
+def shapes(model: nn.Module, image_size: layers.Size, channels: int = 3) -> dict:
+  """The parameters of `init` as ShapeDtypeStructs, without computing anything."""
+  return jax.eval_shape(lambda: init(model, jax.random.key(0), image_size, channels))
+
+
 def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str, jax.Array]:
   """What the network computes on the way: 'stem', each 'MixerBlock_i', 'pre_logits', 'output'.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from mixer.errors import InputError
 
@@ -31,6 +32,16 @@ def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
   if faults:
     raise InputError(f'image size {image}, patch size {patch}: ' + '; '.join(faults) + '.')
   return image[0] // patch[0], image[1] // patch[1]
+
+
+def split_examples(x: jax.Array) -> jax.Array:
+  """x (n, ...) with n split over the whole mesh of `jax.set_mesh`; without one, x as it is.
+
+  Left to itself, XLA splits a scan's carry as the sharded kernels in it are split, and gathers
+  the batch (measured: the images of all devices on each one).
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(mesh.axis_names))
 
 
 def example_uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

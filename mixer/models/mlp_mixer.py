@@ -28,6 +28,7 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, drop_rate: jax.Array, keys: jax.Array | None) -> jax.Array:
+    x = layers.split_examples(x)
     tokens = nn.LayerNorm(dtype=self.dtype)(x)
     tokens = jnp.swapaxes(tokens, 1, 2)  # (n, C, S)
     tokens = layers.MlpBlock(

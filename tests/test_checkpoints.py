@@ -1,0 +1,179 @@
+"""Checkpoints: what stays, what comes back, and what is refused."""
+
+import json
+import pathlib
+import shutil
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+import pytest
+
+from mixer import checkpoints, errors, sharding
+
+SHAPES = {'params': {'kernel': (64, 48), 'bias': (48,)}, 'step': ()}
+
+
+def mesh(count: int, fsdp: int):
+  """A mesh over the first `count` devices."""
+  devices = np.array(jax.devices()[:count]).reshape(count // fsdp, fsdp)
+  return jax.sharding.Mesh(devices, sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def like(over) -> dict:
+  shapes = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    SHAPES,
+    is_leaf=lambda x: type(x) is tuple,
+  )
+  where = sharding.state(shapes, over)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+  )
+
+
+def state(value: float, over) -> dict:
+  """Every leaf holds value + 0, 1, 2, ..."""
+  return jax.tree.map(
+    lambda x: jax.device_put(value + np.arange(x.size, dtype='f4').reshape(x.shape), x.sharding),
+    like(over),
+  )
+
+
+def assert_holds(tree: dict, value: float) -> None:
+  for leaf in jax.tree.leaves(tree):
+    expected = value + np.arange(leaf.size, dtype='f4').reshape(leaf.shape)
+    np.testing.assert_array_equal(np.asarray(leaf), expected)
+
+
+@pytest.fixture
+def directory(tmp_path):
+  return epath.Path(tmp_path) / 'checkpoints'
+
+
+def fill(directory, steps, over=None, **options) -> None:
+  saved = checkpoints.Checkpoints(directory, **options)
+  for step in steps:
+    saved.save(step, state(step, over or mesh(1, 1)), {})
+  saved.close()
+
+
+def on_disk(directory) -> list[int]:
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize('saved_on', [(1, 1), (8, 8), (8, 1)])
+@pytest.mark.parametrize('restored_on', [(1, 1), (8, 4), (2, 2)])
+def test_restores_on_other_devices(directory, monkeypatch, saved_on, restored_on):
+  monkeypatch.setattr(sharding, '_MIN_SHARDED_SIZE', 1)
+  fill(directory, [7], mesh(*saved_on))
+  target = like(mesh(*restored_on))
+  found = checkpoints.Checkpoints(directory).restore(7, target)
+  assert_holds(found, 7)
+  assert found['params']['kernel'].sharding == target['params']['kernel'].sharding
+  parameters = checkpoints.Checkpoints(directory, read_only=True).restore_params(7)
+  assert set(parameters) == {'kernel', 'bias'}
+  assert_holds(parameters, 7)
+
+
+def test_the_newest_and_the_best_stay(directory):
+  saved = checkpoints.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3]):
+    saved.save(step, state(step, mesh(1, 1)), {'val/top1': top1, 'val/n': 5.0})
+  saved.save(4, state(4, mesh(1, 1)), {})
+  saved.close()
+  assert on_disk(directory) == [1, 4]
+  again = checkpoints.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  assert again.best() == 1 and again.latest_intact() == 4
+  again.save(5, state(5, mesh(1, 1)), {'val/top1': 0.95, 'val/n': 5.0})
+  again.close()
+  assert on_disk(directory) == [5] and again.best() == 5
+
+
+def test_keep_best_must_be_a_result(directory):
+  saved = checkpoints.Checkpoints(directory, keep_best='val/top2')
+  with pytest.raises(errors.InputError, match=r"'val/top2' is no result .* \['val/top1'\]"):
+    saved.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+
+
+def test_a_step_is_not_saved_twice(directory):
+  fill(directory, [3])
+  saved = checkpoints.Checkpoints(directory)
+  with pytest.raises(RuntimeError, match='holds a checkpoint of step 3, so that of step 2'):
+    saved.save(2, state(2, mesh(1, 1)), {})
+
+
+def test_every_file_is_in_the_manifest(directory):
+  fill(directory, [1])
+  root = directory / '1'
+  manifest = json.loads((root / checkpoints.MANIFEST).read_text())
+  files = {
+    str(path.relative_to(root))
+    for path in pathlib.Path(root).rglob('*')
+    if path.is_file() and path.name not in ('manifest.json', '_CHECKPOINT_METADATA')
+  }
+  assert set(manifest) <= files and files - set(manifest) <= {'commit_success.txt'}
+  assert sum(size for size, _ in manifest.values()) > 64 * 48 * 4 * 0.1
+
+
+def largest(root):
+  return max((p for p in pathlib.Path(root / 'state').rglob('*')), key=lambda p: p.stat().st_size)
+
+
+def flip(root):
+  path = largest(root)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 3] ^= 0x10
+  path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+  'has changed since it was written': flip,
+  'bytes instead of': lambda root: largest(root).write_bytes(b'short'),
+  'is missing': lambda root: largest(root).unlink(),
+  'no readable manifest.json': lambda root: (root / 'manifest.json').unlink(),
+  'no readable': lambda root: [shutil.rmtree(root), root.mkdir()],
+}
+
+
+@pytest.mark.parametrize('text', DAMAGE)
+def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
+  fill(directory, [1, 2], keep_last=2)
+  DAMAGE[text](directory / '2')
+  assert text in checkpoints.damage(directory / '2')
+  watching = checkpoints.Checkpoints(directory, keep_last=2, read_only=True)
+  assert watching.latest_intact() == 1 and on_disk(directory) == [1, 2]
+  saved = checkpoints.Checkpoints(directory, keep_last=2)
+  assert saved.latest_intact() == 1 and on_disk(directory) == [1]
+  assert_holds(saved.restore(1, like(mesh(1, 1))), 1)
+  saved.save(2, state(20, mesh(1, 1)), {})  # the step that was damaged can be saved again
+  saved.close()
+  assert_holds(checkpoints.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
+
+
+def test_nothing_saved_yet(directory):
+  assert checkpoints.Checkpoints(directory).latest_intact() is None
+  assert checkpoints.Checkpoints(directory, keep_best='val/top1', read_only=True).best() is None
+
+
+def test_a_failed_save_is_raised_by_the_next(directory, monkeypatch):
+  saved = checkpoints.Checkpoints(directory)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.manager.wait_until_finished()
+
+  def full(root):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoints, 'fingerprint', full)
+  saved.save(2, state(2, mesh(1, 1)), {})
+  with pytest.raises(OSError, match='No space left on device'):
+    saved.save(3, state(3, mesh(1, 1)), {})
+  monkeypatch.undo()
+  assert checkpoints.Checkpoints(directory).latest_intact() == 1
+
+
+def test_keep_last():
+  with pytest.raises(errors.InputError, match='keep_last is 0; keep at least 1'):
+    checkpoints.Checkpoints(epath.Path('/nowhere'), keep_last=0)

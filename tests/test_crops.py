@@ -1,0 +1,210 @@
+"""The two crops, against pixels computed with Pillow and numpy."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+
+import sets
+
+crops = pytest.importorskip('mixer.input.crops', reason='needs TensorFlow')
+
+SIDE, SIZE = 200, 16  # of the ramp, and of crops of it
+
+
+def ramp(height=SIDE, width=SIDE):
+  """Red counts the columns, green the rows: a crop of it tells its own window."""
+  rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+  return np.stack([columns, rows, np.full_like(rows, 77)], axis=-1)
+
+
+def crop_many(file, seeds, size=(SIZE, SIZE), **options):
+  """inception_crop for every seed: uint8 (len(seeds), *size, 3)."""
+  import tensorflow as tf
+
+  dataset = tf.data.Dataset.from_tensor_slices(np.array(seeds, np.int64))
+  dataset = dataset.map(lambda seed: crops.inception_crop(tf.constant(file), size, seed, **options))
+  return next(dataset.batch(len(seeds)).as_numpy_iterator())
+
+
+def bilinear(values, size):
+  """Samples of `values` (n, ...) at the centres of `size` equal cells, between neighbours."""
+  at = (np.arange(size) + 0.5) * len(values) / size - 0.5
+  low = np.floor(at).astype(int)
+  share = (at - low).reshape(-1, *[1] * (values.ndim - 1))
+  first, second = (values[np.clip(i, 0, len(values) - 1)] for i in (low, low + 1))
+  return first * (1 - share) + second * share
+
+
+def window_of(line):
+  """(begin, extent) of the part of 0, 1, ..., SIDE - 1 that was resized to `line`."""
+  guess = int((float(line[-1]) - float(line[0])) * SIZE / (SIZE - 1))
+  for extent in range(guess - 2, guess + 4):
+    steps = np.floor(bilinear(np.arange(extent), SIZE))
+    begin = line[0] - steps[0]
+    if np.array_equal(begin + steps, line) and 0 <= begin <= SIDE - extent:
+      return int(begin), extent
+  raise AssertionError(f'no window of the ramp resizes to {line}')
+
+
+@pytest.fixture(scope='module')
+def windows():
+  """For 500 seeds: rows (flipped, left, width, top, height) of the crops of the ramp."""
+  images = crop_many(sets.encode(ramp()), [(7, position) for position in range(500)])
+  assert (images[..., 2] == 77).all()
+  found = []
+  for image in images:
+    columns, rows = image[0, :, 0], image[:, 0, 1]
+    assert (image[:, :, 0] == columns).all() and (image[:, :, 1] == rows[:, None]).all()
+    flipped = columns[0] > columns[-1]
+    found.append((flipped, *window_of(columns[::-1] if flipped else columns), *window_of(rows)))
+  return np.array(found)
+
+
+def test_inception_windows_have_the_papers_areas_and_shapes(windows):
+  _, left, width, top, height = windows.T
+  assert (left + width).max() <= SIDE and (top + height).max() <= SIDE
+  area, shape = width * height / SIDE**2, width / height
+  assert 0.05 - 1 / SIDE <= area.min() < 0.1 and 0.85 < area.max() <= 1.0
+  assert 0.75 - 2 / 38 <= shape.min() < 0.8 and 1.27 < shape.max() <= 4 / 3 + 2 / 38
+
+
+def test_inception_windows_are_spread_as_documented(windows):
+  """TensorFlow draws the shape, then the height, both uniformly within what fits."""
+  rng = np.random.default_rng(0)
+  shape = rng.uniform(3 / 4, 4 / 3, 100_000)
+  lowest = np.sqrt(0.05 / shape)
+  height = rng.uniform(lowest, np.minimum(np.sqrt(1 / shape), np.minimum(1, 1 / shape)))
+  area = height**2 * shape
+  _, left, width, top, tall = windows.T
+  error = area.std() / np.sqrt(len(windows))
+  assert abs((width * tall / SIDE**2).mean() - area.mean()) < 4 * error
+  for begin, extent in ((left, width), (top, tall)):
+    place = begin[extent < 180] / (SIDE - extent[extent < 180])
+    assert abs(place.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(place))
+
+
+def test_inception_flips_half_whatever_the_window(windows):
+  flipped = windows[:, 0]
+  assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(windows))
+  for column in windows[:, 1:].T:
+    assert abs(np.corrcoef(flipped, column)[0, 1]) < 4 / np.sqrt(len(windows))
+  assert abs(np.corrcoef(flipped[:-1], flipped[1:])[0, 1]) < 4 / np.sqrt(len(windows))
+
+
+def test_inception_area_range():
+  images = crop_many(sets.encode(ramp()), [(1, i) for i in range(40)], area_range=(0.3, 0.4))
+  for image in images:
+    columns = image[0, :, 0]
+    _, width = window_of(columns if columns[0] < columns[-1] else columns[::-1])
+    _, height = window_of(image[:, 0, 1])
+    assert 0.3 - 2 / 110 <= width * height / SIDE**2 <= 0.4 + 2 / 110
+
+
+def test_inception_draws_depend_on_both_words_of_the_seed():
+  file = sets.encode(ramp())
+  images = crop_many(file, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)])
+  assert len({image.tobytes() for image in images}) == 4
+  np.testing.assert_array_equal(images[0], images[4])
+  np.testing.assert_array_equal(images, crop_many(file, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]))
+
+
+def test_inception_crop_of_a_jpeg_decodes_its_window_alone_to_the_same_pixels():
+  import tensorflow as tf
+
+  seeds = [(3, i) for i in range(40)]
+  jpeg = sets.encode(ramp(120, 150), 'JPEG', quality=100, subsampling=0)  # no blur across an edge
+  whole = sets.encode(tf.io.decode_jpeg(jpeg).numpy())
+  np.testing.assert_array_equal(crop_many(jpeg, seeds), crop_many(whole, seeds))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'BMP'])
+def test_inception_crop_of_one_colour_is_that_colour(kind):
+  file = sets.encode(np.full((40, 60, 3), 90, np.uint8), kind)
+  images = crop_many(file, [(0, i) for i in range(10)], size=(12, 20))
+  assert images.dtype == np.uint8 and images.shape == (10, 12, 20, 3)
+  assert (images == 90).all()
+
+
+def resized(image, size, resize, kind='PNG'):
+  return crops.resize_small_crop(sets.encode(image, kind), size, resize=resize).numpy()
+
+
+def noise(height, width):
+  return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'top', 'left'), [(32, 32, 4, 4), (32, 51, 4, 13), (47, 32, 11, 4)]
+)
+def test_without_scaling_the_crop_is_the_centre(height, width, top, left):
+  image = noise(height, width)
+  expected = image[top : top + 24, left : left + 24]
+  np.testing.assert_array_equal(resized(image, (24, 24), (32, 32)), expected)
+
+
+@pytest.mark.parametrize('factor', [2, 4])
+def test_an_integer_factor_gives_the_means_of_blocks(factor):
+  image = noise(32 * factor, 40 * factor)
+  means = image.reshape(32, factor, 40, factor, 3).mean(axis=(1, 3)).astype(np.uint8)
+  np.testing.assert_array_equal(resized(image, (28, 28), (32, 32)), means[2:30, 6:34])
+
+
+def area_matrix(to, of):
+  """(to, of): the share that each of `of` pixels has in each of `to` equal cells over them."""
+  edges = np.arange(to + 1)[:, None] * of / to
+  covered = np.clip(edges, np.arange(of), np.arange(of) + 1) - np.arange(of)
+  return np.diff(covered, axis=0) * to / of
+
+
+@pytest.mark.parametrize(
+  ('shape', 'size', 'resize', 'scaled', 'corner'),
+  [
+    ((50, 75), (24, 24), (32, 32), (32, 48), (4, 12)),
+    ((75, 50), (24, 24), (32, 32), (48, 32), (12, 4)),
+    ((33, 47), (32, 32), (32, 32), (32, 46), (0, 7)),  # 47 / 33 * 32 = 45.6
+    ((20, 21), (24, 24), (32, 32), (32, 34), (4, 5)),  # enlarged
+    ((60, 60), (20, 30), (24, 36), (36, 36), (8, 3)),  # a rectangle that the width decides
+    ((30, 90), (20, 30), (24, 36), (24, 72), (2, 21)),  # and one that the height decides
+  ],
+)
+def test_the_shorter_side_is_scaled_by_areas_then_the_centre_cut(
+  shape, size, resize, scaled, corner
+):
+  image = noise(*shape)
+  rows, columns = (area_matrix(to, of) for to, of in zip(scaled, shape))
+  exact = np.einsum('yh,hwc,xw->yxc', rows, image.astype(float), columns)
+  window = tuple(slice(begin, begin + extent) for begin, extent in zip(corner, size))
+  found = resized(image, size, resize)
+  # Truncated; float32 may fall on either side of an integer.
+  assert (found >= np.floor(exact[window] - 1e-3)).all()
+  assert (found <= np.floor(exact[window] + 1e-3)).all()
+
+
+@pytest.mark.parametrize('side', [255, 257, 333, 375, 500, 767, 1023])
+def test_rounding_never_leaves_the_shorter_side_below_the_crop(side):
+  for shape in ((side, side + 1), (side + 1, side)):
+    found = resized(np.full((*shape, 3), 50, np.uint8), (256, 256), (256, 256))
+    assert found.min() >= 49 and found.max() <= 50  # shares that add up to 1 - 1e-7, truncated
+
+
+def test_all_formats_give_three_channels():
+  def one(mode, kind, colour):
+    file = io.BytesIO()
+    Image.new(mode, (20, 20), colour).save(file, kind)
+    return crops.resize_small_crop(file.getvalue(), (8, 8), resize=(10, 10)).numpy()
+
+  assert (one('L', 'PNG', 99) == 99).all()
+  assert (one('L', 'JPEG', 99) == 99).all()
+  assert (one('RGBA', 'PNG', (1, 2, 3, 255)) == (1, 2, 3)).all()
+  assert (one('P', 'GIF', 0).shape) == (8, 8, 3)
+  assert (one('CMYK', 'JPEG', (0, 0, 0, 0)) == 255).all()
+
+
+def test_the_first_frame_of_an_animation():
+  file = io.BytesIO()
+  first, second = (Image.new('RGB', (20, 20), (v, v, v)) for v in (10, 200))
+  first.save(file, 'GIF', save_all=True, append_images=[second])
+  assert (crops.resize_small_crop(file.getvalue(), (8, 8), resize=(10, 10)).numpy() == 10).all()
+  assert (crop_many(file.getvalue(), [(0, 0)], size=(8, 8)) == 10).all()

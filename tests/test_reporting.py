@@ -1,0 +1,146 @@
+"""The rows of metrics.jsonl, from metrics made up here."""
+
+import json
+import math
+import sys
+
+from etils import epath
+import jax.numpy as jnp
+import pytest
+
+from mixer import errors, hardware, reporting
+
+METRICS = {
+  'loss': 2.5, 'accuracy': 0.5, 'grad_norm': 1.0, 'update_norm': 0.1, 'param_norm': 9.0,
+  'learning_rate': 1e-3,
+}  # fmt: skip
+
+
+class Clock:
+  """A perf_counter that moves only when told."""
+
+  def __init__(self, monkeypatch):
+    self.now = 100.0
+    monkeypatch.setattr(reporting.time, 'perf_counter', lambda: self.now)
+
+
+def make(tmp_path, first_step=0, **changes) -> reporting.Reporter:
+  facts = {
+    'total_steps': 10, 'batch_size': 32, 'num_examples': 64, 'flops_per_image': 10**9,
+    'tensorboard': False,
+  }  # fmt: skip
+  return reporting.Reporter(epath.Path(tmp_path), first_step=first_step, **{**facts, **changes})
+
+
+def metrics(**changes) -> dict:
+  return {name: jnp.float32(value) for name, value in {**METRICS, **changes}.items()}
+
+
+def rows(tmp_path) -> list[dict]:
+  return [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_row(tmp_path, monkeypatch):
+  """Two steps of a second each, a quarter of a second of it waiting, ten in an evaluation."""
+  clock = Clock(monkeypatch)
+  monkeypatch.setattr(hardware, 'peak_flops', lambda kind: 1e12)
+  report = make(tmp_path)
+
+  def batches():
+    clock.now += 0.25
+    yield 'first'
+    clock.now += 0.25
+    yield 'second'
+
+  for step, batch in enumerate(report.timed(batches()), start=1):
+    assert batch in ('first', 'second')
+    clock.now += 0.75
+    report.step(step, metrics(loss=3.0 - step), keep=step == 2)
+  with report.interlude():
+    clock.now += 10.0
+  report.add({'val/top1': 0.75})
+  report.write()
+  (row,) = rows(tmp_path)
+  assert row['step'] == 2 and row['epoch'] == 1.0 and row['train/loss'] == 1.0
+  assert row['images_per_sec'] == 32.0 and row['images_per_sec_per_device'] == 4.0  # 8 devices
+  assert row['input_wait'] == 0.25 and row['val/top1'] == 0.75
+  assert row['tflops_per_device'] == pytest.approx(0.004) and row['mfu'] == pytest.approx(0.004)
+  assert row['core_hours'] == pytest.approx(8 * 2 / 3600)
+
+
+def test_time_in_evaluations_counts_as_cost_but_not_as_speed(tmp_path, monkeypatch):
+  clock = Clock(monkeypatch)
+  report = make(tmp_path)
+  for step in (1, 2):
+    clock.now += 1.0
+    report.step(step, metrics(), keep=True)
+    with report.interlude():
+      clock.now += 10.0
+  report.write()
+  first, second = rows(tmp_path)
+  assert first['images_per_sec'] == second['images_per_sec'] == 32.0
+  assert second['core_hours'] - first['core_hours'] == pytest.approx(8 * 11 / 3600)
+
+
+def test_a_restart_drops_later_rows_and_goes_on_counting_cost(tmp_path, monkeypatch):
+  clock = Clock(monkeypatch)
+  old = [{'step': step, 'core_hours': step / 10} for step in (1, 2, 3)]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in old) + '{"s')
+  report = make(tmp_path, first_step=2)
+  assert rows(tmp_path) == old[:2]
+  clock.now += 36.0
+  report.step(3, metrics(), keep=True)
+  report.write()
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
+  assert rows(tmp_path)[-1]['core_hours'] == pytest.approx(0.2 + 8 * 0.01)
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_what_is_not_finite_is_raised_when_the_next_step_comes(tmp_path, name, value):
+  report = make(tmp_path)
+  report.step(1, metrics(), keep=True)
+  report.step(2, metrics(**{name: value}), keep=False)
+  with pytest.raises(errors.Diverged, match=f'step 2: {name} = {value}, at learning rate 0.001'):
+    report.step(3, metrics(), keep=True)
+  assert [row['step'] for row in rows(tmp_path)] == [1]
+
+
+def test_what_is_not_finite_is_raised_before_an_evaluation(tmp_path):
+  report = make(tmp_path)
+  report.step(1, metrics(loss=math.nan), keep=True)
+  with pytest.raises(errors.Diverged), report.interlude():
+    pytest.fail('the evaluation was begun')
+
+
+def test_plain_lines(tmp_path, monkeypatch, capsys):
+  clock = Clock(monkeypatch)
+  report = make(tmp_path)
+  clock.now += 2.0
+  report.step(2, metrics(), keep=True)
+  report.add({'val/top1': 0.75})
+  report.write()
+  line = capsys.readouterr().out
+  assert line.startswith('step 2/10 eta 0:00:08 loss 2.5000, accuracy 0.500, images/s 32,')
+  assert line.endswith('val/top1 0.75\n')
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+  report = make(tmp_path)
+  for step in range(1, 11):
+    report.step(step, metrics(), keep=step % 5 == 0)
+  report.add({'val/top1': 0.75})
+  report.write()
+  report.close()
+  captured = capsys.readouterr()
+  assert captured.out == '' and '10/10' in captured.err and '100%' in captured.err
+  assert 'step 10: loss 2.5000' in captured.err and 'val/top1 0.75' in captured.err
+
+
+def test_peaks():
+  assert hardware.peak_flops('TPU v3') == 61.5e12  # a core
+  assert hardware.peak_flops('NVIDIA H100 80GB HBM3') == 989e12
+  assert hardware.peak_flops('NVIDIA H100 PCIe') == 756e12
+  assert hardware.peak_flops('TPU v5 lite') == 197e12 and hardware.peak_flops('TPU v5') == 459e12
+  assert hardware.peak_flops('cpu') is None
