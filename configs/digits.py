@@ -54,7 +54,7 @@ def get_config():
       'weight_decay_mode': 'adamw',
     }
   )
-  config.total_epochs = 100.0
+  config.total_epochs = 60.0
   config.total_steps = config_dict.placeholder(int)
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})

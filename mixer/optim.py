@@ -93,7 +93,7 @@ def make(
     clip_norm: the gradient's global norm is scaled down to this first; None for no clipping.
     weight_decay, weight_decay_mode: see above; kernels only.
   """
-  name, arguments = optimizer['name'], {k: v for k, v in optimizer.items() if k != 'name'}
+  name, arguments = optimizer.get('name'), {k: v for k, v in optimizer.items() if k != 'name'}
   if name not in OPTIMIZERS:
     raise InputError(f'unknown optimizer {name!r}; use one of {sorted(OPTIMIZERS)}.')
   direction = settings.call('config.optim.optimizer', OPTIMIZERS[name], arguments)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 
 from etils import epath
 import jax
@@ -25,7 +26,7 @@ def load(path: epath.PathLike) -> dict:
     InputError: no such file, or a file that is not an npz of arrays.
   """
   path = epath.Path(path)
-  if not path.exists():
+  if not path.exists() or path.is_dir():
     raise InputError(f'no file {path}; give the path of an .npz with parameters.')
   content = path.read_bytes()
   if not content.startswith(b'PK'):
@@ -36,9 +37,13 @@ def load(path: epath.PathLike) -> dict:
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
       flat = {name: _readable(arrays[name]) for name in arrays.files}
-  except (zipfile.BadZipFile, ValueError, EOFError, OSError) as fault:
+  except (
+    zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError, OSError
+  ) as fault:  # fmt: skip
+    # numpy's own text on Python objects would suggest to run whatever code they bring.
+    reason = 'it holds Python objects' if 'pickle' in str(fault) else fault
     raise InputError(
-      f'{path} ({len(content)} bytes) is a damaged or foreign .npz: {fault}. Fetch it again.'
+      f'{path} ({len(content)} bytes) is a damaged or foreign .npz: {reason}. Fetch it again.'
     ) from fault
   return nest(flat)
 
@@ -61,6 +66,8 @@ def save_model(directory: epath.Path, params: Mapping, description: Mapping) -> 
 
 def _readable(array: np.ndarray) -> np.ndarray:
   """float32 of a stored array; bfloat16 comes out of numpy's format as 2-byte void."""
+  if not isinstance(array, np.ndarray):  # a zip's member that is not an .npy file
+    raise ValueError(f'it holds {array[:20]!r} where an array is due')
   if array.dtype == np.dtype('V2'):
     array = array.view(ml_dtypes.bfloat16)
   return array.astype(np.float32)

@@ -22,6 +22,7 @@ def configure(*, deterministic: bool) -> None:
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
+    print(f'--deterministic: {DETERMINISM_SCOPE}', flush=True)
 
 
 def check_backend(require: str | None) -> None:

@@ -44,8 +44,8 @@ def check_space(workdir: epath.Path, needed: int) -> None:
   free = shutil.disk_usage(workdir).free
   if free < needed:
     raise InputError(
-      f'--workdir={workdir}: {free / 1e9:.2f} GB are free, and the checkpoints to keep take up to '
-      f'{needed / 1e9:.2f} GB. Free some, choose another disk, or lower '
+      f'--workdir={workdir}: {free / 1e6:,.1f} MB are free, and the checkpoints to keep take up to '
+      f'{needed / 1e6:,.1f} MB. Free some, choose another disk, or lower '
       'config.checkpoints.keep_last.'
     )
 

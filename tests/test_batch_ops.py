@@ -57,8 +57,8 @@ def test_mixup_weight_distribution(p):
   assert weights[0] >= 0.5 and weights[-1] <= 1.0
   weights = np.float64(weights)
   wanted = scipy.special.betainc(p, p, weights) - scipy.special.betainc(p, p, 1 - weights)
-  # The empirical distribution jumps at each draw: compare below and above the jump, but not
-  # above where float32 rounds many draws to 1.
+  # Above and below each jump of the empirical distribution. The many draws that float32 rounds
+  # to 1 make one jump, whose inside means nothing.
   ranks = np.arange(1, n + 1) / n
   inside = weights < 1.0
   largest = max((ranks - wanted)[inside].max(), (wanted - ranks + 1 / n)[inside].max())

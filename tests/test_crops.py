@@ -50,8 +50,8 @@ def window_of(line):
 
 @pytest.fixture(scope='module')
 def windows():
-  """For 500 seeds: rows (flipped, left, width, top, height) of the crops of the ramp."""
-  images = crop_many(sets.encode(ramp()), [(7, position) for position in range(500)])
+  """For 2,000 seeds: rows (flipped, left, width, top, height) of the crops of the ramp."""
+  images = crop_many(sets.encode(ramp()), [(7, position) for position in range(2000)])
   assert (images[..., 2] == 77).all()
   found = []
   for image in images:
@@ -66,8 +66,9 @@ def test_inception_windows_have_the_papers_areas_and_shapes(windows):
   _, left, width, top, height = windows.T
   assert (left + width).max() <= SIDE and (top + height).max() <= SIDE
   area, shape = width * height / SIDE**2, width / height
-  assert 0.05 - 1 / SIDE <= area.min() < 0.1 and 0.85 < area.max() <= 1.0
-  assert 0.75 - 2 / 38 <= shape.min() < 0.8 and 1.27 < shape.max() <= 4 / 3 + 2 / 38
+  assert 0.05 - 1 / SIDE <= area.min() < 0.06 and 0.9 < area.max() <= 1.0
+  large = shape[area > 0.3]  # whole pixels move the shape of these by 2 % at most
+  assert 0.75 * 0.98 < large.min() < 0.77 and 1.30 < large.max() < 4 / 3 * 1.02
 
 
 def test_inception_windows_are_spread_as_documented(windows):

@@ -16,6 +16,14 @@ TOTAL = 12
 SCHEDULE = {'warmup_steps': 3, 'decay': 'linear', 'linear_end': 1e-5}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+  """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def make(**changes):
   values = {
     'optimizer': {'name': 'adam'},
@@ -305,6 +313,27 @@ def test_unknown_names():
   text = "unknown weight_decay_mode 'l2'; use one of ['adamw', 'independent']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(weight_decay_mode='l2')
+
+
+def test_no_optimizer():
+  text = "unknown optimizer None; use one of ['adam', 'sgd']."
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    make(optimizer={'momentum': 0.9})
+
+
+def test_keys_that_nothing_reads():
+  text = (
+    "config.optim.optimizer: nothing reads 'momentun' (did you mean 'momentum'?). "
+    "It takes ['accumulator_dtype', 'momentum']."
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    make(optimizer={'name': 'sgd', 'momentun': 0.9})
+  text = (
+    "config.optim.schedule: nothing reads 'warmup' (did you mean 'warmup_steps'?); "
+    "'warmup_steps' is missing. It takes ['decay', 'linear_end', 'warmup_steps']."
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    make(schedule={'warmup': 3, 'decay': 'linear'})
 
 
 @pytest.mark.parametrize('decay,mode', [(1e-4, 'independent'), (0.1, 'adamw')])

@@ -235,7 +235,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 
 def test_a_disk_that_is_too_full(tmp_path):
-  with pytest.raises(errors.InputError, match='GB are free, and the checkpoints to keep take up'):
+  with pytest.raises(errors.InputError, match='MB are free, and the checkpoints to keep take up'):
     workdirs.check_space(workdirs.prepare(str(tmp_path)), 10**18)
 
 
