@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
 from mixer import evaluators, files, models, pretrained, runtime, settings, sharding
+from mixer import input as inputs
 from mixer.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
@@ -30,7 +31,7 @@ flags.mark_flags_as_required(['config', 'checkpoint'])
 def main() -> None:
   config = _CONFIG.value.to_dict()
   path = epath.Path(_CHECKPOINT.value).expanduser()
-  tests = evaluators.open_inputs(config['evals'])
+  tests = inputs.open_evals(config['evals'])
   if not tests:
     raise InputError('the config has no evals, so there is nothing to evaluate.')
   params, source = load(path, config['checkpoints'])

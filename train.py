@@ -66,7 +66,7 @@ def train(
   # What can be wrong is looked at first, the cheapest first.
   directory = workdirs.prepare(workdir)
   data = inputs.build(**train_input)
-  tests = evaluators.open_inputs(evals, data)
+  tests = inputs.open_evals(evals, data)
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, mesh)
   training.check_batch_size(data.batch_size, microbatches, devices)
@@ -98,7 +98,7 @@ def train(
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  workdirs.claim(directory, config)
+  workdirs.claim(directory, config, started=bool(reporting.read_rows(directory)))
   workdirs.check_space(directory, saved.copies * training.state_bytes(like))
   first = saved.latest_intact() or 0
   if first >= steps and (directory / 'model.npz').exists():
@@ -130,6 +130,7 @@ def train(
     num_examples=data.num_examples,
     flops_per_image=models.train_flops(net, data.image_size, data.channels),
     tensorboard=_TENSORBOARD.value,
+    draw=lambda rows: visualize.curves(rows, directory / 'curves.png'),
   )
   try:
     state = training.fit(
@@ -150,8 +151,6 @@ def train(
     report.close()
     saved.close()
 
-  if jax.process_index() == 0:
-    visualize.curves(reporting.read_rows(directory), directory / reporting.CURVES_FILE)
   pretrained.save_model(directory, sharding.gather(state.params), {
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,

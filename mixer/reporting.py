@@ -1,6 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, progress, and the facts it starts from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import json
 import math
@@ -12,10 +12,10 @@ from etils import epath
 import jax
 import tqdm
 
-from mixer import files, hardware, runtime, visualize
+from mixer import files, hardware, runtime
 from mixer.errors import Diverged
 
-METRICS_FILE, CURVES_FILE = 'metrics.jsonl', 'curves.png'
+METRICS_FILE = 'metrics.jsonl'
 _SECONDS_BETWEEN_PICTURES = 60
 
 
@@ -34,6 +34,7 @@ class Reporter:
 
   A step's metrics are fetched when the next step has been dispatched, so the device never
   waits for the host. On restart the rows after `first_step` are dropped: they come again.
+  `draw` is given the rows at the end, and at evaluations a minute or more apart.
   """
 
   def __init__(
@@ -46,6 +47,7 @@ class Reporter:
     num_examples: int,
     flops_per_image: int,
     tensorboard: bool = True,
+    draw: Callable[[list[dict]], None] | None = None,
   ):
     self._path = workdir / METRICS_FILE
     self._total_steps, self._batch_size, self._num_examples = total_steps, batch_size, num_examples
@@ -59,7 +61,7 @@ class Reporter:
     self._bar = None
     if self._primary and sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=first_step, unit='step', dynamic_ncols=True)
-    self._drawn = time.monotonic()
+    self._draw, self._drawn = draw, time.monotonic()
     self._held = None  # (step, device metrics, whether its row is kept)
     self._row = None  # the held step's row, once its metrics are here
     self._last_step = first_step
@@ -104,7 +106,8 @@ class Reporter:
     self._paused += time.perf_counter() - begin
 
   def close(self) -> None:
-    """Ends the bar and the TensorBoard file."""
+    """Draws the last picture, ends the bar and the TensorBoard file."""
+    self._picture()
     if self._bar is not None:
       self._bar.close()
     if self._writer is not None:
@@ -154,6 +157,11 @@ class Reporter:
     self._clock, self._clock_step = time.perf_counter(), step
     self._paused = self._waited = 0.0
 
+  def _picture(self) -> None:
+    if self._draw is not None and self._primary and (rows := read_rows(self._path.parent)):
+      self._draw(rows)
+    self._drawn = time.monotonic()
+
   def _emit(self, row: dict) -> None:
     if not self._primary:
       return
@@ -163,8 +171,7 @@ class Reporter:
       self._writer.write_scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
       self._writer.flush()
     if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
-      visualize.curves(read_rows(self._path.parent), self._path.parent / CURVES_FILE)
-      self._drawn = time.monotonic()
+      self._picture()
     if self._bar is None:
       done, left = row['step'] - self._first_step, self._total_steps - row['step']
       eta = _duration((time.perf_counter() - self._started) / done * left)

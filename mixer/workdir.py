@@ -7,7 +7,7 @@ import shutil
 
 from etils import epath
 
-from mixer import files, reporting, settings
+from mixer import files, settings
 from mixer.errors import InputError
 
 CONFIG_FILE = 'config.json'
@@ -50,10 +50,10 @@ def check_space(workdir: epath.Path, needed: int) -> None:
     )
 
 
-def claim(workdir: epath.Path, config: Mapping) -> None:
-  """Records `config` in a workdir without steps; raises InputError in that of another config."""
+def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
+  """Records `config`; in the workdir of a run that has `started` with another, InputError."""
   path = workdir / CONFIG_FILE
-  if not path.exists() or not (workdir / reporting.METRICS_FILE).exists():
+  if not path.exists() or not started:
     files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
     return
   old, new = settings.flatten(json.loads(path.read_text())), settings.flatten(jsonable(config))

@@ -4,42 +4,11 @@ from collections.abc import Callable, Mapping
 
 from jax.sharding import Mesh
 
-from mixer import input as inputs
 from mixer import settings
 from mixer.errors import InputError
 from mixer.evaluators import classification
 
 EVALUATORS = {'classification': classification.make}
-
-
-def open_inputs(sections: Mapping[str, Mapping], trained: inputs.Input | None = None) -> dict:
-  """The input of every section of `config.evals`, opened before any long work starts.
-
-  Args:
-    sections: `config.evals`.
-    trained: the training input; an evaluation needs the same classes and image shape.
-
-  Raises:
-    InputError: an input is not there, or does not fit `trained`.
-  """
-  without = [name for name, section in sections.items() if 'input' not in section]
-  if without:
-    raise InputError(f'config.evals: {without} have no "input".')
-  opened = {name: inputs.build(**section['input']) for name, section in sections.items()}
-  for name, data in opened.items():
-    for fact in ('num_classes', 'class_names', 'image_size', 'channels'):
-      have, want = getattr(data, fact), getattr(trained, fact, None)
-      if trained is not None and have != want:
-        raise InputError(
-          f'config.evals.{name}.input and config.train_input differ in {fact}: '
-          f'{_short(have)} and {_short(want)}.'
-        )
-  return opened
-
-
-def _short(value) -> str:
-  text = str(value)
-  return text if len(text) < 80 else text[:80] + '...'
 
 
 def build(
@@ -50,7 +19,7 @@ def build(
   Args:
     sections: `config.evals`: by name, 'kind' (one of EVALUATORS), 'input' and the kind's own
       keyword arguments.
-    opened: the result of `open_inputs` for them.
+    opened: their inputs, from `mixer.input.open_evals`.
     apply: (params, images) -> logits.
     loss: the training loss, a name in `losses.LOSSES`.
     mesh: the devices that share the work.

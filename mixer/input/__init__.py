@@ -1,6 +1,6 @@
 """Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import importlib
 from typing import Protocol
 
@@ -57,3 +57,33 @@ def build(*, source: str, **arguments) -> Input:
       'Install requirements.txt.'
     ) from fault
   return settings.call(f'input source {source!r}', found, arguments)
+
+
+def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) -> dict:
+  """The input of every section of `config.evals`, opened before any long work starts.
+
+  Args:
+    sections: `config.evals`.
+    trained: the training input; an evaluation needs the same classes and image shape.
+
+  Raises:
+    InputError: an input is not there, or does not fit `trained`.
+  """
+  without = [name for name, section in sections.items() if 'input' not in section]
+  if without:
+    raise InputError(f'config.evals: {without} have no "input".')
+  opened = {name: build(**section['input']) for name, section in sections.items()}
+  for name, data in opened.items():
+    for fact in ('num_classes', 'class_names', 'image_size', 'channels'):
+      have, want = getattr(data, fact), getattr(trained, fact, None)
+      if trained is not None and have != want:
+        raise InputError(
+          f'config.evals.{name}.input and config.train_input differ in {fact}: '
+          f'{_short(have)} and {_short(want)}.'
+        )
+  return opened
+
+
+def _short(value) -> str:
+  text = str(value)
+  return text if len(text) < 80 else text[:80] + '...'
