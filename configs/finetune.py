@@ -8,8 +8,8 @@
 The argument is a list of KEY=VALUE:
 
   model       S/32 ... H/14, as of the file
-  data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by TFDS),
-              or the path of a folder of class folders
+  data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by
+              TFDS), or the path of a folder of class folders
   resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs

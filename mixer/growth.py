@@ -26,8 +26,8 @@ def tiling(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
       faults.append(f'{want} {side} are no multiple of {have}: use {below or above} or {above}')
   if faults:
     raise InputError(
-      f'weights for a grid of {old} patches cannot grow to {new}: {"; ".join(faults)}. Grown weights '
-      'are copies of the old ones, one for each tile (appendix C of the paper).'
+      f'weights for a grid of {old} patches cannot grow to {new}: {"; ".join(faults)}. '
+      'Grown weights are copies of the old ones, one for each tile (appendix C of the paper).'
     )
   return new[0] // old[0], new[1] // old[1]
 
@@ -46,8 +46,8 @@ def grow(params: Mapping, grid: tuple[int, int], tiles: tuple[int, int]) -> dict
   """Parameters for a grid `tiles` times as large as `grid`, in the released layout.
 
   Every token-mixing MLP becomes block-diagonal over the tiles, its hidden width K_h * K_w times
-  as large; everything else keeps its shape and values. (Section 3 of the paper builds the second
-  layer from W2 and the first from W2 too, a misprint; appendix C has W1.)
+  as large; everything else keeps its shape and values. (Section 3 of the paper has W2 where appendix C has W1 for
+  the first layer; W1 it is.)
   """
   count, index = math.prod(tiles), tile_major(grid, tiles)
   eye = np.eye(count, dtype=np.float32)

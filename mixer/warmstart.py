@@ -13,6 +13,31 @@ from mixer.models import layers
 HEAD_POLICIES = ('auto', 'keep', 'reset')
 
 
+def load(
+  *,
+  path: str,
+  head: str,
+  from_size: layers.Size,
+  model: nn.Module,
+  image_size: layers.Size,
+  channels: int,
+) -> tuple[dict, str]:
+  """(parameters laid out for `model`, a line on where they come from); see `start_from`.
+
+  The arguments up to `from_size` are `config.init`; an empty `from_size` means a square.
+  """
+  params, words = start_from(
+    pretrained.load(path),
+    model,
+    source=path,
+    image_size=image_size,
+    channels=channels,
+    head=head,
+    from_size=from_size or None,
+  )
+  return (pretrained.stack_blocks(params) if model.scan else params), f'{path}: {words}'
+
+
 def start_from(
   params: Mapping,
   model: nn.Module,
