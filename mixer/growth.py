@@ -23,7 +23,8 @@ def tiling(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
   for side, have, want in zip(('rows', 'columns'), old, new):
     if want % have:
       below, above = want // have * have, -(-want // have) * have
-      faults.append(f'{want} {side} are no multiple of {have}: use {below or above} or {above}')
+      valid = f'{below} or {above}' if below else f'{above}'
+      faults.append(f'{want} {side} are no multiple of {have}: use {valid}')
   if faults:
     raise InputError(
       f'weights for a grid of {old} patches cannot grow to {new}: {"; ".join(faults)}. '
@@ -46,8 +47,8 @@ def grow(params: Mapping, grid: tuple[int, int], tiles: tuple[int, int]) -> dict
   """Parameters for a grid `tiles` times as large as `grid`, in the released layout.
 
   Every token-mixing MLP becomes block-diagonal over the tiles, its hidden width K_h * K_w times
-  as large; everything else keeps its shape and values. (Section 3 of the paper has W2 where appendix C has W1 for
-  the first layer; W1 it is.)
+  as large; everything else keeps its shape and values. (Section 3 of the paper has W2 where
+  appendix C has W1 for the first layer; W1 it is.)
   """
   count, index = math.prod(tiles), tile_major(grid, tiles)
   eye = np.eye(count, dtype=np.float32)
