@@ -29,7 +29,7 @@ flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
-  config = _CONFIG.value.to_dict()
+  config = settings.config(_CONFIG)
   path = epath.Path(_CHECKPOINT.value).expanduser()
   tests = inputs.open_evals(config['evals'])
   if not tests:

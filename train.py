@@ -37,7 +37,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main() -> None:
   runtime.configure(deterministic=_DETERMINISTIC.value)
-  start(_CONFIG.value.to_dict(), _WORKDIR.value)
+  start(settings.config(_CONFIG), _WORKDIR.value)
 
 
 def start(config: dict, workdir: str) -> None:
