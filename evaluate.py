@@ -12,7 +12,7 @@ import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
-from mixer import evaluators, files, models, pretrained, runtime, settings, sharding
+from mixer import evaluators, files, models, pretrained, runtime, settings, sharding, warmstart
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -29,7 +29,7 @@ flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
-  config = _CONFIG.value.to_dict()
+  config = settings.config(_CONFIG)
   path = epath.Path(_CHECKPOINT.value).expanduser()
   tests = inputs.open_evals(config['evals'])
   if not tests:
@@ -39,6 +39,11 @@ def main() -> None:
   devices = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
 
   results = {}
+  if warmstart.has_zero_head(params):
+    raise InputError(
+      f'the head of {source} is all zeros, so it classifies nothing: fine-tune it first '
+      '(configs/finetune.py).'
+    )
   for name, data in tests.items():
     net = models.build(**{**config['model'], 'scan': False}, num_classes=data.num_classes)
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)

@@ -20,6 +20,7 @@ from mixer import (
   sharding,
   training,
   visualize,
+  warmstart,
 )
 from mixer import input as inputs
 from mixer import optim as optimizers
@@ -36,7 +37,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main() -> None:
   runtime.configure(deterministic=_DETERMINISTIC.value)
-  start(_CONFIG.value.to_dict(), _WORKDIR.value)
+  start(settings.config(_CONFIG), _WORKDIR.value)
 
 
 def start(config: dict, workdir: str) -> None:
@@ -61,6 +62,7 @@ def train(
   mesh: dict,
   every: dict,
   checkpoints: dict,
+  init: dict | None = None,
 ) -> None:
   """Trains from where `workdir` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
@@ -104,7 +106,14 @@ def train(
   if first >= steps and (directory / 'model.npz').exists():
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
     return
+  origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
+  if init is not None and init['path'] and not first:
+    params, origin = settings.call(
+      'config.init', warmstart.load, init,
+      model=net, image_size=data.image_size, channels=data.channels,
+    )  # fmt: skip
+    state = state.replace(params=sharding.place(params, like.params))
 
   local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
   batches = (sharding.put(batch, devices) for batch in local)
@@ -119,7 +128,7 @@ def train(
     'optimizer': optimizers.describe(optim, steps),
     'data': training.describe_data(data, steps),
     'memory': training.describe_memory(like, batch, step_fn),
-    'start': f'step {first} of {steps}; compiled in {time.perf_counter() - begin:.1f} s',
+    'start': f'{origin}; step {first} of {steps}; compiled in {time.perf_counter() - begin:.1f} s',
   })  # fmt: skip
 
   report = reporting.Reporter(

@@ -41,6 +41,9 @@ def get_config():
       'scan': False,
     }
   )
+  # Trained weights to start from, if there is a path; see configs/finetune.py.
+  config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
+
   config.loss = 'softmax'
   config.mixup = 0.2
 

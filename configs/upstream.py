@@ -117,6 +117,9 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.model.remat = False
   config.model.scan = False
 
+  # Trained weights to start from, if there is a path; see configs/finetune.py.
+  config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
+
   config.loss = 'sigmoid'
   config.mixup = row.get('mixup', 0.0)
 

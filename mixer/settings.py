@@ -44,22 +44,42 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs an entry point under absl; what the user can mend is told in words, with status 2."""
+def config(flag: flags.FlagHolder) -> dict:
+  """The config of a `config_flags` flag as a plain dict; InputError if its file is not there."""
+  try:
+    return flag.value.to_dict()
+  except OSError as fault:
+    raise InputError(str(fault)) from fault
 
-  def guarded(_):
+
+def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
+  """Runs an entry point under absl; what the user can mend is told in words, with status 2.
+
+  With `keep_unknown`, flags that nobody defined are handed to `main` as a list.
+  """
+
+  def guarded(argv):
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
     try:
-      main()
+      main(argv[1:]) if keep_unknown else main()
     except InputError as error:
       sys.exit(_fail(error, 2))
     except Diverged as error:
       sys.exit(_fail(error, 3))
 
-  app.run(guarded)
+  def parse(argv):
+    try:
+      return flags.FLAGS(argv, known_only=True) if keep_unknown else parse_and_help(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+      # From the config file as well: it is loaded, and overridden, while flags are parsed.
+      sys.exit(_fail(error, 2))
+
+  parse_and_help = app.parse_flags_with_usage
+  app.run(guarded, flags_parser=parse)
 
 
 def _fail(error: Exception, status: int) -> int:
-  print(f'error: {error}', file=sys.stderr, flush=True)
+  text = error.args[0] if isinstance(error, KeyError) else error
+  print(f'error: {text}', file=sys.stderr, flush=True)
   return status

@@ -67,6 +67,15 @@ def put(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   return {k: jax.make_array_from_process_local_data(where, v) for k, v in host_batch.items()}
 
 
+def place(tree, like):
+  """Whole host arrays -> arrays on the mesh, with the shardings of `like`'s leaves."""
+
+  def place_one(x, target):
+    return jax.make_array_from_callback(target.shape, target.sharding, lambda index: x[index])
+
+  return jax.tree.map(place_one, tree, like)
+
+
 def gather(tree):
   """The tree as whole numpy arrays, on every process."""
   if jax.process_count() > 1:

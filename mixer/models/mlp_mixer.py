@@ -1,5 +1,6 @@
 """MLP-Mixer: sections 2 and 3 of the paper, under the released parameter names."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,8 @@ class MlpMixer(nn.Module):
     num_classes: width of the linear head; None returns the pre-logits instead.
     num_blocks, hidden_dim, tokens_mlp_dim, channels_mlp_dim: L, C, D_S, D_C of Table 1.
     patch_size: an int or (height, width), in pixels.
+    tiles: for weights grown to a higher resolution (`mixer.growth`): how many times higher,
+      an int or (vertically, horizontally). The token-mixing MLPs are that much wider.
     head_bias: initial value of the head's bias (its kernel starts at zero).
     stochastic_depth: drop rate s of the last block; block i drops with i / (L - 1) * s, each
       of its two MLPs by its own draw.
@@ -77,6 +80,7 @@ class MlpMixer(nn.Module):
   tokens_mlp_dim: int
   channels_mlp_dim: int
   patch_size: layers.Size
+  tiles: layers.Size = 1
   head_bias: float = 0.0
   stochastic_depth: float = 0.0
   rescale_drop_path: bool = False
@@ -111,7 +115,7 @@ class MlpMixer(nn.Module):
       example_keys = None
     block = nn.remat(MixerBlock, prevent_cse=not self.scan) if self.remat else MixerBlock
     sizes: dict[str, Any] = dict(
-      tokens_mlp_dim=self.tokens_mlp_dim,
+      tokens_mlp_dim=math.prod(layers.pair(self.tiles)) * self.tokens_mlp_dim,
       channels_mlp_dim=self.channels_mlp_dim,
       dropout_rate=self.dropout,
       rescale_drop_path=self.rescale_drop_path,
@@ -144,9 +148,10 @@ def matmul_flops(model: MlpMixer, image_size: layers.Size, channels: int = 3) ->
   rows, columns = layers.patch_grid(image_size, model.patch_size)
   height, width = layers.pair(model.patch_size)
   tokens = rows * columns
+  tokens_mlp_dim = math.prod(layers.pair(model.tiles)) * model.tokens_mlp_dim
   return {
     'stem': 2 * tokens * height * width * channels * model.hidden_dim,
-    'tokens': 2 * model.num_blocks * 2 * tokens * model.tokens_mlp_dim * model.hidden_dim,
+    'tokens': 2 * model.num_blocks * 2 * tokens * tokens_mlp_dim * model.hidden_dim,
     'channels': 2 * model.num_blocks * 2 * tokens * model.hidden_dim * model.channels_mlp_dim,
     'head': 2 * model.hidden_dim * (model.num_classes or 0),
   }

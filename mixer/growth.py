@@ -1,0 +1,74 @@
+"""Weights for a higher resolution: section 3 and appendix C of the paper.
+
+The image of the new size is thought of as K_h x K_w tiles of the old size. Right after growing, the
+token-mixing MLPs work on each tile as they did before, so the logits on the large image are the
+mean of those on its tiles; fine-tuning then lets the tiles talk to each other.
+"""
+
+from collections.abc import Mapping
+import math
+
+import numpy as np
+
+from mixer.errors import InputError
+
+
+def tiling(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
+  """How many tiles of the token grid `old` (rows, columns) lie along each side of `new`.
+
+  Raises:
+    InputError: a side is not a multiple; names the nearest that are.
+  """
+  faults = []
+  for side, have, want in zip(('rows', 'columns'), old, new):
+    if want % have:
+      below, above = want // have * have, -(-want // have) * have
+      valid = f'{below} or {above}' if below else f'{above}'
+      faults.append(f'{want} {side} are no multiple of {have}: use {valid}')
+  if faults:
+    raise InputError(
+      f'weights for a grid of {old} patches cannot grow to {new}: {"; ".join(faults)}. '
+      'Grown weights are copies of the old ones, one for each tile (appendix C of the paper).'
+    )
+  return new[0] // old[0], new[1] // old[1]
+
+
+def tile_major(grid: tuple[int, int], tiles: tuple[int, int]) -> np.ndarray:
+  """The row-major index, in the grown grid, of each token in tile-major order: int (n,).
+
+  Tile-major: all the tokens of the first tile in its own row-major order, then the next tile's.
+  """
+  (rows, columns), (down, across) = grid, tiles
+  index = np.arange(down * rows * across * columns)
+  return index.reshape(down, rows, across, columns).transpose(0, 2, 1, 3).ravel()
+
+
+def grow(params: Mapping, grid: tuple[int, int], tiles: tuple[int, int]) -> dict:
+  """Parameters for a grid `tiles` times as large as `grid`, in the released layout.
+
+  Every token-mixing MLP becomes block-diagonal over the tiles, its hidden width K_h * K_w times
+  as large; everything else keeps its shape and values. (Section 3 of the paper has W2 where
+  appendix C has W1 for the first layer; W1 it is.)
+  """
+  count, index = math.prod(tiles), tile_major(grid, tiles)
+  eye = np.eye(count, dtype=np.float32)
+
+  def grow_mlp(mlp):
+    first, second = mlp['Dense_0'], mlp['Dense_1']
+    into = np.empty((len(index), count * first['kernel'].shape[1]), np.float32)
+    into[index] = np.kron(eye, np.asarray(first['kernel']))
+    out = np.empty((count * second['kernel'].shape[0], len(index)), np.float32)
+    out[:, index] = np.kron(eye, np.asarray(second['kernel']))
+    bias = np.empty(len(index), np.float32)
+    bias[index] = np.tile(second['bias'], count)
+    return {
+      'Dense_0': {'kernel': into, 'bias': np.tile(first['bias'], count)},
+      'Dense_1': {'kernel': out, 'bias': bias},
+    }
+
+  return {
+    name: {**part, 'token_mixing': grow_mlp(part['token_mixing'])}
+    if name.startswith('MixerBlock_')
+    else part
+    for name, part in params.items()
+  }
