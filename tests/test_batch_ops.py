@@ -9,14 +9,6 @@ import scipy.special
 from mixer import batch_ops
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def test_normalize():
   """-1 + 2 x / 255 for every byte, exactly -1 and 1 at the ends."""
   pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)

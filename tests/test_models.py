@@ -37,14 +37,6 @@ TABLE_448 = {
 EPSILON = 1e-6
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def shapes_of(model, image_size=224):
   return jax.eval_shape(lambda key: models.init(model, key, image_size), jax.random.key(0))
 

@@ -16,14 +16,6 @@ TOTAL = 12
 SCHEDULE = {'warmup_steps': 3, 'decay': 'linear', 'linear_end': 1e-5}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make(**changes):
   values = {
     'optimizer': {'name': 'adam'},

@@ -17,14 +17,6 @@ from mixer import batch_ops, models, optim, sharding, training
 from mixer.errors import InputError
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make_mesh(data, fsdp):
   return Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ('data', 'fsdp'))
 

@@ -52,7 +52,8 @@ def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping],
     for batch in data.eval_batches(batch_size, **shard):
       batch = sharding.put(batch, mesh)
       if not compiled:
-        compiled.append(sums.lower(params, batch).compile())
+        with jax.set_mesh(mesh):  # for `layers.split_examples`
+          compiled.append(sums.lower(params, batch).compile())
         begin = time.perf_counter()  # images_per_sec leaves the compilation out
       pending.append(compiled[0](params, batch))
       if len(pending) == 2:  # the host stays one batch ahead of the device, and no more
