@@ -37,10 +37,9 @@ class Input(Protocol):
 
 
 # name -> (module, function); a module is imported when its source is asked for, since that of
-# 'tfds' loads TensorFlow.
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
-  'tfds': ('mixer.input.tfds', 'Tfds'),
+  'tfds': ('mixer.input.tfds', 'make'),
 }
 
 
