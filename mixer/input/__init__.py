@@ -36,9 +36,11 @@ class Input(Protocol):
     """Every example once; 'mask' is True for examples and False for padding."""
 
 
-# name -> (module, function); a module is imported when its source is asked for, since that of
+# name -> (module, function); a module is imported when its source is asked for, since those of
+# 'folder' and 'tfds' load TensorFlow.
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
+  'folder': ('mixer.input.folder', 'make'),
   'tfds': ('mixer.input.tfds', 'make'),
 }
 
