@@ -145,13 +145,7 @@ def _jpeg_shape(encoded):
 
 def _decode(encoded):
   """Any encoded image as uint8 (height, width, 3); of an animation, the first frame."""
-  start = tf.strings.substr(tf.strings.substr(encoded, 0, 12) + ' ' * 12, 0, 12)
-  is_webp = tf.strings.substr(start, 8, 4) == 'WEBP'
-  image = tf.cond(
-    is_webp,  # decode_image refuses one with an alpha channel or several frames
-    lambda: tf.io.decode_webp(encoded)[0, :, :, :3],
-    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-  )
+  image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   return tf.ensure_shape(image, (None, None, 3))
 
 

@@ -213,14 +213,19 @@ class _Files:
 
 
 def _for_tensorflow(encoded: bytes) -> bytes:
-  """TensorFlow takes the palette's indices in a BMP for grey values, and reads whole bytes only."""
-  bits = encoded[28:30]
-  if encoded[:2] != b'BM' or bits in (b'\x18\x00', b'\x20\x00'):
+  """The file, or as a plain BMP what TensorFlow 2.21 reads wrongly or not at all.
+
+  It takes the palette's indices in a BMP for grey values, refuses a WebP with an alpha channel, and
+  its op for animated WebP corrupts memory.
+  """
+  odd_bmp = encoded[:2] == b'BM' and encoded[28:30] not in (b'\x18\x00', b'\x20\x00')  # bits
+  odd_webp = encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP' and encoded[12:16] != b'VP8 '
+  if not odd_bmp and not odd_webp:
     return encoded
-  png = io.BytesIO()
+  plain = io.BytesIO()
   with Image.open(io.BytesIO(encoded)) as image:
-    image.convert('RGB').save(png, 'PNG')
-  return png.getvalue()
+    image.convert('RGB').save(plain, 'BMP')
+  return plain.getvalue()
 
 
 def _is_image(file: str) -> bool:
