@@ -9,7 +9,8 @@ LAYERS = [
   'train evaluate mixer.input.prepare',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
-  'mixer.input.arrays mixer.input.tfds',
+  'mixer.input.arrays mixer.input.folder mixer.input.tfds',
+  'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.pretrained mixer.reporting mixer.visualize mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',

@@ -1,4 +1,4 @@
-"""The two crops, against pixels computed with Pillow and numpy."""
+"""The crops, against pixels computed with Pillow and numpy."""
 
 import io
 
@@ -19,12 +19,13 @@ def ramp(height=SIDE, width=SIDE):
   return np.stack([columns, rows, np.full_like(rows, 77)], axis=-1)
 
 
-def crop_many(file, seeds, size=(SIZE, SIZE), **options):
-  """inception_crop for every seed: uint8 (len(seeds), *size, 3)."""
+def crop_many(file, seeds, size=(SIZE, SIZE), name='inception', **options):
+  """The crop called `name` for every seed: uint8 (len(seeds), *size, 3)."""
   import tensorflow as tf
 
   dataset = tf.data.Dataset.from_tensor_slices(np.array(seeds, np.int64))
-  dataset = dataset.map(lambda seed: crops.inception_crop(tf.constant(file), size, seed, **options))
+  function = crops.CROPS[name].function
+  dataset = dataset.map(lambda seed: function(tf.constant(file), size, seed=seed, **options))
   return next(dataset.batch(len(seeds)).as_numpy_iterator())
 
 
@@ -177,10 +178,7 @@ def test_the_shorter_side_is_scaled_by_areas_then_the_centre_cut(
   rows, columns = (area_matrix(to, of) for to, of in zip(scaled, shape))
   exact = np.einsum('yh,hwc,xw->yxc', rows, image.astype(float), columns)
   window = tuple(slice(begin, begin + extent) for begin, extent in zip(corner, size))
-  found = resized(image, size, resize)
-  # Truncated; float32 may fall on either side of an integer.
-  assert (found >= np.floor(exact[window] - 1e-3)).all()
-  assert (found <= np.floor(exact[window] + 1e-3)).all()
+  assert between(resized(image, size, resize), exact[window])
 
 
 @pytest.mark.parametrize('side', [255, 257, 333, 375, 500, 767, 1023])
@@ -188,6 +186,106 @@ def test_rounding_never_leaves_the_shorter_side_below_the_crop(side):
   for shape in ((side, side + 1), (side + 1, side)):
     found = resized(np.full((*shape, 3), 50, np.uint8), (256, 256), (256, 256))
     assert found.min() >= 49 and found.max() <= 50  # shares that add up to 1 - 1e-7, truncated
+
+
+def between(found, exact):
+  """`exact`, truncated; float32 may fall on either side of an integer."""
+  return (found >= np.floor(exact - 1e-3)).all() and (found <= np.floor(exact + 1e-3)).all()
+
+
+def squeezed(image, size):
+  """The image at `size`, bilinear without antialiasing, its shape not kept: float (*size, 3)."""
+  rows = bilinear(image.astype(float), size[0])
+  return bilinear(rows.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize('shape', [(50, 75), (75, 50), (20, 21), (300, 30)])
+@pytest.mark.parametrize(('size', 'resize'), [((24, 24), (32, 32)), ((20, 30), (24, 37))])
+def test_resize_is_the_centre_of_the_squeezed_image(shape, size, resize):
+  image = noise(*shape)
+  found = crops.resize_crop(sets.encode(image), size, resize=resize).numpy()
+  top, left = ((r - s) // 2 for s, r in zip(size, resize))
+  exact = squeezed(image, resize)[top : top + size[0], left : left + size[1]]
+  assert found.dtype == np.uint8 and found.shape == (*size, 3)
+  assert between(found, exact)
+
+
+@pytest.mark.parametrize('size', [(24, 24), (20, 30), (80, 90)])
+def test_direct_is_the_whole_squeezed_image(size):
+  image = noise(50, 75)
+  found = crops.direct(sets.encode(image), size).numpy()
+  assert found.dtype == np.uint8 and between(found, squeezed(image, size))
+
+
+@pytest.mark.parametrize('name', ['resize_random', 'resize_small_random'])
+def test_random_windows_are_uniform_flipped_half_and_all_reached(name):
+  """Without scaling: a window of the ramp tells its own place."""
+  image = ramp(40, 45)[:, :40] if name == 'resize_random' else ramp(40, 45)
+  seeds = [(5, i) for i in range(1500)]
+  found = crop_many(sets.encode(image), seeds, (32, 30), name, resize=(40, 40))
+  flipped = found[:, 0, 0, 0] > found[:, 0, -1, 0]
+  left, top = found[..., 0].min(axis=(1, 2)), found[..., 1].min(axis=(1, 2))
+  for one, mirror, x, y in zip(found, flipped, left, top):
+    window = image[y : y + 32, x : x + 30]
+    np.testing.assert_array_equal(one, window[:, ::-1] if mirror else window)
+  assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(seeds))
+  for place, room in ((left, image.shape[1] - 30), (top, 8)):
+    counts = np.bincount(place, minlength=room + 1)
+    expected = len(seeds) / (room + 1)
+    assert len(counts) == room + 1 and (abs(counts - expected) < 5 * np.sqrt(expected)).all()
+    assert abs(np.corrcoef(place, flipped)[0, 1]) < 4 / np.sqrt(len(seeds))
+  assert abs(np.corrcoef(left, top)[0, 1]) < 4 / np.sqrt(len(seeds))
+
+
+@pytest.mark.parametrize(
+  ('random', 'fixed'), [('resize_random', 'resize'), ('resize_small_random', 'resize_small')]
+)
+def test_random_crops_scale_as_those_of_evaluation(random, fixed):
+  """Where the window is all of the resized image, the two differ by the flip alone."""
+  file = sets.encode(noise(60, 60))
+  whole = crops.CROPS[fixed].function(file, (24, 24), resize=(24, 24)).numpy()
+  found = crop_many(file, [(0, i) for i in range(12)], (24, 24), random, resize=(24, 24))
+  images = {image.tobytes() for image in found}
+  assert images == {whole.tobytes(), whole[:, ::-1].tobytes()}
+
+
+@pytest.mark.parametrize('name', ['resize_random', 'resize_small_random'])
+def test_draws_of_random_crops_depend_on_both_words_of_the_seed(name):
+  file, seeds = sets.encode(ramp()), [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]
+  images = crop_many(file, seeds, name=name, resize=(190, 190))
+  assert len({image.tobytes() for image in images}) == 4
+  np.testing.assert_array_equal(images[0], images[4])
+
+
+def test_the_table_of_crops():
+  """Which are for training, and which take `resize`."""
+  facts = {name: (crop.random, crop.resizes) for name, crop in crops.CROPS.items()}
+  assert facts == {
+    'direct': (False, False),
+    'inception': (True, False),
+    'resize': (False, True),
+    'resize_random': (True, True),
+    'resize_small': (False, True),
+    'resize_small_random': (True, True),
+  }
+
+
+def test_a_truncated_jpeg_passes_where_the_inception_crop_lies_in_what_is_there():
+  import tensorflow as tf
+
+  file = sets.encode(noise(120, 150), 'JPEG', quality=95)
+  cut = file[: len(file) * 3 // 4]
+  passed = 0
+  for i in range(20):
+    try:
+      crops.inception_crop(cut, (8, 8), (0, i))
+      passed += 1
+    except tf.errors.InvalidArgumentError:
+      pass
+  assert 0 < passed < 20
+  for name in ('resize', 'resize_small'):  # these decode all of it
+    with pytest.raises(tf.errors.InvalidArgumentError, match='Invalid JPEG data'):
+      crops.CROPS[name].function(cut, (8, 8), resize=(10, 10))
 
 
 def test_all_formats_give_three_channels():

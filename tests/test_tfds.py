@@ -392,7 +392,10 @@ def test_features_that_are_not_there(open_set, arguments, text):
   ('crop', 'resize'), [('inception', 20), ('resize_small', None), ('centre', None), ('centre', 20)]
 )
 def test_crops_and_resizes_that_do_not_go_together(open_set, crop, resize):
-  text = f'crop={crop!r} with resize={resize!r}: use "inception" without or "resize_small" with it.'
+  text = (
+    f"crop={crop!r} with resize={resize!r}: use one of ['direct', 'inception'] without or one of "
+    "['resize', 'resize_random', 'resize_small', 'resize_small_random'] with it."
+  )
   fails_with(text, open_set, crop=crop, resize=resize)
 
 

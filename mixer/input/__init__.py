@@ -36,11 +36,12 @@ class Input(Protocol):
     """Every example once; 'mask' is True for examples and False for padding."""
 
 
-# name -> (module, function); a module is imported when its source is asked for, since that of
-# 'tfds' loads TensorFlow.
+# name -> (module, function); a module is imported when its source is asked for, since those of
+# 'folder' and 'tfds' load TensorFlow.
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
-  'tfds': ('mixer.input.tfds', 'Tfds'),
+  'folder': ('mixer.input.folder', 'make'),
+  'tfds': ('mixer.input.tfds', 'make'),
 }
 
 

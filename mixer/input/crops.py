@@ -1,22 +1,35 @@
 """From an encoded image to uint8 pixels of the model's size, in TensorFlow ops.
 
-`size` is (height, width) throughout; every op returns uint8 (height, width, channels).
+`size` is (height, width) throughout; every op returns uint8 (height, width, 3). A `seed` is an
+int64 (2,) tensor: the same seed gives the same pixels.
 """
 
-import tensorflow as tf
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mixer import runtime
+from mixer.errors import InputError
+
+tf = runtime.tensorflow()
 
 
-def inception_crop(encoded, size, seed, *, channels=3, area_range=(0.05, 1.0)):
+class Crop(NamedTuple):
+  """A way to the model's size: function(encoded, size[, resize=][, seed=]) -> image."""
+
+  function: Callable
+  random: bool  # takes `seed`: for training
+  resizes: bool  # takes `resize`, (height, width)
+
+
+def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
   """A random part of the image, of random shape, resized; then flipped half of the time.
 
   The paper's pre-training crop: area 5-100 %, aspect 3/4 to 4/3, bilinear, only the crop is
-  decoded. `seed` is an int64 (2,) tensor: the same seed gives the same pixels.
+  decoded. So a JPEG whose data end early passes where the crop lies in the part that is there.
   """
   is_jpeg = tf.io.is_jpeg(encoded)
-  decoded = tf.cond(
-    is_jpeg, lambda: tf.zeros((1, 1, channels), tf.uint8), lambda: _decode(encoded, channels)
-  )
-  shape = tf.cond(is_jpeg, lambda: _jpeg_shape(encoded, channels), lambda: tf.shape(decoded))
+  decoded = tf.cond(is_jpeg, lambda: tf.zeros((1, 1, 3), tf.uint8), lambda: _decode(encoded))
+  shape = tf.cond(is_jpeg, lambda: _jpeg_shape(encoded), lambda: tf.shape(decoded))
   begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
     shape,
     tf.zeros((1, 0, 4), tf.float32),
@@ -29,37 +42,111 @@ def inception_crop(encoded, size, seed, *, channels=3, area_range=(0.05, 1.0)):
   window = tf.concat([begin[:2], extent[:2]], axis=0)
   image = tf.cond(
     is_jpeg,
-    lambda: tf.io.decode_and_crop_jpeg(encoded, window, channels=channels),
+    lambda: tf.io.decode_and_crop_jpeg(encoded, window, channels=3),
     lambda: tf.slice(decoded, [begin[0], begin[1], 0], [extent[0], extent[1], -1]),
   )
-  image = _to_uint8(tf.image.resize(image, size, 'bilinear'))
-  flip = tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(seed, 1)) < 0.5
-  image = tf.cond(flip, lambda: tf.reverse(image, axis=[1]), lambda: image)
-  return tf.ensure_shape(image, (*size, channels))
+  return _flip(_bilinear(image, size), seed)
 
 
-def resize_small_crop(encoded, size, *, channels=3, resize):
+def direct(encoded, size):
+  """The whole image, its shape not kept: vision_transformer's evaluation."""
+  return _bilinear(_decode(encoded), size)
+
+
+def resize_crop(encoded, size, *, resize):
+  """The centre of the image resized to `resize`, its shape not kept: the paper's evaluation (i)."""
+  return _centre(_bilinear(_decode(encoded), resize), size)
+
+
+def resize_random_crop(encoded, size, seed, *, resize):
+  """A random part of the image resized to `resize`, flipped half of the time: BiT's fine-tuning."""
+  return _flip(_window(_bilinear(_decode(encoded), resize), size, seed), seed)
+
+
+def resize_small_crop(encoded, size, *, resize):
   """The centre of the image after its shorter side has become `resize` pixels (area filter).
 
   The paper's evaluation (ii). A rectangular `size` with `resize` (height, width) scales the
   image so that it just covers `resize`, keeping its shape.
   """
-  image = _decode(encoded, channels)
+  return _centre(_cover(_decode(encoded), resize), size)
+
+
+def resize_small_random_crop(encoded, size, seed, *, resize):
+  """The same with a random part, flipped half of the time: big_vision's fine-tuning."""
+  return _flip(_window(_cover(_decode(encoded), resize), size, seed), seed)
+
+
+CROPS = {
+  'direct': Crop(direct, random=False, resizes=False),
+  'inception': Crop(inception_crop, random=True, resizes=False),
+  'resize': Crop(resize_crop, random=False, resizes=True),
+  'resize_random': Crop(resize_random_crop, random=True, resizes=True),
+  'resize_small': Crop(resize_small_crop, random=False, resizes=True),
+  'resize_small_random': Crop(resize_small_random_crop, random=True, resizes=True),
+}
+
+
+def find(name: str, image_size, resize) -> Crop:
+  """The crop called `name`, or InputError if it is not there or does not go with the sizes."""
+  if name not in CROPS or CROPS[name].resizes != (resize is not None):
+    having, lacking = ([n for n, c in CROPS.items() if c.resizes == r] for r in (True, False))
+    raise InputError(
+      f'crop={name!r} with resize={resize!r}: use one of {lacking} without or one of {having} '
+      'with it.'
+    )
+  if resize and any(s > r for s, r in zip(pair(image_size), pair(resize), strict=True)):
+    raise InputError(f'a crop of {image_size} pixels needs resize >= it; got resize={resize}.')
+  return CROPS[name]
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+  """(height, width)."""
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _bilinear(image, size):
+  return tf.ensure_shape(_to_uint8(tf.image.resize(image, size, 'bilinear')), (*size, 3))
+
+
+def _cover(image, resize):
+  """The image scaled so that it just covers `resize`."""
   height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
   factor = tf.maximum(resize[0] / height, resize[1] / width)
   scaled = tf.cast(tf.round(tf.stack([height * factor, width * factor])), tf.int32)
-  image = _to_uint8(tf.image.resize(image, scaled, 'area'))
-  top, left = tf.unstack((scaled - tf.constant(size)) // 2)
-  return tf.ensure_shape(image[top : top + size[0], left : left + size[1]], (*size, channels))
+  return _to_uint8(tf.image.resize(image, scaled, 'area'))
 
 
-def _jpeg_shape(encoded, channels):
-  return tf.concat([tf.io.extract_jpeg_shape(encoded)[:2], [channels]], axis=0)
+def _centre(image, size):
+  return _cut(image, (tf.shape(image)[:2] - size) // 2, size)
 
 
-def _decode(encoded, channels):
-  """Any encoded image as uint8 (height, width, channels); of an animation, the first frame."""
-  return tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+def _window(image, size, seed):
+  """A part of the image, all of whose places are equally likely."""
+  room = tf.cast(tf.shape(image)[:2] - size, tf.float32)
+  share = tf.random.stateless_uniform((2,), tf.random.experimental.stateless_fold_in(seed, 0))
+  return _cut(image, tf.cast(share * (room + 1), tf.int32), size)
+
+
+def _cut(image, corner, size):
+  top, left = tf.unstack(corner)
+  return tf.ensure_shape(image[top : top + size[0], left : left + size[1]], (*size, 3))
+
+
+def _flip(image, seed):
+  flip = tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(seed, 1)) < 0.5
+  flipped = tf.cond(flip, lambda: tf.reverse(image, axis=[1]), lambda: image)
+  return tf.ensure_shape(flipped, image.shape)
+
+
+def _jpeg_shape(encoded):
+  return tf.concat([tf.io.extract_jpeg_shape(encoded)[:2], [3]], axis=0)
+
+
+def _decode(encoded):
+  """Any encoded image as uint8 (height, width, 3); of an animation, the first frame."""
+  image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  return tf.ensure_shape(image, (None, None, 3))
 
 
 def _to_uint8(image):

@@ -1,6 +1,6 @@
 """Any TensorFlow Datasets image set that has been prepared on disk. Never downloads."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 import os
 
 import numpy as np
@@ -8,131 +8,72 @@ import tensorflow_datasets as tfds
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import crops, order, randaugment, records
+from mixer.input import images, records
 
 tf = runtime.tensorflow()
 
-_READ_AHEAD = 16  # records that one call into Python fetches
 _READERS = {
   tfds.core.FileFormat.TFRECORD: records.TFRecords,
   tfds.core.FileFormat.ARRAY_RECORD: records.ArrayRecords,
 }
-CROPS = ('inception', 'resize_small')
 
 
-class Tfds:
-  """An input over one split of a prepared data set, cropped to one size; see `input.Input`."""
+def make(
+  *,
+  name: str,
+  split: str,
+  batch_size: int,
+  image_size: int | tuple[int, int],
+  crop: str,
+  resize: int | tuple[int, int] | None = None,
+  randaugment_layers: int = 0,
+  randaugment_magnitude: float = 0,
+  data_dir: str | None = None,
+  image_key: str = 'image',
+  label_key: str = 'label',
+) -> images.Images:
+  """An input over one split of a prepared data set.
 
-  def __init__(
-    self,
-    *,
-    name: str,
-    split: str,
-    batch_size: int,
-    image_size: int | tuple[int, int],
-    crop: str,
-    resize: int | tuple[int, int] | None = None,
-    randaugment_layers: int = 0,
-    randaugment_magnitude: float = 0,
-    data_dir: str | None = None,
-    image_key: str = 'image',
-    label_key: str = 'label',
-  ):
-    """Opens the set and finds its records.
+  Args:
+    name: of the data set, with '/config' and ':version' where it needs them.
+    split: in the syntax of TFDS, such as 'train[:99%]'.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude: see
+      `images.Images`.
+    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
-    Args:
-      name: of the data set, with '/config' and ':version' where it needs them.
-      split: in the syntax of TFDS, such as 'train[:99%]'.
-      batch_size: the global one.
-      image_size: pixels of a side, or (height, width).
-      crop: 'inception' (random crop and flip, for training) or 'resize_small' (shorter side
-        to `resize`, then the centre).
-      resize: for 'resize_small'; an int or (height, width).
-      randaugment_layers, randaugment_magnitude: see `randaugment`; after 'inception' only.
-      data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
+  Raises:
+    InputError: the set, split or feature is not there; says where it looked and what to do.
+  """
+  return images.Images(
+    lambda: _Records(_open_builder(name, data_dir), split, image_key, label_key),
+    batch_size=batch_size,
+    image_size=image_size,
+    crop=crop,
+    resize=resize,
+    randaugment_layers=randaugment_layers,
+    randaugment_magnitude=randaugment_magnitude,
+  )
 
-    Raises:
-      InputError: the set, split or feature is not there; says where it looked and what to do.
-    """
-    if crop not in CROPS or (crop == 'resize_small') != (resize is not None):
-      raise InputError(
-        f'crop={crop!r} with resize={resize!r}: use "inception" without or "resize_small" with it.'
-      )
-    if resize and any(s > r for s, r in zip(_pair(image_size), _pair(resize), strict=True)):
-      raise InputError(f'a crop of {image_size} pixels needs resize >= it; got resize={resize}.')
-    builder = _open_builder(name, data_dir)
+
+class _Records:
+  """The serialised examples of a split; see `images.Examples`."""
+
+  dtypes = (tf.string,)
+
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
     self._records = _open_records(builder, split)
     self._features, labels = _features(builder, image_key, label_key)
     self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
-    self._crop, self._resize = crop, _pair(resize) if resize is not None else None
-    self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
-    self.num_examples, self.batch_size = len(self._records), batch_size
+    self._where = f'{builder.info.full_name}, split {split!r}, example'
+    self.num_examples = len(self._records)
     self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
-    self.image_size, self.channels = _pair(image_size), 3
-    self.preprocessing = {
-      'name': crop,
-      'resize': self._resize,
-      'crop': self.image_size,
-      'value_range': [-1, 1],
-    }
 
-  def train_batches(
-    self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches from number `first_batch` on, without end."""
-    local = self.batch_size // num_shards
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
+    return (np.array(self._records.read(indices), dtype=object),)
 
-    def fetch(first):
-      sequence = first + np.arange(_READ_AHEAD)  # counts this process's rows since step 0
-      positions = sequence // local * self.batch_size + shard * local + sequence % local
-      indices = order.examples(positions, self.num_examples, seed)
-      return np.array(self._records.read(indices), dtype=object), positions
-
-    def example(record, position):
-      image, label = self._parse(record)
-      return {'image': self._train_image(image, tf.stack([seed, position])), 'label': label}
-
-    starts = tf.data.Dataset.range(first_batch * local, np.iinfo(np.int64).max, _READ_AHEAD)
-    dataset = self._fetched(starts, fetch, (tf.string, tf.int64))
-    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
-    return _numpy(dataset.batch(local, drop_remainder=True))
-
-  def eval_batches(
-    self, batch_size: int, shard: int = 0, num_shards: int = 1
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, with a bool 'mask' that is False for padding."""
-    if self._crop == 'inception':
-      raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
-    batches = list(order.padded_batches(self.num_examples, batch_size, shard, num_shards))
-    indices = np.concatenate([index for index, _ in batches])
-    masks = np.concatenate([mask for _, mask in batches])
-
-    def fetch(first):
-      part = slice(first, first + _READ_AHEAD)
-      return np.array(self._records.read(indices[part]), dtype=object), masks[part]
-
-    def example(record, mask):
-      image, label = self._parse(record)
-      return {'image': self._eval_image(image), 'label': label, 'mask': mask}
-
-    starts = tf.data.Dataset.range(0, len(indices), _READ_AHEAD)
-    dataset = self._fetched(starts, fetch, (tf.string, tf.bool))
-    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
-    return _numpy(dataset.batch(batch_size // num_shards, drop_remainder=True))
-
-  def _fetched(self, starts, fetch, types):
-    """One element per record; `fetch` maps the first of a run of rows to the whole run."""
-
-    def call(first):
-      columns = tf.numpy_function(fetch, [first], types, stateful=False)
-      return tuple(tf.ensure_shape(column, [None]) for column in columns)
-
-    return starts.map(call, num_parallel_calls=2, deterministic=True).unbatch()
-
-  def _parse(self, record):
-    """(encoded image, label) of a serialised example."""
+  def parse(self, record) -> tuple[tf.Tensor, tf.Tensor]:
     skip = {self._image_key: tfds.decode.SkipDecoding()}
     example = self._features.deserialize_example(record, decoders=skip)
     label = example[self._label_key]
@@ -141,24 +82,8 @@ class Tfds:
       return example[self._image_key], hot
     return example[self._image_key], tf.cast(label, tf.int32)
 
-  def _train_image(self, encoded, seed):
-    if self._crop == 'inception':
-      image = crops.inception_crop(encoded, self.image_size, seed)
-      return randaugment.randaugment(image, seed, **self._randaugment)
-    return self._eval_image(encoded)
-
-  def _eval_image(self, encoded):
-    return crops.resize_small_crop(encoded, self.image_size, resize=self._resize)
-
-
-def _pair(size) -> tuple[int, int]:
-  return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _numpy(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
-  options = tf.data.Options()
-  options.deterministic = True
-  return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+  def describe(self, index: int) -> str:
+    return f'{self._where} {index}'
 
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -1,0 +1,180 @@
+"""The tf.data pipeline of every source of encoded images: order, crops, batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+import re
+from typing import Protocol
+
+import numpy as np
+
+from mixer import runtime
+from mixer.errors import InputError
+from mixer.input import crops, order, randaugment
+
+tf = runtime.tensorflow()
+
+_READ_AHEAD = 16  # examples that one call into Python fetches
+_NAMED = 10  # of the bad examples in a batch
+
+
+class Examples(Protocol):
+  """Encoded images with labels, read by number."""
+
+  num_examples: int
+  num_classes: int
+  class_names: tuple[str, ...]
+  dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """What is stored of the examples, as columns; called from several threads."""
+
+  def parse(self, *row) -> tuple[tf.Tensor, tf.Tensor]:
+    """(encoded image, label) of one row of those, in TensorFlow ops."""
+
+  def describe(self, index: int) -> str:
+    """Where an example is, for a person."""
+
+
+class Images:
+  """An input over encoded images, cropped to one size; see `input.Input`."""
+
+  def __init__(
+    self,
+    examples: Callable[[], Examples],
+    *,
+    batch_size: int,
+    image_size: int | tuple[int, int],
+    crop: str,
+    resize: int | tuple[int, int] | None = None,
+    randaugment_layers: int = 0,
+    randaugment_magnitude: float = 0,
+  ):
+    """Checks that the arguments go together, then opens the examples.
+
+    Args:
+      examples: opens what is read.
+      batch_size: the global one.
+      image_size: pixels of a side, or (height, width).
+      crop: a name in `crops.CROPS`.
+      resize: an int or (height, width), for the crops that take it.
+      randaugment_layers, randaugment_magnitude: see `randaugment`; after a random crop only.
+
+    Raises:
+      InputError: the crop is unknown, or they do not go together.
+    """
+    self._crop = crops.find(crop, image_size, resize)
+    if randaugment_layers and not self._crop.random:
+      random = [name for name, one in crops.CROPS.items() if one.random]
+      raise InputError(
+        f'randaugment_layers={randaugment_layers} after crop={crop!r}, which has no randomness: '
+        f'use one of {random}, or 0 layers.'
+      )
+    self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
+    self._resize = None if resize is None else crops.pair(resize)
+    self.image_size, self.channels = crops.pair(image_size), 3
+    self._examples = examples()
+    self.batch_size, self.num_examples = batch_size, self._examples.num_examples
+    self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
+    self.preprocessing = {
+      'name': crop,
+      'resize': self._resize,
+      'crop': self.image_size,
+      'value_range': [-1, 1],
+    }
+
+  def train_batches(
+    self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches from number `first_batch` on, without end."""
+    local = self.batch_size // num_shards
+
+    def rows(first, count):
+      sequence = first + np.arange(count)  # counts this process's rows since step 0
+      positions = sequence // local * self.batch_size + shard * local + sequence % local
+      return order.examples(positions, self.num_examples, seed), positions
+
+    def example(position, *row):
+      encoded, label = self._examples.parse(*row)
+      return {'image': self._train_image(encoded, tf.stack([seed, position])), 'label': label}
+
+    starts = tf.data.Dataset.range(first_batch * local, np.iinfo(np.int64).max, _READ_AHEAD)
+    return self._batches(starts, rows, tf.int64, example, local, first_batch)
+
+  def eval_batches(
+    self, batch_size: int, shard: int = 0, num_shards: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, with a bool 'mask' that is False for padding."""
+    if self._crop.random:
+      raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
+    batches = list(order.padded_batches(self.num_examples, batch_size, shard, num_shards))
+    indices = np.concatenate([index for index, _ in batches])
+    masks = np.concatenate([mask for _, mask in batches])
+
+    def rows(first, count):
+      return indices[first : first + count], masks[first : first + count]
+
+    def example(mask, *row):
+      encoded, label = self._examples.parse(*row)
+      return {'image': self._cropped(encoded), 'label': label, 'mask': mask}
+
+    starts = tf.data.Dataset.range(0, len(indices), _READ_AHEAD)
+    return self._batches(starts, rows, tf.bool, example, batch_size // num_shards)
+
+  def _batches(self, starts, rows, dtype, example: Callable, local: int, first_batch: int = 0):
+    """Batches of `local` times `example`, of the numbers and the word that `rows` has for each."""
+
+    def fetch(first):
+      indices, words = rows(first, _READ_AHEAD)
+      return words, *self._examples.fetch(indices)
+
+    def call(first):
+      columns = tf.numpy_function(fetch, [first], (dtype, *self._examples.dtypes), stateful=False)
+      return tuple(tf.ensure_shape(column, [None]) for column in columns)
+
+    dataset = starts.map(call, num_parallel_calls=2, deterministic=True).unbatch()
+    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
+    options = tf.data.Options()
+    options.deterministic = True
+    dataset = dataset.batch(local, drop_remainder=True).prefetch(2).with_options(options)
+    iterator = dataset.as_numpy_iterator()
+
+    def guarded():
+      number = first_batch
+      try:
+        for batch in iterator:
+          yield batch
+          number += 1
+      except tf.errors.OpError:
+        self._blame(*rows(number * local, local), example)
+        raise  # no example's own
+
+    return guarded()
+
+  def _blame(self, indices, words, example: Callable) -> None:
+    """Makes the examples of a batch that failed one by one, and names the bad ones."""
+    faults = {}
+    for index, word in zip(indices, words, strict=True):
+      try:
+        example(word, *(column[0] for column in self._examples.fetch([index])))
+      except (tf.errors.OpError, OSError, ValueError) as fault:
+        faults[self._examples.describe(index)] = _reason(fault)
+    if faults:
+      told = [f'{where}: {reason}' for where, reason in list(faults.items())[:_NAMED]]
+      raise InputError(
+        '\n  '.join([f'{len(faults)} bad images in one batch; replace or remove them:', *told])
+      )
+
+  def _train_image(self, encoded, seed):
+    if not self._crop.random:
+      return self._cropped(encoded)
+    image = self._cropped(encoded, seed=seed)
+    return randaugment.randaugment(image, seed, **self._randaugment)
+
+  def _cropped(self, encoded, **seed):
+    resize = {'resize': self._resize} if self._crop.resizes else {}
+    return self._crop.function(encoded, self.image_size, **resize, **seed)
+
+
+def _reason(fault: Exception) -> str:
+  """TensorFlow's message without the names of its nodes."""
+  text = fault.message if isinstance(fault, tf.errors.OpError) else str(fault)
+  return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', text, flags=re.DOTALL)
