@@ -13,7 +13,7 @@ LAYERS = [
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.pretrained mixer.reporting mixer.visualize mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
-  'mixer.settings mixer.runtime',
+  'mixer.settings mixer.runtime mixer.labels',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}
