@@ -1,6 +1,8 @@
-"""Files that are never seen half-written."""
+"""Files that are never seen half-written, and what image files are called."""
 
 from etils import epath
+
+IMAGE_ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
 
 
 def write(path: epath.Path, content: bytes) -> None:

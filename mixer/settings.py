@@ -52,17 +52,23 @@ def config(flag: flags.FlagHolder) -> dict:
     raise InputError(str(fault)) from fault
 
 
-def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
+def run(main: Callable[..., None], *, arguments: bool = False, keep_unknown: bool = False) -> None:
   """Runs an entry point under absl; what the user can mend is told in words, with status 2.
 
-  With `keep_unknown`, flags that nobody defined are handed to `main` as a list.
+  With `arguments`, the words on the command line that belong to no flag are handed to `main` as a
+  list; with `keep_unknown`, those and the flags that nobody defined.
   """
 
   def guarded(argv):
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
     try:
-      main(argv[1:]) if keep_unknown else main()
+      if arguments or keep_unknown:
+        main(argv[1:])
+      elif argv[1:]:
+        raise InputError(f'{argv[1:]} belong to no flag; flags are written --name=value.')
+      else:
+        main()
     except InputError as error:
       sys.exit(_fail(error, 2))
     except Diverged as error:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 import math
 
-import flax.linen as nn
 import numpy as np
 
 from mixer import growth, models, pretrained
 from mixer.errors import InputError
-from mixer.models import layers
+from mixer.models import layers, mlp_mixer
 
 HEAD_POLICIES = ('auto', 'keep', 'reset')
 
@@ -18,7 +17,7 @@ def load(
   path: str,
   head: str,
   from_size: layers.Size,
-  model: nn.Module,
+  model: mlp_mixer.MlpMixer,
   image_size: layers.Size,
   channels: int,
 ) -> tuple[dict, str]:
@@ -40,7 +39,7 @@ def load(
 
 def start_from(
   params: Mapping,
-  model: nn.Module,
+  model: mlp_mixer.MlpMixer,
   *,
   source: str,
   image_size: layers.Size,

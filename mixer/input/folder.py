@@ -11,11 +11,11 @@ from PIL import Image
 
 from mixer import runtime
 from mixer.errors import InputError
+from mixer.files import IMAGE_ENDINGS
 from mixer.input import images
 
 tf = runtime.tensorflow()
 
-FORMATS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
 # The names under which a split's own folder is looked for.
 SPLITS = {
   'train': ('train',),
@@ -169,7 +169,7 @@ def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
     told = ', '.join(others[:_TOLD]) + (', ...' if len(others) > _TOLD else '')
     logging.warning(
       '%s: %d entries are not read, since they are no CLASS/*{%s}: %s',
-      folder, len(others), ','.join(FORMATS), told,
+      folder, len(others), ','.join(IMAGE_ENDINGS), told,
     )  # fmt: skip
   return files
 
@@ -178,7 +178,7 @@ def _check(where: str, files: dict[str, list[str]], *, needed: bool) -> None:
   empty = [name for name, of in files.items() if not of]
   if empty and (needed or len(empty) == len(files)):
     raise InputError(
-      f'{where} has class folders without images ({", ".join(FORMATS)}): {empty}. '
+      f'{where} has class folders without images ({", ".join(IMAGE_ENDINGS)}): {empty}. '
       'Remove them, or add images.'
     )
   if empty:
@@ -229,7 +229,7 @@ def _for_tensorflow(encoded: bytes) -> bytes:
 
 
 def _is_image(file: str) -> bool:
-  return file.lower().endswith(FORMATS) and not file.startswith('.')
+  return file.lower().endswith(IMAGE_ENDINGS) and not file.startswith('.')
 
 
 def _folders(path: str) -> list[str]:

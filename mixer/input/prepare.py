@@ -17,8 +17,9 @@ from etils import epath
 
 from mixer import settings
 from mixer.errors import InputError
+from mixer.files import IMAGE_ENDINGS
 
-FORMATS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
+FORMATS = tuple(ending for ending in IMAGE_ENDINGS if ending != '.webp')  # TFDS takes no WebP
 
 _NAME = flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Name of its only split.')

@@ -1,0 +1,122 @@
+"""Single image files, as the pixels that an evaluation makes of them."""
+
+from collections.abc import Callable, Iterable, Mapping
+import io
+
+from etils import epath
+import numpy as np
+
+from mixer import runtime
+from mixer.errors import InputError
+from mixer.files import IMAGE_ENDINGS
+
+Decode = Callable[[bytes], np.ndarray]
+
+
+def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
+  """The files among `paths` as they are, and in place of a folder all the images in it, sorted.
+
+  Folders are walked to any depth; hidden files in them are left out.
+
+  Raises:
+    InputError: a path that is not there, a folder without images, or no path at all.
+  """
+  found: list[epath.Path] = []
+  for path in (epath.Path(path).expanduser() for path in paths):
+    if not path.exists():
+      raise InputError(f'no file or folder {path}.')
+    files = _walk(path) if path.is_dir() else [path]
+    if not files:
+      raise InputError(f'the folder {path} has no image: no {", ".join(IMAGE_ENDINGS)} file.')
+    found += files
+  if not found:
+    raise InputError('no image is given; name image files or folders of them.')
+  return found
+
+
+def _walk(folder: epath.Path) -> list[epath.Path]:
+  files = (parent / name for parent, _, names in folder.walk() for name in names)
+  return sorted(
+    path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
+  )
+
+
+def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) -> Decode:
+  """A function from the content of an image file to uint8 (height, width, channels).
+
+  The function raises InputError, with the reason alone, for a file that it can not use.
+
+  Args:
+    preprocessing: that of an `input.Input`: 'name', a key of DECODERS, and its arguments.
+    image_size: (height, width) that the model takes.
+    channels: of the model.
+
+  Raises:
+    InputError: a preprocessing that is not known here.
+  """
+  name, values = preprocessing['name'], preprocessing['value_range']
+  if name not in DECODERS or list(values) != [-1, 1]:
+    raise InputError(
+      f'unknown preprocessing {name!r} to {values}; known are {sorted(DECODERS)} to [-1, 1].'
+    )
+  return DECODERS[name](preprocessing, tuple(image_size), channels)
+
+
+def _exact(_, size: tuple[int, int], channels: int) -> Decode:
+  """For models of in-memory data, which nothing was ever done to."""
+  from PIL import Image
+
+  def decode(content: bytes) -> np.ndarray:
+    try:
+      image = Image.open(io.BytesIO(content))
+      if (image.height, image.width) == size:  # of others, only the header is read
+        image = image.convert({'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
+      raise InputError(str(fault).replace('BytesIO object', 'content')) from fault
+    bands = len(image.getbands())
+    if (image.height, image.width, bands) != (*size, channels) or image.mode not in _EIGHT_BITS:
+      raise InputError(
+        f'it has {image.height} x {image.width} pixels of {bands} channels ({image.mode}), and the '
+        f'model takes {size[0]} x {size[1]} of {channels} as they are'
+      )
+    return np.asarray(image).reshape(*size, channels)
+
+  return decode
+
+
+_EIGHT_BITS = ('L', 'LA', 'RGB', 'RGBA')  # Pillow's modes with a byte a channel
+
+
+def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> Decode:
+  """The crop of that name in `mixer.input.crops`, as the inputs use it."""
+  try:
+    tf = runtime.tensorflow()
+    from mixer.input import crops  # loads TensorFlow
+  except ImportError as fault:
+    raise InputError(
+      f'the preprocessing {preprocessing["name"]!r} needs a package that is not installed: '
+      f'{fault}. Install requirements.txt.'
+    ) from fault
+  resize = preprocessing.get('resize')
+  crop = crops.find(preprocessing['name'], size, resize)
+  if crop.random or channels != 3:
+    raise InputError(
+      f'a single image needs a crop without randomness and a model of 3 channels, not '
+      f'{preprocessing["name"]!r} and {channels}.'
+    )
+  arguments = {'resize': crops.pair(resize)} if crop.resizes else {}
+
+  def decode(content: bytes) -> np.ndarray:
+    try:
+      with tf.device('CPU'):
+        image = crop.function(tf.constant(content), size, **arguments)
+    except tf.errors.OpError as fault:
+      reason = fault.message.partition('}} ')[2].partition(' [Op:')[0]
+      raise InputError(reason or fault.message) from fault
+    return image.numpy()
+
+  return decode
+
+
+# In-memory inputs do nothing to an image; the others are named after their crop.
+DECODERS = {'none': _exact, 'direct': _cropped, 'resize': _cropped, 'resize_small': _cropped}

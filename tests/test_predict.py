@@ -1,0 +1,512 @@
+"""mixer.predict as a user meets it, and what it makes of model files and of image files."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from mixer import input as inputs
+from mixer import labels, model_files, models, pretrained
+from mixer.errors import InputError
+from mixer.input import single_images
+from mixer.models import mlp_mixer
+import runs
+import sets
+
+SMALL = dict(num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24, patch_size=16)
+
+
+def predict(*words, env):
+  """(exit status, standard output, standard error)."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'mixer.predict', '--require=cpu', *map(str, words)],
+    cwd=runs.ROOT, env=env, text=True, capture_output=True, timeout=300,
+  )  # fmt: skip
+  return done.returncode, done.stdout, done.stderr
+
+
+def random_params(image_size, num_classes=1000, channels=3, **options):
+  net = models.build('Mixer', num_classes, **SMALL, **options)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32),
+    models.shapes(net, image_size, channels),
+  )
+
+
+def outputs(params, pixels, num_classes):
+  """What the model returns for uint8 pixels."""
+  patch = params['stem']['kernel'].shape[0]
+  first = params['MixerBlock_0']
+  net = models.build(
+    'Mixer',
+    num_classes,
+    patch_size=patch,
+    num_blocks=sum(name.startswith('MixerBlock_') for name in params),
+    hidden_dim=len(params['stem']['bias']),
+    tokens_mlp_dim=len(first['token_mixing']['Dense_0']['bias']),
+    channels_mlp_dim=len(first['channel_mixing']['Dense_0']['bias']),
+  )
+  used = {k: v for k, v in params.items() if k != 'head' or num_classes}
+  return np.asarray(net.apply({'params': used}, np.float32(pixels) / 127.5 - 1))
+
+
+@pytest.fixture(scope='module')
+def env(tmp_path_factory):
+  return runs.environment(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture(scope='module')
+def without_tensorflow(tmp_path_factory, env):
+  path = tmp_path_factory.mktemp('site')
+  (path / 'sitecustomize.py').write_text('import sys\nsys.modules["tensorflow"] = None\n')
+  return {**env, 'PYTHONPATH': str(path)}
+
+
+# --- A model of train.py -------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, env):
+  path = tmp_path_factory.mktemp('run') / 'digits'
+  flags = runs.train_flags(
+    path, *runs.TINY, '--config.total_steps=100', '--config.optim.schedule.warmup_steps=10',
+    '--config.model.dropout=0.0',
+    *(f'--config.every.{name}=100' for name in ('log', 'evaluate', 'checkpoint')),
+  )  # fmt: skip
+  status, output = runs.run('train.py', *flags, env=env)
+  assert status == 0, output
+  return path
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+  """(folder of PNG files of the test digits, their pixels, their labels)."""
+  folder = tmp_path_factory.mktemp('digits')
+  data = inputs.build(source='digits', split='test', batch_size=360)
+  batch = next(data.eval_batches(360, 0, 1))
+  for i, image in enumerate(batch['image']):
+    path = folder / f'{i // 100}' / f'{i:03}.png'
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(image[..., 0]).save(path)
+  return folder, batch['image'], batch['label']
+
+
+def test_predictions_are_what_evaluation_counted(workdir, digits, without_tensorflow):
+  folder, pixels, truth = digits
+  status, output, errors = predict(
+    f'--checkpoint={workdir}', '--json', '--batch_size=77', folder, env=without_tensorflow
+  )
+  assert status == 0 and errors == ''
+  found = [json.loads(line) for line in output.splitlines()]
+  assert [line['file'] for line in found] == [str(p) for p in sorted(folder.glob('*/*.png'))]
+  top1 = np.mean([line['top'][0]['index'] == label for line, label in zip(found, truth)])
+  top5 = np.mean(
+    [label in [guess['index'] for guess in line['top']] for line, label in zip(found, truth)]
+  )
+  row = runs.rows(workdir)[-1]
+  assert (top1, top5) == (row['test/top1'], row['test/top5']) and 0.3 < top1 < 1
+
+  logits = outputs(pretrained.load(workdir / 'model.npz'), pixels, 10)
+  wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  for line, row in zip(found, wanted):
+    indices = [guess['index'] for guess in line['top']]
+    values = [guess['probability'] for guess in line['top']]
+    np.testing.assert_allclose(values, np.sort(row)[::-1][:5], atol=1e-5)
+    np.testing.assert_allclose(values, row[indices], atol=1e-5)
+    assert [(g['synset'], g['name']) for g in line['top']] == [('', str(i)) for i in indices]
+
+
+def test_the_table_and_what_is_skipped(workdir, digits, tmp_path, without_tensorflow):
+  folder, pixels, _ = digits
+  Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / 'b_tall.png')
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'c_colour.png')
+  (tmp_path / 'd_text.png').write_bytes(b'hello')
+  (tmp_path / 'e_cut.png').write_bytes((folder / '0' / '000.png').read_bytes()[:60])
+  (tmp_path / 'a.PNG').write_bytes((folder / '0' / '007.png').read_bytes())
+  (tmp_path / '.hidden.png').write_bytes(b'')
+  (tmp_path / 'notes.md').write_text('no image')
+  status, output, errors = predict(
+    f'--checkpoint={workdir / "model.npz"}', '--top=2', tmp_path, env=without_tensorflow
+  )
+  assert status == 2
+  name, *lines = output.splitlines()
+  assert name == f'{tmp_path}/a.PNG' and len(lines) == 2
+  best = np.argmax(outputs(pretrained.load(workdir / 'model.npz'), pixels[7:8], 10))
+  assert re.fullmatch(rf'  0\.\d{{6}}      {best}  {best}', lines[0])
+  assert errors.splitlines()[0] == (
+    f'skipped {tmp_path}/b_tall.png: it has 9 x 8 pixels of 1 channels (L), and the model takes '
+    '8 x 8 of 1 as they are'
+  )
+  assert errors.splitlines()[1] == (
+    f'skipped {tmp_path}/c_colour.png: it has 8 x 8 pixels of 3 channels (RGB), and the model '
+    'takes 8 x 8 of 1 as they are'
+  )
+  assert errors.splitlines()[2].startswith(
+    f'skipped {tmp_path}/d_text.png: cannot identify image file'
+  )
+  assert errors.splitlines()[3].startswith(f'skipped {tmp_path}/e_cut.png: ')
+  assert errors.splitlines()[4:] == ['error: 4 of 5 images could not be read, see above.']
+
+  status, output, errors = predict(
+    f'--checkpoint={workdir}', '--strict', tmp_path, env=without_tensorflow
+  )
+  assert (status, output) == (2, '')
+  assert errors.startswith(f'error: {tmp_path}/b_tall.png: it has 9 x 8 pixels')
+
+
+def test_features(workdir, digits, tmp_path, without_tensorflow):
+  folder, pixels, _ = digits
+  files = [folder / '0' / f'{i:03}.png' for i in (3, 1, 2)]
+  status, output, errors = predict(
+    f'--checkpoint={workdir}', f'--features={tmp_path}/out.npy', '--batch_size=2', files[0],
+    tmp_path / 'gone.png', *files[1:], env=without_tensorflow,
+  )  # fmt: skip
+  assert (status, output) == (2, '')
+  assert errors == f'error: no file or folder {tmp_path}/gone.png.\n'
+
+  (tmp_path / 'bad.png').write_bytes(b'')
+  status, output, errors = predict(
+    f'--checkpoint={workdir}', f'--features={tmp_path}/out.npy', '--batch_size=2', files[0],
+    tmp_path / 'bad.png', *files[1:], env=without_tensorflow,
+  )  # fmt: skip
+  assert (status, output) == (2, '')
+  assert f'{tmp_path}/out.npy: 3 x 16; the files are named in out.txt' in errors
+  assert (tmp_path / 'out.txt').read_text().splitlines() == [str(path) for path in files]
+  found = np.load(tmp_path / 'out.npy', allow_pickle=False)
+  assert found.dtype == np.float32
+  wanted = outputs(pretrained.load(workdir / 'model.npz'), pixels[[3, 1, 2]], None)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+# --- A file in the released layout ---------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+  """(path, parameters) of a small Mixer for 32 x 32 pixels with 1000 classes."""
+  path = tmp_path_factory.mktemp('released') / 'Mixer.npz'
+  params = random_params(32)
+  pretrained.save(path, params)
+  return path, params
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """(folder of images of many shapes and kinds, what evaluation makes of them at 32 pixels)."""
+  pytest.importorskip('tensorflow_datasets')
+  folder = tmp_path_factory.mktemp('photos')
+  rng = np.random.default_rng(1)
+  shapes = [(50, 40), (37, 90), (32, 32), (20, 31), (120, 100), (64, 48)]
+  kinds = ['JPEG', 'PNG', 'BMP', 'JPEG', 'PNG', 'JPEG']
+  contents = [sets.encode(sets.smooth(rng, *s), kind) for s, kind in zip(shapes, kinds)]
+  for i, (kind, content) in enumerate(zip(kinds, contents)):
+    (folder / f'{i}.{kind.lower()}').write_bytes(content)
+  data_dir = tmp_path_factory.mktemp('sets')
+  rows = [(content, i) for i, content in enumerate(contents)]
+  sets.write_examples(data_dir, 'photos', {'test': rows}, num_classes=6)
+  data = inputs.build(
+    source='tfds', name='photos', split='test', batch_size=6, image_size=32, crop='resize_small',
+    resize=37, data_dir=str(data_dir),
+  )  # fmt: skip
+  batch = next(data.eval_batches(6, 0, 1))
+  return folder, batch['image'][np.argsort(batch['label'])], data.preprocessing
+
+
+def test_the_pixels_are_those_of_evaluation(photos):
+  folder, wanted, preprocessing = photos
+  decode = single_images.decoder(json.loads(json.dumps(preprocessing)), [32, 32], 3)
+  found = [decode(path.read_bytes()) for path in single_images.find([folder])]
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_released_file(released, photos, env, tmp_path):
+  path, params = released
+  folder, pixels, _ = photos
+  (tmp_path / 'cut.jpg').write_bytes((folder / '0.jpeg').read_bytes()[:200])
+  status, output, errors = predict(
+    f'--checkpoint={path}', '--json', '--batch_size=4', '--top=3', folder, tmp_path, env=env
+  )
+  assert status == 2
+  for line in (
+    'assumed: the model is a Mixer of num_blocks 2, hidden_dim 16, tokens_mlp_dim 8, '
+    'channels_mlp_dim 24, patch_size (16, 16), with a head of 1000 classes',
+    'assumed: images of 32 x 32 pixels',
+    'assumed: preprocessing: shorter side to 37, centre crop of 32, values in [-1, 1]',
+    'assumed: loss: sigmoid, as in the released models',
+    'assumed: classes: imagenet1k, from their number',
+    f'skipped {tmp_path}/cut.jpg: jpeg::Uncompress failed. Invalid JPEG data or crop window.',
+    'error: 1 of 7 images could not be read, see above.',
+  ):
+    assert line in errors.splitlines()
+  found = [json.loads(line) for line in output.splitlines()]
+  assert len(found) == 6
+  wanted = 1 / (1 + np.exp(-outputs(params, pixels, 1000).astype(np.float64)))
+  classes = labels.load('imagenet1k', 1000)
+  for line, row in zip(found, wanted):
+    indices = [guess['index'] for guess in line['top']]
+    values = [guess['probability'] for guess in line['top']]
+    np.testing.assert_allclose(values, np.sort(row)[::-1][:3], atol=1e-5)
+    np.testing.assert_allclose(values, row[indices], atol=1e-5)
+    assert [(g['synset'], g['name']) for g in line['top']] == [classes[i] for i in indices]
+
+
+def test_a_zero_head_gives_features_alone(tmp_path, photos, env):
+  params = random_params(32, 21843)
+  features = outputs(params, photos[1], None)
+  params['head'] = jax.tree.map(np.zeros_like, params['head'])
+  pretrained.save(tmp_path / 'zero.npz', params)
+  words = (f'--checkpoint={tmp_path}/zero.npz', photos[0])
+  status, output, errors = predict(*words, env=env)
+  assert (status, output) == (2, '')
+  assert errors.endswith(
+    f'error: the head of {tmp_path}/zero.npz is all zeros, so it gives every image the same. '
+    'Fine-tune it, use it for few-shot evaluation, or write its pre-logits with --features.\n'
+  )
+  status, output, errors = predict(*words, f'--features={tmp_path}/f.npy', env=env)
+  assert (status, output) == (0, ''), errors
+  np.testing.assert_allclose(np.load(tmp_path / 'f.npy'), features, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('num_classes', 'flags', 'message'),
+  [
+    (
+      None,
+      (),
+      'PATH has no head, so it cannot classify. Fine-tune it, use it for few-shot evaluation, or '
+      'write its pre-logits with --features.',
+    ),
+    (
+      7,
+      (),
+      'PATH does not say what its head of 7 classes was trained with; give --loss=sigmoid or '
+      '--loss=softmax.',
+    ),
+    (7, ['--features=out.txt'], '--features=out.txt: give a name that ends in .npy.'),
+    (7, ['--features=no/out.npy'], '--features=no/out.npy: there is no folder no.'),
+    (
+      7,
+      ['--image_size=3,x'],
+      '--image_size=3,x: give SIDE or HEIGHT,WIDTH in pixels, as in 224.',
+    ),
+  ],
+)
+def test_what_cannot_be_predicted(tmp_path, num_classes, flags, message, without_tensorflow):
+  (tmp_path / 'a.png').write_bytes(b'')
+  path = tmp_path / 'x.npz'
+  pretrained.save(path, random_params(32, num_classes))
+  status, output, errors = predict(f'--checkpoint={path}', tmp_path, *flags, env=without_tensorflow)
+  assert (status, output) == (2, '')
+  assert errors.endswith(f'error: {message}\n'.replace('PATH', str(path)))
+
+
+def test_without_tensorflow_the_crop_says_what_is_missing(tmp_path, released, without_tensorflow):
+  (tmp_path / 'a.png').write_bytes(b'')
+  status, _, errors = predict(f'--checkpoint={released[0]}', tmp_path, env=without_tensorflow)
+  assert status == 2
+  assert 'error: the preprocessing "resize_small" needs a package that is not installed:' in errors
+
+
+def test_parameters_that_are_not_finite(tmp_path, workdir, digits, without_tensorflow):
+  params = pretrained.load(workdir / 'model.npz')
+  params['stem']['bias'][0] = np.nan
+  pretrained.save(tmp_path / 'model.npz', params)
+  (tmp_path / 'model.json').write_bytes((workdir / 'model.json').read_bytes())
+  status, output, errors = predict(
+    f'--checkpoint={tmp_path}', digits[0] / '0' / '000.png', env=without_tensorflow
+  )
+  assert (status, output) == (2, '')
+  assert errors == (
+    f'error: {tmp_path}/model.npz gives values that are not finite; its parameters are damaged.\n'
+  )
+
+
+def test_words_without_a_flag_are_for_predict_alone(env):
+  status, output = runs.run(
+    'train.py', f'--config={runs.ROOT}/configs/digits.py', '--workdir=/dev/null/x', 'more', env=env
+  )
+  assert status == 2
+  assert output.endswith("error: ['more'] belong to no flag; flags are written --name=value.\n")
+
+
+# --- Model files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('patch', [16, 32])
+@pytest.mark.parametrize('size', mlp_mixer.SIZES)
+def test_the_shapes_tell_the_model(size, patch):
+  net = models.build(f'Mixer-{size}/{patch}', 21843)
+  arguments, grid = model_files.mixer_of_shapes(models.shapes(net, 224), 'x')
+  again = models.build(**arguments)
+  for name in ('num_classes', 'patch_size', *mlp_mixer.SIZES[size]):
+    wanted = getattr(net, name)
+    assert getattr(again, name) == ((wanted, wanted) if name == 'patch_size' else wanted)
+  assert grid == (224 // patch, 224 // patch)
+  assert model_files.describe(arguments) == f'Mixer-{size}/{patch} with a head of 21843 classes'
+
+
+def test_size_crop_and_classes_follow_the_file(tmp_path):
+  pretrained.save(tmp_path / 'x.npz', random_params(448, None))
+  found = model_files.read(tmp_path / 'x.npz')
+  assert found.image_size == (448, 448) and found.channels == 3
+  assert found.preprocessing == {
+    'name': 'resize_small', 'resize': (512, 512), 'crop': (448, 448), 'value_range': [-1, 1],
+  }  # fmt: skip
+  assert found.model['num_classes'] is None and (found.loss, found.classes) == (None, None)
+  pretrained.save(tmp_path / 'y.npz', random_params(32, 21843))
+  found = model_files.read(tmp_path / 'y.npz')
+  assert found.loss == 'sigmoid' and found.classes[9205][0] == 'n03931044'
+  assert found.classes[15027] == ('n09859684', 'bleacher')
+
+
+def test_what_is_given_is_not_assumed(tmp_path):
+  pretrained.save(tmp_path / 'x.npz', random_params((32, 64), 3))
+  (tmp_path / 'names.txt').write_text('a\nb\nc\n')
+  found = model_files.read(
+    tmp_path / 'x.npz', image_size=(64, 32), loss='softmax', label_map=str(tmp_path / 'names.txt')
+  )
+  assert found.image_size == (64, 32) and found.loss == 'softmax'
+  assert found.classes == [('', 'a'), ('', 'b'), ('', 'c')]
+  assert [fact.partition(' of')[0] for fact in found.assumed] == [
+    'the model is a Mixer', 'preprocessing: shorter side to 73 x 37, centre crop',
+  ]  # fmt: skip
+
+
+def test_a_run_of_imagenet_gets_its_words(tmp_path, workdir):
+  """TFDS calls the classes of ImageNet by their WordNet ids."""
+  description = json.loads((workdir / 'model.json').read_text())
+  description['class_names'] = ['n02123045', *'bcdefghij']
+  description['preprocessing'] = {'name': 'inception', 'resize': None, 'value_range': [-1, 1]}
+  (tmp_path / 'own.json').write_text(json.dumps(description))
+  (tmp_path / 'own.npz').write_bytes((workdir / 'model.npz').read_bytes())
+  found = model_files.read(tmp_path / 'own.npz')
+  assert found.classes[:2] == [('n02123045', 'tabby, tabby cat'), ('', 'b')]
+  assert found.preprocessing['name'] == 'resize_small'
+  assert found.assumed == (
+    'preprocessing, as the run had no evaluation: shorter side to 9, centre crop of 8, values in '
+    '[-1, 1]',
+  )
+
+
+@pytest.mark.parametrize(
+  ('image_size', 'options', 'message'),
+  [
+    ((32, 64), {}, 'PATH: its 8 patches are not a square; give --image_size=HEIGHT,WIDTH.'),
+    (32, {'loss': 'hinge'}, "--loss: unknown loss 'hinge'; use one of ['sigmoid', 'softmax']."),
+    (32, {'label_map': 'imagenet21k'}, "the label map 'imagenet21k' has 21843 classes, and the"),
+    (32, {'image_size': (64, 64)}, 'PATH does not fit the model in 6 of 30 parameters:'),
+    (32, {'image_size': (30, 32)}, 'image size (30, 32), patch size (16, 16): height 30 is not a'),
+    (32, {'model': 'Mixer-S/16'}, 'PATH does not fit the model in'),
+    (32, {'model': 'Mixer-X/16'}, "unknown model 'Mixer-X/16'; write one of"),
+  ],
+)
+def test_a_foreign_file_that_does_not_fit(tmp_path, image_size, options, message):
+  path = tmp_path / 'x.npz'
+  pretrained.save(path, random_params(image_size))
+  with pytest.raises(InputError) as caught:
+    model_files.read(path, **options)
+  assert str(caught.value).startswith(message.replace('PATH', str(path)))
+
+
+def test_a_file_that_is_no_mixer(tmp_path):
+  np.savez(tmp_path / 'x.npz', **{'a/b': np.zeros(3), 'cls': np.zeros(3)})
+  with pytest.raises(InputError) as caught:
+    model_files.read(tmp_path / 'x.npz')
+  assert str(caught.value) == (
+    f"{tmp_path}/x.npz is not a Mixer in the released layout ('stem/kernel'); it has "
+    "['a/b', 'cls']."
+  )
+
+
+def test_a_run_that_has_not_ended(tmp_path):
+  with pytest.raises(InputError) as caught:
+    model_files.read(tmp_path)
+  assert str(caught.value) == (
+    f'no {tmp_path}/model.npz: the run has not ended. Let train.py end it, or give an .npz.'
+  )
+
+
+def test_a_model_that_describes_itself_is_believed(workdir):
+  with pytest.raises(InputError) as caught:
+    model_files.read(workdir, loss='sigmoid', model='Mixer-S/2')
+  assert str(caught.value) == (
+    f"{workdir}/model.json tells how model.npz was trained; leave out ['--model', '--loss']."
+  )
+  with pytest.raises(
+    InputError, match=r"the label map 'imagenet1k' has 1000 classes, and the head"
+  ):
+    model_files.read(workdir, label_map='imagenet1k')
+
+
+@pytest.mark.parametrize(
+  ('text', 'fault'), [('{', 'JSONDecodeError'), ('[]', 'TypeError'), ('{}', "KeyError('model')")]
+)
+def test_a_damaged_description(tmp_path, workdir, text, fault):
+  (tmp_path / 'model.npz').write_bytes((workdir / 'model.npz').read_bytes())
+  (tmp_path / 'model.json').write_text(text)
+  with pytest.raises(InputError) as caught:
+    model_files.read(tmp_path)
+  message = str(caught.value)
+  assert message.startswith(
+    f'{tmp_path}/model.json does not describe a model as train.py does: {fault}'
+  )
+  assert message.endswith('Move it away to have the model inferred from the shapes.')
+
+
+# --- Image files ---------------------------------------------------------------------------
+
+
+def test_folders_are_walked_in_order(tmp_path):
+  for name in ('b/z.png', 'b/a/1.Jpg', 'a.webp', 'c.GIF', 'd/e/f.bmp', 'x.JPEG', '.y.png', 'z.txt'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b'')
+  found = single_images.find([tmp_path / 'z.txt', tmp_path, tmp_path / 'b' / 'z.png'])
+  assert [str(path.relative_to(tmp_path)) for path in found] == [
+    'z.txt', 'a.webp', 'b/a/1.Jpg', 'b/z.png', 'c.GIF', 'd/e/f.bmp', 'x.JPEG', 'b/z.png',
+  ]  # fmt: skip
+
+
+def test_nothing_to_look_at(tmp_path):
+  with pytest.raises(InputError) as caught:
+    single_images.find([])
+  assert str(caught.value) == 'no image is given; name image files or folders of them.'
+  with pytest.raises(InputError) as caught:
+    single_images.find([tmp_path])
+  formats = '.jpg, .jpeg, .png, .bmp, .gif, .webp'
+  assert str(caught.value) == f'the folder {tmp_path} has no image: no {formats} file.'
+
+
+@pytest.mark.parametrize(
+  'preprocessing',
+  [{'name': 'warp', 'value_range': [-1, 1]}, {'name': 'none', 'value_range': [0, 1]}],
+)
+def test_an_unknown_preprocessing(preprocessing):
+  with pytest.raises(InputError) as caught:
+    single_images.decoder(preprocessing, (8, 8), 1)
+  assert str(caught.value) == (
+    f'unknown preprocessing {preprocessing["name"]!r} to {preprocessing["value_range"]}; known are '
+    "['none', 'resize_small'] to [-1, 1]."
+  )
+
+
+def test_images_as_they_are(tmp_path):
+  pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+  preprocessing = {'name': 'none', 'value_range': [-1, 1]}
+  colour = single_images.decoder(preprocessing, (4, 5), 3)
+  np.testing.assert_array_equal(colour(sets.encode(pixels)), pixels)
+  palette = Image.fromarray(pixels).quantize(256)
+  palette.save(tmp_path / 'p.png')
+  np.testing.assert_array_equal(
+    colour((tmp_path / 'p.png').read_bytes()), np.asarray(palette.convert('RGB'))
+  )
+  grey = single_images.decoder(preprocessing, (4, 5), 1)
+  np.testing.assert_array_equal(grey(sets.encode(pixels[..., 0])), pixels[..., :1])
+  Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / 'deep.png')
+  with pytest.raises(InputError, match=r'it has 4 x 5 pixels of 1 channels \(I;16\), and the'):
+    grey((tmp_path / 'deep.png').read_bytes())
