@@ -117,15 +117,6 @@ def test_evaluation_has_every_example_once(numbers, batch_size, num_shards):
   assert len(mask) == -(-N // batch_size) * batch_size
 
 
-def test_randaugment_after_a_random_crop(numbers):
-  plain, changed = (
-    next(build(numbers, randaugment_layers=n, randaugment_magnitude=15).train_batches(0, 0))
-    for n in (0, 2)
-  )
-  assert (plain['image'] != changed['image']).any()
-  np.testing.assert_array_equal(plain['label'], changed['label'])
-
-
 # What is read
 
 
