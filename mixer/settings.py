@@ -44,20 +44,35 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs an entry point under absl; what the user can mend is told in words, with status 2."""
+def run(main: Callable[..., None]) -> None:
+  """Runs an entry point under absl; what the user can mend is told in words, with status 2.
 
-  def guarded(_):
+  What stands on the command line beside the flags are the positional arguments of `main`.
+  """
+
+  def guarded(argv):
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
     try:
-      main()
+      _check_arguments(main, argv[1:])
+      main(*argv[1:])
     except InputError as error:
       sys.exit(_fail(error, 2))
     except Diverged as error:
       sys.exit(_fail(error, 3))
 
   app.run(guarded)
+
+
+def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
+  wanted = inspect.signature(main)
+  try:
+    wanted.bind(*given)
+  except TypeError as fault:
+    names = ' '.join(name.upper() for name in wanted.parameters) or 'none'
+    raise InputError(
+      f'the arguments beside the flags are {given}; wanted: {names}. --help lists the flags.'
+    ) from fault
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -6,12 +6,13 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
-  'train evaluate mixer.input.prepare',
+  'train evaluate mixer.input.prepare mixer.convert',
   'mixer.models mixer.evaluators mixer.input',
+  'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
   'mixer.input.arrays mixer.input.tfds',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
-  'mixer.pretrained mixer.reporting mixer.visualize mixer.workdir '
+  'mixer.containers mixer.layouts mixer.released mixer.reporting mixer.visualize mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
   'mixer.settings mixer.runtime',
   'mixer.files mixer.hardware mixer.errors mixer',
@@ -96,7 +97,7 @@ def test_packages_stay_in_their_places():
 
 def test_slow_packages_load_late():
   """No entry point loads them before it has looked at its flags and its config."""
-  for entry in ('train', 'evaluate', 'mixer.input.prepare'):
+  for entry in ('train', 'evaluate', 'mixer.input.prepare', 'mixer.pretrained', 'mixer.convert'):
     reached, new = set(), {entry}
     while new:
       reached |= new
