@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from absl import flags
 from etils import epath
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import safetensors.numpy
 
 from mixer import files, layouts, models, pretrained, settings
 from mixer.errors import InputError
-from mixer.models import layers
+from mixer.models import layers, mlp_mixer
 
 _IMAGE_SIZE = flags.DEFINE_list(
   'image_size', None, 'HEIGHT,WIDTH in pixels; by default that of a square image.'
@@ -29,8 +28,8 @@ _IMAGE_SIZE = flags.DEFINE_list(
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # The form of GELU is no part of a timm file: our model, and the released ones, have tanh's.
 GELU_NOTE = (
-  "timm computes GELU by erf and this model by tanh, up to 4.7e-4 apart at each of them; for timm's "
-  "outputs to equal these, create_model(..., act_layer='gelu_tanh')"
+  'timm computes GELU by erf and this model by tanh, up to 4.7e-4 apart at each of them; with '
+  "create_model(..., act_layer=timm.layers.GELUTanh) timm's outputs equal these"
 )
 _MAX_GAP = 1e-5  # in units of the largest output, or of 1
 
@@ -73,7 +72,9 @@ def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> 
   )
 
 
-def infer(params: dict, image_size: layers.Size | None, source: str) -> tuple[nn.Module, tuple, int]:
+def infer(
+  params: dict, image_size: layers.Size | None, source: str
+) -> tuple[mlp_mixer.MlpMixer, tuple, int]:
   """(the model that fits `params`, its image size, its channels), told by the shapes.
 
   `image_size` is needed where the tokens make no square.
@@ -90,7 +91,7 @@ def infer(params: dict, image_size: layers.Size | None, source: str) -> tuple[nn
   return model, layers.pair(size), channels
 
 
-def _forward(model: nn.Module, params: dict, images: np.ndarray) -> np.ndarray:
+def _forward(model: mlp_mixer.MlpMixer, params: dict, images: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(models.apply_function(model))(params, images))
 
 

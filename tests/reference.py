@@ -1,4 +1,4 @@
-"""Section 2 of the paper in NumPy float64: what the network computes, written without JAX's help."""
+"""Section 2 of the paper in NumPy float64: what the network computes, written without JAX."""
 
 import jax
 import numpy as np

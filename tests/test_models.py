@@ -36,6 +36,7 @@ TABLE_448 = {
   'H/14': (588_442_368, 1290.03),
 }
 
+
 @pytest.fixture(autouse=True, scope='module')
 def quick_compilation():
   """XLA's costly passes would take most of these tests' time; the numbers do not need them."""
