@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test test-slow lint format lock clean
+.PHONY: train test test-slow test-timm lint format lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -17,6 +17,10 @@ test: lint
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+# Against timm's models; PyTorch and timm go into an environment of their own.
+test-timm: .venv-timm/installed
+	.venv-timm/bin/python -m pytest -m timm
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -40,5 +44,11 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+.venv-timm/installed: requirements.txt requirements-timm.txt
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-timm.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-timm runs

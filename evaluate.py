@@ -1,7 +1,8 @@
 """Evaluates a checkpoint: python evaluate.py --config=configs/digits.py --checkpoint=/tmp/digits
 
-The checkpoint is an .npz in the released layout or the workdir of a run. Every evaluation of the
-config is run; the results are printed and written as JSON.
+The checkpoint is the workdir of a run, or a file of parameters: .npz, .safetensors or .pth in any
+layout that docs/weights.md lists. Every evaluation of the config is run; the results are printed
+and written as JSON.
 """
 
 import json
@@ -17,12 +18,12 @@ from mixer import input as inputs
 from mixer.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'An .npz file or a workdir.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file of parameters or a workdir.')
 _WHICH = flags.DEFINE_enum(
   'which', 'newest', ['newest', 'best'], 'Of a workdir: the newest checkpoint or the best.'
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the .npz.'
+  'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the file.'
 )
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
 flags.mark_flags_as_required(['config', 'checkpoint'])
@@ -56,15 +57,18 @@ def main() -> None:
     )
     results |= evaluate(jax.device_put(params, sharding.replicated(devices)))
 
+  identity = {} if path.is_dir() else pretrained.identify(path)
+  if identity:
+    print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
   print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
   output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
-  report = {'checkpoint': source, 'model': config['model']['name'], **results}
+  report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
   files.write(output, json.dumps(report, indent=1).encode())
   print(f'written to {output}')
 
 
 def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
-  """(parameters in the released layout, where they come from) of an .npz or a workdir."""
+  """(parameters in the released layout, where they come from) of a file or a workdir."""
   if not path.is_dir():
     return pretrained.load(path), str(path)
   saved = settings.call(

@@ -54,7 +54,7 @@ PROBABILITIES = {
 }
 
 
-def main(paths: list[str]) -> None:
+def main(*paths: str) -> None:
   features = check_output(_FEATURES.value)
   found = single_images.find(paths)
   trained = model_files.read(
@@ -235,4 +235,4 @@ def note(text: str) -> None:
 
 
 if __name__ == '__main__':
-  settings.run(main, arguments=True)
+  settings.run(main)

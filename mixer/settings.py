@@ -52,23 +52,19 @@ def config(flag: flags.FlagHolder) -> dict:
     raise InputError(str(fault)) from fault
 
 
-def run(main: Callable[..., None], *, arguments: bool = False, keep_unknown: bool = False) -> None:
+def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
   """Runs an entry point under absl; what the user can mend is told in words, with status 2.
 
-  With `arguments`, the words on the command line that belong to no flag are handed to `main` as a
-  list; with `keep_unknown`, those and the flags that nobody defined.
+  What stands on the command line beside the flags are the positional arguments of `main`; with
+  `keep_unknown`, so are the flags that nobody defined.
   """
 
   def guarded(argv):
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells 40 lines a save
     try:
-      if arguments or keep_unknown:
-        main(argv[1:])
-      elif argv[1:]:
-        raise InputError(f'{argv[1:]} belong to no flag; flags are written --name=value.')
-      else:
-        main()
+      _check_arguments(main, argv[1:])
+      main(*argv[1:])
     except InputError as error:
       sys.exit(_fail(error, 2))
     except Diverged as error:
@@ -83,6 +79,17 @@ def run(main: Callable[..., None], *, arguments: bool = False, keep_unknown: boo
 
   parse_and_help = app.parse_flags_with_usage
   app.run(guarded, flags_parser=parse)
+
+
+def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
+  wanted = inspect.signature(main)
+  try:
+    wanted.bind(*given)
+  except TypeError as fault:
+    names = ' '.join(name.upper() for name in wanted.parameters) or 'none'
+    raise InputError(
+      f'the arguments beside the flags are {given}; wanted: {names}. --help lists the flags.'
+    ) from fault
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -51,9 +51,9 @@ def _train(config: str, stage: str, rate: str, workdir: epath.Path, rest: list[s
   return reporting.read_rows(directory)[-1]
 
 
-def main(rest: list[str]) -> None:
+def main(*rest: str) -> None:
   workdir = epath.Path(_WORKDIR.value)
-  result = sweep(_CONFIG.value, workdir, _RATES.value, rest)
+  result = sweep(_CONFIG.value, workdir, _RATES.value, list(rest))
   for rate, top1 in result['dev'].items():
     chosen = '  <- chosen' if rate == result['learning_rate'] else ''
     print(f'learning rate {rate:>6}: dev/top1 {top1:.4f}{chosen}')

@@ -6,14 +6,16 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
-  'train evaluate mixer.predict mixer.sweep mixer.input.prepare',
+  'train evaluate mixer.predict mixer.sweep mixer.convert mixer.input.prepare',
   'mixer.model_files mixer.warmstart',
   'mixer.models mixer.evaluators mixer.input',
+  'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
-  'mixer.pretrained mixer.growth mixer.reporting mixer.visualize mixer.workdir '
+  'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
+  'mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
   'mixer.settings mixer.runtime mixer.labels',
   'mixer.files mixer.hardware mixer.errors mixer',
@@ -98,7 +100,15 @@ def test_packages_stay_in_their_places():
 
 def test_slow_packages_load_late():
   """No entry point loads them before it has looked at its flags and its config."""
-  for entry in ('train', 'evaluate', 'mixer.predict', 'mixer.input.prepare'):
+  for entry in (
+    'train',
+    'evaluate',
+    'mixer.predict',
+    'mixer.input.prepare',
+    'mixer.pretrained',
+    'mixer.convert',
+    'mixer.sweep',
+  ):
     reached, new = set(), {entry}
     while new:
       reached |= new

@@ -1,0 +1,241 @@
+"""Files that hold named arrays, told apart by their first bytes; no code in them is ever run."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+import io
+import math
+import pickle
+import re
+import zipfile
+
+from absl import logging
+from etils import epath
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from mixer.errors import InputError
+
+Flat = dict[str, np.ndarray]
+
+_LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # its magic number, pickled
+_RUNS_CODE = 'reading it would run whatever code it brings'
+# What a file is that begins so -> what to do about it.
+_WRONG = (
+  (rb'\Z', 'is empty', 'Fetch it again'),
+  (
+    rb'\s*(\xef\xbb\xbf)?\s*<',
+    'is an HTML or XML page, not parameters; it begins with {begin!r}',
+    'The server answered with a message instead of the file; read it, and fetch the file again',
+  ),
+  (
+    rb'\s*\{',
+    'is JSON, not parameters; it begins with {begin!r}',
+    'The server may have answered with an error; read it, and fetch the file again',
+  ),
+  (
+    rb'version https://git-lfs',
+    'is a pointer of git-lfs, not the file it points to',
+    'Fetch the file itself with `git lfs pull`',
+  ),
+  (
+    rb'\x93NUMPY',
+    'is a single array (.npy), not a set of named ones',
+    'Give the .npz with all parameters',
+  ),
+  (
+    re.escape(_LEGACY_TORCH),
+    f'is a .pth of before PyTorch 1.6, which is one pickle: {_RUNS_CODE}',
+    'Where you trust it, load it in PyTorch and write its state dict anew with torch.save or '
+    'safetensors.torch.save_file',
+  ),
+  (
+    rb'\x80[\x02-\x05]',
+    f'is a Python pickle: {_RUNS_CODE}',
+    'Where you trust it, load it where it was made and write the arrays with numpy.savez',
+  ),
+  (
+    rb'\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar',
+    'is a compressed archive',
+    'Unpack it, and give the file with the parameters',
+  ),
+  (rb'\x89HDF', 'is an HDF5 file, as Keras writes', 'Give an .npz, .safetensors or .pth file'),
+)
+
+
+def read(path: epath.Path) -> tuple[str, Flat]:
+  """('.npz', '.safetensors' or '.pth', the arrays as they are stored) of the file at `path`.
+
+  bfloat16 comes out as `ml_dtypes.bfloat16` whichever way it is stored.
+
+  Raises:
+    InputError: it is none of these, damaged, or holds something else than arrays.
+  """
+  if not path.exists():
+    raise InputError(
+      f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
+      'the workdir of a run.'
+    )
+  content = path.read_bytes()
+  kind, reader = _kind(path, content)
+  try:
+    arrays = reader(content)
+  except InputError as fault:
+    raise InputError(f'{path} ({len(content)} bytes, {kind}) {fault}') from fault
+  # Bytes that are wrong in the middle can make zipfile and pickle raise nearly anything.
+  except Exception as fault:
+    raise InputError(
+      f'{path} ({len(content)} bytes, {kind}) is damaged or partial: {fault}. Fetch it again.'
+    ) from fault
+  if not arrays:
+    raise InputError(f'{path} ({len(content)} bytes, {kind}) has no array in it.')
+  return kind, arrays
+
+
+def _kind(path: epath.Path, content: bytes):
+  if content.startswith(b'PK'):
+    try:
+      names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as fault:
+      raise InputError(
+        f'{path} ({len(content)} bytes) is a truncated or damaged zip archive, as .npz and .pth '
+        f'files are: {fault}. Fetch it again.'
+      ) from fault
+    if any(name.endswith('data.pkl') for name in names):
+      return '.pth', _read_torch
+    return '.npz', _read_npz
+  if content[8:9] == b'{' and int.from_bytes(content[:8], 'little') < 1 << 28:
+    return '.safetensors', _read_safetensors
+  for begin, what, cure in _WRONG:
+    if re.match(begin, content, re.DOTALL):
+      what = what.format(begin=content[:60])
+      raise InputError(f'{path} ({len(content)} bytes) {what}. {cure}.')
+  raise InputError(
+    f'{path} ({len(content)} bytes) is not a file of parameters; it begins with {content[:60]!r}. '
+    'Give an .npz, .safetensors or .pth file, or the workdir of a run.'
+  )
+
+
+def _read_npz(content: bytes) -> Flat:
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    foreign = [name for name in archive.namelist() if not name.endswith('.npy')]
+  if foreign:
+    raise InputError(f'holds {foreign[0]!r}, which is no array. Give a file of parameters alone.')
+  with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+    return {name: _npz_array(arrays, name) for name in arrays.files}
+
+
+def _npz_array(arrays, name: str) -> np.ndarray:
+  try:
+    array = arrays[name]
+  except ValueError as fault:
+    # numpy's own text on Python objects would suggest to run whatever code they bring.
+    if 'pickle' not in str(fault):
+      raise
+    raise InputError(
+      f'holds Python objects under {name!r}: {_RUNS_CODE}. Write arrays of numbers alone.'
+    ) from fault
+  if not isinstance(array, np.ndarray):  # a member that is no .npy inside
+    raise ValueError(f'{name} is {array[:20]!r} where an array is due')
+  # numpy's format has no bfloat16, and stores it as two-byte void.
+  return _numeric(name, array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array)
+
+
+def _numeric(name: str, array: np.ndarray) -> np.ndarray:
+  # The extension types of ml_dtypes are of kind 'V', as structured arrays are.
+  if array.dtype.kind not in 'fiub' and array.dtype != ml_dtypes.bfloat16:
+    raise InputError(f'holds {array.dtype} under {name!r}. Write arrays of numbers alone.')
+  return array
+
+
+_SAFETENSORS_DTYPES = {
+  'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64, 'I32': np.int32,
+}  # fmt: skip
+
+
+def _read_safetensors(content: bytes) -> Flat:
+  """Its numpy API knows no bfloat16, so the views are made here."""
+  found = {}
+  for name, tensor in safetensors.deserialize(content):
+    if tensor['dtype'] not in _SAFETENSORS_DTYPES:
+      raise InputError(
+        f'holds {tensor["dtype"]} under {name!r}. Known are {", ".join(_SAFETENSORS_DTYPES)}.'
+      )
+    dtype = _SAFETENSORS_DTYPES[tensor['dtype']]
+    found[name] = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
+  return found
+
+
+# --- PyTorch -------------------------------------------------------------------------------
+
+_STORAGES = {
+  'FloatStorage': np.dtype(np.float32), 'HalfStorage': np.dtype(np.float16),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16), 'DoubleStorage': np.dtype(np.float64),
+  'LongStorage': np.dtype(np.int64), 'IntStorage': np.dtype(np.int32),
+}  # fmt: skip
+
+
+def _read_torch(content: bytes) -> Flat:
+  """The tensors of a state dict: a pickle of names and of where each tensor lies in the zip."""
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    (index,) = (name for name in archive.namelist() if name.endswith('data.pkl'))
+    root = index.removesuffix('data.pkl')
+    if f'{root}byteorder' in archive.namelist() and archive.read(f'{root}byteorder') != b'little':
+      raise InputError('is of a big-endian machine. Save it anew on a little-endian one.')
+    found = _TensorUnpickler(archive, root).load()
+  for wrapper in ('state_dict', 'model'):
+    if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+      beside = ', '.join(str(key) for key in found if key != wrapper)
+      logging.warning('read %r alone; left out beside it: %s', wrapper, beside or 'nothing')
+      found = found[wrapper]
+  tensors = found if isinstance(found, Mapping) else {type(found).__name__: found}
+  wrong = [str(k) for k, v in tensors.items() if not isinstance(v, np.ndarray)]
+  if wrong:
+    raise InputError(
+      f'holds {", ".join(wrong[:4])} that are no tensors. Save model.state_dict() alone.'
+    )
+  return {str(name): tensor for name, tensor in tensors.items()}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+  """Builds dicts of arrays and nothing else: each global is looked up in a table here."""
+
+  def __init__(self, archive: zipfile.ZipFile, root: str):
+    super().__init__(io.BytesIO(archive.read(f'{root}data.pkl')))
+    self._archive, self._root = archive, root
+
+  def find_class(self, module: str, name: str):
+    # Made anew for each look-up: a pickle can set attributes on what it gets.
+    known = {
+      ('collections', 'OrderedDict'): OrderedDict,
+      ('torch._utils', '_rebuild_tensor_v2'): lambda *args: _rebuild_tensor(*args),
+      ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+      **{('torch', storage): lambda dtype=dtype: dtype for storage, dtype in _STORAGES.items()},
+    }
+    if (module, name) not in known:
+      raise InputError(
+        f'asks for {module}.{name}, and {_RUNS_CODE}. Where you trust it, load it in PyTorch and '
+        'save model.state_dict() alone.'
+      )
+    return known[module, name]
+
+  def persistent_load(self, pid):
+    kind, dtype, key, _, count = pid
+    if kind != 'storage':
+      raise ValueError(f'{kind!r} where a storage is due')
+    return np.frombuffer(self._archive.read(f'{self._root}data/{key}'), dtype(), count)
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_) -> np.ndarray:
+  """The (strided) view of a storage, copied; the numbers are checked, for numpy does not."""
+  numbers = (offset, *shape, *strides)
+  if len(shape) != len(strides) or any(not isinstance(n, int) or n < 0 for n in numbers):
+    raise ValueError(f'a tensor of shape {shape}, strides {strides}, offset {offset}')
+  last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+  if 0 in shape:
+    return np.zeros(shape, storage.dtype)
+  if last >= storage.size or math.prod(shape) > storage.size:
+    raise ValueError(f'a tensor of shape {shape} up to {last} in a storage of {storage.size}')
+  steps = [stride * storage.itemsize for stride in strides]
+  return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()

@@ -1,0 +1,149 @@
+"""Writes weights for other programs: python -m mixer.convert IN OUT
+
+IN is whatever `mixer.pretrained.load` reads. The end of OUT says what is written:
+  .npz          the released layout, as vision_transformer and big_vision read it
+  .safetensors  the state dict of timm's MlpMixer
+  .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
+                n, on CPU, CUDA and TPU; jax.export.deserialize(...).call runs it without this code
+What was written is read back, and its outputs are compared with those of IN.
+"""
+
+from collections.abc import Callable
+
+from absl import flags
+from etils import epath
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from mixer import files, layouts, models, pretrained, settings
+from mixer.errors import InputError
+from mixer.models import layers, mlp_mixer
+
+_IMAGE_SIZE = flags.DEFINE_list(
+  'image_size', None, 'HEIGHT,WIDTH in pixels; by default that of a square image.'
+)
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+# The form of GELU is no part of a timm file: our model, and the released ones, have tanh's.
+GELU_NOTE = (
+  'timm computes GELU by erf and this model by tanh, up to 4.7e-4 apart at each of them; with '
+  "create_model(..., act_layer=timm.layers.GELUTanh) timm's outputs equal these"
+)
+_MAX_GAP = 1e-5  # in units of the largest output, or of 1
+
+
+def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> str:
+  """Writes `target` from `source` and returns a line on how their outputs compare.
+
+  Raises:
+    InputError: `source` is no Mixer, `target` has an unknown end or is `source`, or the outputs
+      of what was written differ (by more than 1e-5).
+  """
+  source, target = (epath.Path(path).expanduser() for path in (source, target))
+  if target.suffix not in WRITERS:
+    raise InputError(f'cannot write {target}: give a name that ends in one of {list(WRITERS)}.')
+  if source.resolve() == target.resolve():
+    raise InputError(f'{target} is the input too; give the output another name.')
+  if not target.parent.is_dir():
+    raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
+  params = pretrained.load(source)
+  model, size, channels = infer(params, image_size, str(source))
+  images = np.random.default_rng(0).uniform(-1, 1, (3, *layers.pair(size), channels))
+  images = images.astype(np.float32)
+  wanted = _forward(model, params, images)
+
+  write, run_back = WRITERS[target.suffix]
+  write(target, model, params, images.shape[1:])
+  actual = run_back(target, model, images)
+
+  gap = float(np.abs(actual - wanted).max())
+  scale = max(1.0, float(np.abs(wanted).max()))
+  outputs = 'pre-logits' if model.num_classes is None else 'logits'
+  if not gap <= _MAX_GAP * scale:
+    raise InputError(
+      f'{target} was written, but its {outputs} differ from those of {source} by {gap:.3g} where '
+      f'at most {_MAX_GAP * scale:.3g} is rounding. Do not use it.'
+    )
+  return (
+    f'{source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at most '
+    f'(largest value {np.abs(wanted).max():.3g})'
+  )
+
+
+def infer(
+  params: dict, image_size: layers.Size | None, source: str
+) -> tuple[mlp_mixer.MlpMixer, tuple, int]:
+  """(the model that fits `params`, its image size, its channels), told by the shapes.
+
+  `image_size` is needed where the tokens make no square.
+  """
+  found = layouts.dimensions(pretrained.flatten(params))
+  channels, square, tokens = (found.pop(key) for key in ('channels', 'image_size', 'tokens'))
+  size = image_size or square
+  if size is None:
+    raise InputError(
+      f'{source} has {tokens} tokens, which make no square; give --image_size=HEIGHT,WIDTH.'
+    )
+  model = models.build('Mixer', **found)
+  pretrained.check(params, models.shapes(model, size, channels), source)
+  return model, layers.pair(size), channels
+
+
+def _forward(model: mlp_mixer.MlpMixer, params: dict, images: np.ndarray) -> np.ndarray:
+  return np.asarray(jax.jit(models.apply_function(model))(params, images))
+
+
+def _write_npz(path, model, params, image_shape) -> None:
+  pretrained.save(path, params)
+
+
+def _write_safetensors(path, model, params, image_shape) -> None:
+  state = layouts.to_timm(pretrained.flatten(params))
+  files.write(path, safetensors.numpy.save(state, metadata={'format': 'pt'}))
+
+
+def _write_stablehlo(path, model, params, image_shape) -> None:
+  """The parameters become constants of the program, so that the file is all there is to it."""
+  apply = models.apply_function(model)
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+  program = jax.jit(lambda images: apply(params, images))
+  exported = jax.export.export(program, platforms=PLATFORMS)(images)
+  files.write(path, bytes(exported.serialize()))
+
+
+def _run_parameters(path, model, images) -> np.ndarray:
+  return _forward(model, pretrained.load(path), images)
+
+
+def _run_stablehlo(path, model, images) -> np.ndarray:
+  """In two batches of different sizes, for the batch is free."""
+  call = jax.export.deserialize(bytearray(path.read_bytes())).call
+  return np.concatenate([np.asarray(call(part)) for part in (images[:1], images[1:])])
+
+
+# ending -> (write it, outputs of what was written)
+WRITERS: dict[str, tuple[Callable, Callable]] = {
+  '.npz': (_write_npz, _run_parameters),
+  '.safetensors': (_write_safetensors, _run_parameters),
+  '.stablehlo': (_write_stablehlo, _run_stablehlo),
+}
+
+
+def main(source: str, target: str) -> None:
+  print(convert(source, target, _parse_size(_IMAGE_SIZE.value)))
+  if any(epath.Path(path).suffix in ('.safetensors', '.pth') for path in (source, target)):
+    print(GELU_NOTE)
+
+
+def _parse_size(sides: list[str] | None) -> tuple[int, ...] | None:
+  try:
+    return sides and layers.pair([int(side) for side in sides])
+  except ValueError as fault:
+    raise InputError(f'--image_size is {",".join(sides)!r}; give HEIGHT,WIDTH.') from fault
+
+
+if __name__ == '__main__':
+  settings.run(main)

@@ -1,0 +1,163 @@
+"""Conversions: what other programs get, and that its outputs were compared."""
+
+import json
+import re
+import subprocess
+import sys
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mixer import checkpoints, convert, layouts, models, pretrained
+from mixer.errors import InputError
+import reference
+import runs
+import weights
+from weights import equal, tree
+
+
+def test_npz_to_timm_and_back(tmp_path):
+  """The same file, to the byte."""
+  paths = [tmp_path / name for name in ('a.npz', 'b.safetensors', 'c.npz')]
+  pretrained.save(paths[0], tree(blocks=11))
+  line = convert.convert(paths[0], paths[1])
+  assert line.startswith(f'{paths[0]} -> {paths[1]}: logits of 3 random images differ by 0 at most')
+  convert.convert(paths[1], paths[2])
+  assert paths[2].read_bytes() == paths[0].read_bytes()
+  state = safetensors.numpy.load_file(paths[1])
+  for name, array in weights.timm(tree(blocks=11)).items():
+    np.testing.assert_array_equal(state[name], array)
+  assert len(state) == 6 + 12 * 11
+
+
+@pytest.mark.parametrize('layout', ['older', 'scanned', 'timm'])
+def test_any_layout_becomes_the_released_one(tmp_path, layout):
+  (tmp_path / 'in').write_bytes(weights.npz(getattr(weights, layout)(tree())))
+  convert.convert(tmp_path / 'in', tmp_path / 'out.npz')
+  with np.load(tmp_path / 'out.npz') as arrays:
+    assert {name: arrays[name].tobytes() for name in arrays.files} == {
+      name: array.tobytes() for name, array in weights.flat(tree()).items()
+    }
+
+
+RUN_STABLEHLO = """
+import sys
+import jax, jax.export, numpy as np
+program = jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
+assert program.platforms == ('cpu', 'cuda', 'tpu')
+images = np.load(sys.argv[2])
+np.save(sys.argv[3], np.concatenate([program.call(images[:1]), program.call(images[1:])]))
+assert not [name for name in sys.modules if name.split('.')[0] in ('mixer', 'flax')]
+"""
+
+
+@pytest.mark.parametrize('num_classes', [5, None])
+def test_stablehlo_runs_without_this_code(tmp_path, num_classes):
+  """In a process of its own, elsewhere, in batches of 1 and 4, against NumPy."""
+  params = tree(image_size=(8, 12), num_classes=num_classes)
+  pretrained.save(tmp_path / 'a.npz', params)
+  line = convert.convert(tmp_path / 'a.npz', tmp_path / 'a.stablehlo', image_size=(8, 12))
+  assert ('pre-logits of 3' if num_classes is None else ': logits of 3') in line
+  images = np.float32(np.random.default_rng(1).uniform(-1, 1, (5, 8, 12, 3)))
+  np.save(tmp_path / 'images.npy', images)
+  paths = [str(tmp_path / name) for name in ('a.stablehlo', 'images.npy', 'logits.npy')]
+  environment = runs.environment(tmp_path / 'cache')
+  environment.pop('PYTHONPATH', None)
+  command = [sys.executable, '-c', RUN_STABLEHLO, *paths]
+  subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+  _, wanted = reference.forward(params, images, (4, 4))
+  np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_that_differ_are_an_error(tmp_path, monkeypatch):
+  pretrained.save(tmp_path / 'a.npz', tree())
+  true = layouts.to_timm
+
+  def swapped(flat):
+    state = true(flat)
+    state['norm.bias'] = state['norm.bias'] + np.float32(1)
+    return state
+
+  monkeypatch.setattr(layouts, 'to_timm', swapped)
+  with pytest.raises(InputError, match=r'was written, but its logits differ from those of .* by '):
+    convert.convert(tmp_path / 'a.npz', tmp_path / 'a.safetensors')
+
+
+def test_wrong_requests(tmp_path):
+  source = tmp_path / 'a.npz'
+  pretrained.save(source, tree(image_size=(8, 12)))
+  words = {
+    'a.onnx': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo'].",
+    'a.npz': f'{source} is the input too; give the output another name.',
+    'none/b.npz': f'there is no directory {tmp_path}/none.',
+    'b.npz': f'{source} has 6 tokens, which make no square; give --image_size=HEIGHT,WIDTH.',
+  }
+  for name, text in words.items():
+    with pytest.raises(InputError, match=f'{re.escape(text)}$'):
+      convert.convert(source, tmp_path / name)
+  with pytest.raises(InputError, match='does not fit the model in 9 of 42'):
+    convert.convert(source, tmp_path / 'b.npz', image_size=(8, 8))
+  flat = weights.flat(tree()) | {'surplus/kernel': np.ones(2)}
+  (tmp_path / 'c.npz').write_bytes(weights.npz(flat))
+  with pytest.raises(InputError, match=r'surplus   surplus/kernel \(2,\)'):
+    convert.convert(tmp_path / 'c.npz', tmp_path / 'd.npz')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.npz', 'c.npz']
+
+
+def test_a_run_is_read_and_converted(tmp_path, capsys):
+  """Its newest intact checkpoint, here of stacked blocks."""
+  saved = checkpoints.Checkpoints(epath.Path(tmp_path) / 'checkpoints', keep_last=2)
+  for step in (10, 20):
+    stacked = jax.tree.map(jax.numpy.asarray, pretrained.stack_blocks(tree(seed=step)))
+    saved.save(step, {'params': stacked, 'step': np.int32(step)}, {})
+  saved.close()
+  equal(pretrained.load(tmp_path), tree(seed=20))
+  identity = pretrained.identify(tmp_path)
+  assert identity['step'] == 20 and len(identity['sha256']) == 64
+  assert identity['bytes'] > sum(leaf.nbytes for leaf in jax.tree.leaves(tree()))
+  pretrained.main(str(tmp_path))
+  described = capsys.readouterr().out
+  assert f'file        {tmp_path}, step 20\nkind        workdir of a run\n' in described
+  assert 'layout      scanned' in described
+  convert.convert(tmp_path, tmp_path / 'a.safetensors')
+  equal(pretrained.load(tmp_path / 'a.safetensors'), tree(seed=20))
+  files = [path for path in (tmp_path / 'checkpoints' / '20').rglob('*') if path.is_file()]
+  max(files, key=lambda path: path.stat().st_size).write_bytes(b'')
+  equal(pretrained.load(tmp_path), tree(seed=10))
+
+
+def test_programs(tmp_path):
+  """On the command line: what is printed, what is kept, and how a mistake ends."""
+  env = runs.environment(tmp_path / 'cache')
+  sizes = dict(hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32, patch_size=2)
+  model = models.build('Mixer', 10, num_blocks=2, **sizes)
+  params = jax.tree.map(lambda x: np.full(x.shape, 0.1, np.float32), models.shapes(model, 8, 1))
+  source, target = tmp_path / 'a.npz', tmp_path / 'a.safetensors'
+  source.write_bytes(weights.npz(weights.flat(params, 'params/')))
+
+  def program(*arguments):
+    command = [sys.executable, '-m', 'mixer.convert', *map(str, arguments)]
+    return subprocess.run(command, cwd=runs.ROOT, env=env, text=True, capture_output=True)
+
+  done = program(source, target)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f'{source} -> {target}: logits of 3 random images differ by 0 at')
+  assert done.stdout.endswith(f'\n{convert.GELU_NOTE}\n')
+  wrong = program(source)
+  assert (wrong.returncode, wrong.stderr) == (
+    2,
+    f"error: the arguments beside the flags are ['{source}']; wanted: SOURCE TARGET. "
+    '--help lists the flags.\n',
+  )
+  wrong = program(source, tmp_path / 'b.npz', '--image_size=8')
+  assert (wrong.returncode, wrong.stderr) == (2, "error: --image_size is '8'; give HEIGHT,WIDTH.\n")
+  flags = [flag for flag in runs.TINY if 'model' in flag]
+  config = f'--config={runs.ROOT}/configs/digits.py'
+  status, output = runs.run('evaluate.py', config, f'--checkpoint={target}', *flags, env=env)
+  assert status == 0, output
+  sha256 = pretrained.identify(target)['sha256']
+  assert f'sha256 {sha256}' in output
+  assert json.loads((tmp_path / 'a.evaluation.json').read_text())['sha256'] == sha256
