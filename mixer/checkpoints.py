@@ -134,13 +134,13 @@ class Checkpoints:
       return checkpointer.restore(path, args=ocp.args.Composite(state=args))['state']['params']
 
   def best(self) -> int | None:
-    """The step whose `keep_best` result is highest, or None where none has one."""
+    """The intact step whose `keep_best` result is highest, or None where none has one."""
     scores = {}
     for step in self._steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
-      if path.exists():
-        scores[self._score(json.loads(path.read_text()))] = step
-    return scores[max(scores)] if scores else None
+      if path.exists() and damage(self.directory / str(step)) is None:
+        scores[step] = self._score(json.loads(path.read_text()))
+    return max(reversed(scores), key=scores.get) if scores else None  # of equals, the newest
 
   def close(self) -> None:
     """Waits for the last save, and raises what made it fail."""

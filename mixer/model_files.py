@@ -7,11 +7,10 @@ shapes tell the model, and the rest is taken to be as in the released Mixers unl
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 
 from etils import epath
 
-from mixer import labels, losses, models, pretrained
+from mixer import labels, layouts, losses, models, pretrained
 from mixer.errors import InputError
 from mixer.models import layers, mlp_mixer
 
@@ -126,15 +125,15 @@ def _inferred(
   label_map: str | None,
 ) -> TrainedModel:
   """The model that the shapes tell, trained as the released ones were."""
-  arguments, grid = mixer_of_shapes(params, str(path))
-  num_classes, patch = arguments['num_classes'], arguments['patch_size']
+  arguments, size = mixer_of_shapes(params, str(path))
+  num_classes = arguments['num_classes']
   assumed = [] if model else [f'the model is {describe(arguments)}']
   if image_size is None:
-    if grid is None:
+    if size is None:
       raise InputError(
         f'{path}: its {_tokens(params)} patches are not a square; give --image_size=HEIGHT,WIDTH.'
       )
-    image_size = grid[0] * patch[0], grid[1] * patch[1]
+    image_size = size
     assumed.append(f'images of {image_size[0]} x {image_size[1]} pixels')
   preprocessing = _resize_small(image_size)
   assumed.append(f'preprocessing: {_words(preprocessing)}')
@@ -158,29 +157,17 @@ def _inferred(
 
 
 def mixer_of_shapes(params: Mapping, source: str) -> tuple[dict, tuple[int, int] | None]:
-  """(arguments of `models.build`, patches along height and width) of a Mixer's parameters.
+  """(arguments of `models.build`, size of the images) that the shapes of a Mixer tell.
 
-  The grid is None where the number of patches is no square, so that the shapes do not tell it.
+  The size is None where the number of patches is no square, so that the shapes do not tell it.
   """
-  shapes = {name: leaf.shape for name, leaf in pretrained.flatten(params).items()}
   try:
-    height, width, _, hidden_dim = shapes['stem/kernel']
-    tokens, tokens_mlp_dim = shapes['MixerBlock_0/token_mixing/Dense_0/kernel']
-    _, channels_mlp_dim = shapes['MixerBlock_0/channel_mixing/Dense_0/kernel']
-  except (KeyError, ValueError) as fault:
-    raise InputError(
-      f'{source} is not a Mixer in the released layout ({fault}); it has {list(shapes)[:6]}.'
-    ) from fault
-  side = math.isqrt(tokens)
-  return {
-    'name': 'Mixer',
-    'num_classes': shapes['head/kernel'][-1] if 'head/kernel' in shapes else None,
-    'num_blocks': sum(name.startswith('MixerBlock_') for name in params),
-    'hidden_dim': hidden_dim,
-    'tokens_mlp_dim': tokens_mlp_dim,
-    'channels_mlp_dim': channels_mlp_dim,
-    'patch_size': (height, width),
-  }, (side, side) if side * side == tokens else None
+    found = layouts.dimensions(pretrained.flatten(params))
+  except InputError as fault:
+    raise InputError(f'{source}: {fault}') from fault
+  sizes = ('num_classes', 'num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
+  arguments = {name: found[name] for name in (*sizes, 'patch_size')}
+  return {'name': 'Mixer', **arguments}, found['image_size']
 
 
 def describe(arguments: Mapping) -> str:

@@ -421,7 +421,7 @@ def test_train_py_on_a_folder(tmp_path):
     config.train_input = {**section, 'split': 'train', 'crop': 'resize_random', 'resize': 20}
     config.evals.test.input = {**section, 'split': 'val', 'crop': 'resize', 'resize': 20}
   config.model.update(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
-  config.mesh.data, config.total_steps = 1, 2
+  config.total_steps = 2
   flags.FLAGS.mark_as_parsed()
   flags.FLAGS.tensorboard = False
   train.start(config.to_dict(), str(tmp_path / 'run'))

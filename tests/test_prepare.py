@@ -96,7 +96,7 @@ def test_a_set_that_is_there_already(prepare, folder, tmp_path):
   assert status == 2 and errors.endswith(text)
 
 
-FORMATS = '.jpg, .jpeg, .png, .bmp, .gif'
+FORMATS = '.bmp, .gif, .jpeg, .jpg, .png'
 
 
 @pytest.mark.parametrize(
