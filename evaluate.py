@@ -71,6 +71,8 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
   """(parameters in the released layout, where they come from) of a file or a workdir."""
   if not path.is_dir():
     return pretrained.load(path), str(path)
+  if _WHICH.value == 'best' and not keep.get('keep_best'):
+    raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
   saved = settings.call(
     'config.checkpoints',
     checkpointing.Checkpoints,

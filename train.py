@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from mixer import checkpoints as checkpointing
 from mixer import (
   evaluators,
+  files,
   models,
   pretrained,
   reporting,
@@ -109,10 +110,12 @@ def train(
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
-    params, origin = settings.call(
+    params, source = settings.call(
       'config.init', warmstart.load, init,
       model=net, image_size=data.image_size, channels=data.channels,
     )  # fmt: skip
+    origin = ', '.join(f'{name} {value}' for name, value in source.items())
+    files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
     state = state.replace(params=sharding.place(params, like.params))
 
   local = data.train_batches(first, seed, jax.process_index(), jax.process_count())

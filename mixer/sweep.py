@@ -19,11 +19,6 @@ from etils import epath
 from mixer import files, reporting, settings
 from mixer.errors import InputError
 
-_CONFIG = flags.DEFINE_string('config', None, 'configs/finetune.py:ARGUMENT, without a stage.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Holds a workdir for each run.')
-_RATES = flags.DEFINE_list('learning_rates', ['0.003', '0.01', '0.03', '0.06'], 'The grid.')
-flags.mark_flags_as_required(['config', 'workdir'])
-
 TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
 
 
@@ -52,8 +47,8 @@ def _train(config: str, stage: str, rate: str, workdir: epath.Path, rest: list[s
 
 
 def main(*rest: str) -> None:
-  workdir = epath.Path(_WORKDIR.value)
-  result = sweep(_CONFIG.value, workdir, _RATES.value, list(rest))
+  workdir = epath.Path(flags.FLAGS.workdir)
+  result = sweep(flags.FLAGS.config, workdir, flags.FLAGS.learning_rates, list(rest))
   for rate, top1 in result['dev'].items():
     chosen = '  <- chosen' if rate == result['learning_rate'] else ''
     print(f'learning rate {rate:>6}: dev/top1 {top1:.4f}{chosen}')
@@ -62,4 +57,8 @@ def main(*rest: str) -> None:
 
 
 if __name__ == '__main__':
+  flags.DEFINE_string('config', None, 'configs/finetune.py:ARGUMENT, without a stage.')
+  flags.DEFINE_string('workdir', None, 'Holds a workdir for each run.')
+  flags.DEFINE_list('learning_rates', ['0.003', '0.01', '0.03', '0.06'], 'The grid.')
+  flags.mark_flags_as_required(['config', 'workdir'])
   settings.run(main, keep_unknown=True)

@@ -20,8 +20,8 @@ def load(
   model: mlp_mixer.MlpMixer,
   image_size: layers.Size,
   channels: int,
-) -> tuple[dict, str]:
-  """(parameters laid out for `model`, a line on where they come from); see `start_from`.
+) -> tuple[dict, dict]:
+  """(parameters laid out for `model`, what they come from and what was done); see `start_from`.
 
   The arguments up to `from_size` are `config.init`; an empty `from_size` means a square.
   """
@@ -34,7 +34,8 @@ def load(
     head=head,
     from_size=from_size or None,
   )
-  return (pretrained.stack_blocks(params) if model.scan else params), f'{path}: {words}'
+  facts = {**pretrained.identify(path), 'changes': words}
+  return (pretrained.stack_blocks(params) if model.scan else params), facts
 
 
 def start_from(

@@ -60,7 +60,7 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
-  assert files == {'digits', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
+  assert files == {'digits', 'finetune', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
 
 
 def test_digits(tmp_path):

@@ -1,5 +1,7 @@
 """Growing to a higher resolution, and what becomes of the head."""
 
+import hashlib
+
 import jax
 import numpy as np
 import pytest
@@ -162,8 +164,14 @@ def test_load_lays_out_for_scanned_blocks(tmp_path):
   pretrained.save(tmp_path / 'model.npz', params)
   common = {'head': 'auto', 'from_size': (), 'image_size': 16, 'channels': 3}
   model = build(scan=True)
-  found, words = warmstart.load(path=str(tmp_path / 'model.npz'), model=model, **common)
-  assert words == f'{tmp_path}/model.npz: head kept: 5 classes'
+  found, facts = warmstart.load(path=str(tmp_path / 'model.npz'), model=model, **common)
+  content = (tmp_path / 'model.npz').read_bytes()
+  assert facts == {
+    'source': f'{tmp_path}/model.npz',
+    'bytes': len(content),
+    'sha256': hashlib.sha256(content).hexdigest(),
+    'changes': 'head kept: 5 classes',
+  }
   images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
   np.testing.assert_allclose(
     model.apply({'params': found}, images), build().apply({'params': params}, images), atol=1e-5

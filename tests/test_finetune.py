@@ -1,0 +1,208 @@
+"""Fine-tuning: the config in all its variants, the sweep, and the whole story on a folder."""
+
+import json
+import re
+import signal
+import sys
+
+from absl import flags
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+from configs import finetune
+from mixer import errors, models, pretrained, sweep
+import runs
+import sets
+import train
+
+SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
+
+
+def small_file(path, num_classes=10):
+  """An .npz of a small Mixer with patches of 16, trained (as it were) at 32 pixels."""
+  model = models.build('Mixer', num_classes=num_classes, patch_size=16, **SMALL_MODEL)
+  pretrained.save(path, models.init(model, jax.random.key(0), 32))
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('sets')
+  sets.write(path, 'cifar10', {'train': 50, 'test': 13})
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'tiles'),
+  [
+    ('', 1),
+    ('stage=dev,crop=resize', 1),
+    ('resolution=448', 2),
+    ('resolution=224x448', (1, 2)),
+    ('recipe=vision_transformer', 1),
+  ],
+)
+def test_every_variant_trains(argument, tiles, data_dir, tmp_path):
+  """Shrunk to 32 pixels for 224; right after growing, the logits are those of the head: zero."""
+  config = finetune.get_config(argument)
+  assert config.model.tiles == ((tiles, tiles) if isinstance(tiles, int) else tiles)
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+    for section in (config.train_input, *(one.input for one in config.evals.values())):
+      if 'resize' in section:
+        section.resize = tuple(side // 7 for side in section.resize)
+  config.train_input.image_size = tuple(side // 7 for side in config.train_input.image_size)
+  config.train_input.data_dir = data_dir
+  config.train_input.batch_size = 8 * config.microbatches
+  config.total_steps = 2
+  config.init.path = small_file(tmp_path / 'small.npz')
+  flags.FLAGS.mark_as_parsed()
+  flags.FLAGS.tensorboard = False
+  train.start(config.to_dict(), str(tmp_path / 'run'))
+  row = runs.rows(tmp_path / 'run')[-1]
+  held_out = 'dev' if 'dev' in argument else 'test'
+  assert row['step'] == 2 and row[f'{held_out}/n'] == (1 if held_out == 'dev' else 13)
+  source = json.loads((tmp_path / 'run' / 'init.json').read_text())
+  assert source['source'] == config.init.path and len(source['sha256']) == 64
+  assert ('grown from a grid' in source['changes']) == (tiles != 1)
+  assert 'head kept: 10 classes (all zeros' in source['changes']
+
+
+# The paper's protocol, typed again: steps, share of the training split for choosing the rate.
+PROTOCOL = {
+  'imagenet2012': (20_000, 'train[:99%]', 'train[99%:]', 'train', 'validation'),
+  'cifar10': (10_000, 'train[:98%]', 'train[98%:]', 'train', 'test'),
+  'cifar100': (10_000, 'train[:98%]', 'train[98%:]', 'train', 'test'),
+  'oxford_iiit_pet': (500, 'train[:90%]', 'train[90%:]', 'train', 'test'),
+  'oxford_flowers102': (500, 'train[:90%]', 'train[90%:]', 'train', 'test'),
+}
+
+
+@pytest.mark.parametrize('data', PROTOCOL)
+def test_the_protocol(data):
+  steps, dev_train, dev, whole, test = PROTOCOL[data]
+  choosing = finetune.get_config(f'data={data},stage=dev')
+  final = finetune.get_config(f'data={data}')
+  assert choosing.train_input.split == dev_train and choosing.evals.dev.input.split == dev
+  assert final.train_input.split == whole and final.evals.test.input.split == test
+  for config in (choosing, final):
+    assert config.total_steps == steps and config.train_input.batch_size == 512
+    assert config.optim.optimizer.name == 'sgd' and config.optim.optimizer.momentum == 0.9
+    assert config.optim.clip_norm == 1.0 and config.optim.weight_decay == 0.0
+    assert config.optim.schedule.decay == 'cosine' and config.loss == 'softmax'
+    assert config.mixup == 0.0 and config.model.stochastic_depth == 0.0
+    assert config.train_input.image_size == (224, 224) and config.train_input.resize == (256, 256)
+
+
+def test_overrides_reach_the_evaluation():
+  config = finetune.get_config('data=/a/folder')
+  config.train_input.path = '/another'
+  config.train_input.batch_size = 7
+  assert config.evals.test.input.path == '/another' and config.evals.test.input.batch_size == 7
+  assert (config.train_input.split, config.evals.test.input.split) == ('train', 'val')
+
+
+@pytest.mark.parametrize(
+  ('argument', 'text'),
+  [
+    ('modle=B/16', "'modle=B/16' is not KEY=VALUE with a key of"),
+    ('data=mnist', "data='mnist' is none of .* write a folder as a path"),
+    ('stage=first', "stage='first'; use one of"),
+  ],
+)
+def test_arguments_that_are_wrong(argument, text):
+  with pytest.raises(ValueError, match=text):
+    finetune.get_config(argument)
+
+
+FAKE_TRAIN = """
+import json, pathlib, re, sys
+flags = dict(re.fullmatch('--([^=]+)=(.*)', word).groups() for word in sys.argv[1:])
+rate, workdir = float(flags['config.optim.learning_rate']), pathlib.Path(flags['workdir'])
+workdir.mkdir(parents=True, exist_ok=True)
+stage = re.search('stage=(.*)', flags['config'])[1]
+name = 'dev' if stage == 'dev' else 'test'
+row = {'step': 1, name + '/top1': 1 - abs(rate - 0.03), 'flags': sys.argv[1:]}
+(workdir / 'metrics.jsonl').write_text(json.dumps(row) + '\\n')
+sys.exit(2 if rate > 1 else 0)
+"""
+
+
+def test_the_sweep_takes_the_best_rate(tmp_path, monkeypatch):
+  (tmp_path / 'fake.py').write_text(FAKE_TRAIN)
+  monkeypatch.setattr(sweep, 'TRAIN', tmp_path / 'fake.py')
+  config, workdir = 'configs/finetune.py:model=B/16', epath.Path(tmp_path / 'sweep')
+  rates = ['0.003', '0.01', '0.03', '0.06']
+  result = sweep.sweep(config, workdir, rates, ['--config.init.path=x.npz'])
+  assert result['learning_rate'] == '0.03' and list(result['dev']) == rates
+  assert result['final']['flags'] == [
+    f'--config={config},stage=final', f'--workdir={workdir}/final-0.03',
+    '--config.optim.learning_rate=0.03', '--config.init.path=x.npz',
+  ]  # fmt: skip
+  with pytest.raises(errors.InputError, match='the run in .*dev-2 ended with status 2'):
+    sweep.sweep(config, workdir, ['2'], [])
+  with pytest.raises(errors.InputError, match='the sweep sets the stage itself'):
+    sweep.sweep(config + ',stage=dev', workdir, rates, [])
+
+
+def test_the_sweep_as_a_command(data_dir, tmp_path):
+  """It finds train.py, and train.py's message comes through."""
+  status, output = runs.run(
+    'mixer/sweep.py',
+    '--config=configs/finetune.py:data=cifar10',
+    f'--workdir={tmp_path}/sweep',
+    '--config.init.path=/nowhere.npz',
+    f'--config.train_input.data_dir={data_dir}',
+    '--config.train_input.batch_size=8',
+    env=runs.environment(tmp_path / 'cache', PYTHONPATH=str(runs.ROOT)),
+  )
+  assert status == 2
+  assert 'error: no file /nowhere.npz' in output and 'dev-0.003 ended with status 2' in output
+
+
+@pytest.mark.slow
+def test_a_folder_from_start_to_end(tmp_path):
+  """README's commands on generated photographs, with a kill on the way: S/32 at full size."""
+  env = runs.environment(tmp_path / 'cache')
+  rng = np.random.default_rng(0)
+  for name, colour in {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}.items():
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(30):
+      noise = rng.normal(0, 60, (*rng.integers(120, 300, 2), 3))
+      image = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+      (tmp_path / 'photos' / name / f'{i}.jpg').write_bytes(sets.encode(image, 'JPEG'))
+  model = models.build('Mixer-S/32', num_classes=1000)
+  pretrained.save(tmp_path / 'Mixer-S_32.npz', models.init(model, jax.random.key(0), 224))
+
+  workdir = tmp_path / 'run'
+  config = f'--config={runs.ROOT}/configs/finetune.py:model=S/32,data={tmp_path}/photos'
+  command = (
+    config, f'--workdir={workdir}', f'--config.init.path={tmp_path}/Mixer-S_32.npz',
+    '--config.train_input.batch_size=8', '--config.total_steps=24', '--config.every.log=1',
+    '--config.optim.schedule.warmup_steps=5', '--config.every.checkpoint=6', '--notensorboard',
+  )  # fmt: skip
+  process = runs.start('train.py', *command, env=env)
+  assert runs.wait_for(lambda: (workdir / 'checkpoints' / '6').is_dir(), process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  status, output = runs.run('train.py', *command, env=env)
+  assert status == 0, output
+  assert re.search(r'the checkpoint of step (6|12|18); step', output)
+  last = runs.rows(workdir)[-1]
+  assert last['test/top1'] > 0.95 and last['test/n'] == 9
+
+  status, output = runs.run('evaluate.py', config, f'--checkpoint={workdir}/model.npz', env=env)
+  assert status == 0, output
+  result = json.loads((workdir / 'model.evaluation.json').read_text())
+  assert result['test/top1'] == last['test/top1'] and result['test/n'] == 9
+
+  status, output = runs.run(
+    'mixer/predict.py', f'--checkpoint={workdir}', '--json', f'{tmp_path}/photos/green/0.jpg',
+    env={**env, 'PYTHONPATH': str(runs.ROOT)},
+  )  # fmt: skip
+  assert status == 0, output
+  found = [json.loads(line) for line in output.splitlines() if line.startswith('{')]
+  assert 'green' in json.dumps(found[0]['top'][0] if 'top' in found[0] else found[0])
+  assert sys.version_info >= (3, 11)
