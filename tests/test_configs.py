@@ -60,11 +60,24 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
-  assert files == {'digits', 'finetune', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
+  assert (
+    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
+  )
 
 
 def test_digits(tmp_path):
   assert train_two_steps(shrink(load('digits'), None), tmp_path)[-1]['test/n'] == 360
+
+
+def test_cifar10_from_scratch(tmp_path):
+  sets.write(tmp_path / 'sets', 'cifar10', {'train': 40, 'test': 13})
+  config = load('cifar10_scratch')
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  config.train_input.data_dir = str(tmp_path / 'sets')
+  config.train_input.batch_size = 16
+  config.total_steps = 2
+  assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
 
 
 @pytest.mark.parametrize('name', UPSTREAM)
