@@ -31,10 +31,11 @@ flags.mark_flags_as_required(['config', 'checkpoint'])
 
 def main() -> None:
   config = settings.config(_CONFIG)
-  path = epath.Path(_CHECKPOINT.value).expanduser()
+  path = files.absolute(_CHECKPOINT.value)
   tests = inputs.open_evals(config['evals'])
   if not tests:
     raise InputError('the config has no evals, so there is nothing to evaluate.')
+  check_classes(path, tests)
   params, source = load(path, config['checkpoints'])
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
@@ -63,8 +64,9 @@ def main() -> None:
   print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
   output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
   report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
-  files.write(output, json.dumps(report, indent=1).encode())
-  print(f'written to {output}')
+  if jax.process_index() == 0:
+    files.write(output, json.dumps(report, indent=1).encode())
+    print(f'written to {output}')
 
 
 def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
@@ -80,10 +82,30 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     directory=path / 'checkpoints',
     read_only=True,
   )
-  step = saved.best() if _WHICH.value == 'best' else saved.latest_intact()
-  if step is None:
-    raise InputError(f'{path} holds no intact checkpoint; give a workdir of train.py or an .npz.')
-  return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
+  while True:
+    step = saved.best() if _WHICH.value == 'best' else saved.latest_intact()
+    if step is None:
+      raise InputError(f'{path} holds no intact checkpoint; give a workdir of train.py or an .npz.')
+    try:
+      return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
+    except Exception:
+      if checkpointing.damage(saved.directory / str(step)) is None:
+        raise
+      # A run that trains there has removed it meanwhile, for a newer one.
+
+
+def check_classes(path: epath.Path, tests: dict) -> None:
+  """Raises InputError if a description beside the parameters has other classes than a test."""
+  description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
+  if not description.exists():
+    return
+  trained = json.loads(description.read_text()).get('class_names')
+  for name, data in tests.items():
+    if trained is not None and list(data.class_names) != trained:
+      raise InputError(
+        f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
+        f'was trained on {trained[:5]}... ({description}): names and order must agree.'
+      )
 
 
 def default_output(path: epath.Path) -> epath.Path:

@@ -101,12 +101,14 @@ def train(
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  workdirs.claim(directory, config, started=bool(reporting.read_rows(directory)))
-  workdirs.check_space(directory, saved.copies * training.state_bytes(like))
+  started = bool(reporting.read_rows(directory) or saved.steps())
+  workdirs.claim(directory, config, started=started)
   first = saved.latest_intact() or 0
   if first >= steps and (directory / 'model.npz').exists():
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
     return
+  to_come = max(saved.copies - len(saved.steps()), 1)
+  workdirs.check_space(directory, to_come * training.state_bytes(like))
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
@@ -158,10 +160,11 @@ def train(
   except Diverged as error:
     good = saved.manager.latest_step()
     where = f'The last good checkpoint is of step {good}, in {saved.directory}.'
+    where = where if good else 'No checkpoint had been saved yet.'
     raise Diverged(f'{error}. {where}') from error
   finally:
-    report.close()
     saved.close()
+    report.close()
 
   pretrained.save_model(directory, sharding.gather(state.params), {
     'model': {**model, 'num_classes': data.num_classes},

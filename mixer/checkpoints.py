@@ -57,6 +57,7 @@ class Checkpoints:
         )
       )
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
+    self._aside = self.directory.with_name(self.directory.name + '.damaged')
     self._saving_step = None
     self._policy = preservation_policy.AnyPreservationPolicy(policies)
     self._keep_best = keep_best
@@ -104,7 +105,7 @@ class Checkpoints:
   def latest_intact(self) -> int | None:
     """The newest step whose files are as they were written, or None.
 
-    Newer checkpoints that are damaged are named, and set aside into '<directory>.damaged'
+    Those that are damaged are named, and set aside into '<directory>.damaged'
     unless this is read-only.
     """
     step = -1
@@ -136,7 +137,7 @@ class Checkpoints:
   def best(self) -> int | None:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
     scores = {}
-    for step in self._steps():
+    for step in self.steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
       if path.exists() and damage(self.directory / str(step)) is None:
         scores[step] = self._score(json.loads(path.read_text()))
@@ -149,28 +150,29 @@ class Checkpoints:
       self._manager.close()
 
   def _first_intact(self) -> int:
-    if not self.directory.exists():
-      return -1
-    steps = sorted(
-      (int(p.name) for p in self.directory.iterdir() if p.name.isdigit()), reverse=True
-    )
-    for step in steps:
+    intact = []
+    for step in reversed(self.steps()):  # a damaged best one is set aside too
       fault = damage(self.directory / str(step))
       if fault is None:
-        return step
+        intact.append(step)
+        continue
       where = 'skipped' if self._read_only else f'set aside as {self._set_aside(step)}'
       logging.warning('checkpoint %d is damaged (%s): %s.', step, fault, where)
-    return -1
+    if not intact and not self._read_only and self._aside.exists():
+      raise InputError(
+        f'all checkpoints in {self.directory} were damaged and lie in {self._aside} now. To train '
+        'from the beginning, use another --workdir or remove this one.'
+      )
+    return intact[0] if intact else -1
 
-  def _steps(self) -> list[int]:
+  def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""
     entries = self.directory.iterdir() if self.directory.exists() else ()
     return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
 
   def _set_aside(self, step: int) -> epath.Path:
-    aside = self.directory.with_name(self.directory.name + '.damaged')
-    aside.mkdir(parents=True, exist_ok=True)
-    return (self.directory / str(step)).rename(aside / f'{step}-{time.time_ns()}')
+    self._aside.mkdir(parents=True, exist_ok=True)
+    return (self.directory / str(step)).rename(self._aside / f'{step}-{time.time_ns()}')
 
   def _write_manifest(self) -> None:
     """Called by orbax in its saving thread when all files are written, before the rename."""
@@ -197,9 +199,12 @@ def damage(root: epath.Path) -> str | None:
   except (OSError, ValueError) as fault:
     return f'no readable {MANIFEST}: {fault}'
   for name, (size, crc) in manifest.items():
-    if not (root / name).exists():
+    try:
+      found_size, found_crc = _size_and_crc(root / name)
+    except FileNotFoundError:
       return f'{name} is missing'
-    found_size, found_crc = _size_and_crc(root / name)
+    except OSError as fault:
+      return f'{name} cannot be read: {fault}'
     if found_size != size:
       return f'{name} has {found_size} bytes instead of {size}'
     if found_crc != crc:

@@ -1,8 +1,15 @@
 """Files that are never seen half-written, and what image files are called."""
 
+import os
+
 from etils import epath
 
 IMAGE_ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
+
+
+def absolute(path: str) -> epath.Path:
+  """The path from the root, with '~' expanded; a path with '://' stays as it is."""
+  return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
 
 
 def write(path: epath.Path, content: bytes) -> None:

@@ -1,5 +1,7 @@
 """What chips can do, for MFU and cost."""
 
+import re
+
 import jax
 
 # Dense bfloat16 matmul TFLOP/s of one JAX device, as its maker publishes them. A JAX device is
@@ -11,6 +13,7 @@ PEAK_TFLOPS = {
   'TPU v5 lite': 197.0,
   'TPU v5e': 197.0,
   'TPU v5': 459.0,
+  'TPU v5p': 459.0,
   'TPU v6 lite': 918.0,
   'TPU v6e': 918.0,
   'Tesla V100': 125.0,
@@ -30,7 +33,7 @@ PEAK_TFLOPS = {
 def peak_flops(device_kind: str) -> float | None:
   """Peak FLOP/s of one device, or None for a kind without a published matmul rate."""
   for prefix in sorted(PEAK_TFLOPS, key=len, reverse=True):
-    if device_kind.startswith(prefix):
+    if re.match(rf'{prefix}\b', device_kind):
       return PEAK_TFLOPS[prefix] * 1e12
   return None
 

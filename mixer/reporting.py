@@ -69,7 +69,10 @@ class Reporter:
     self._restart_clock(first_step)
 
   def timed(self, batches: Iterable[dict]) -> Iterator[dict]:
-    """The same batches, with the time spent waiting for each counted."""
+    """The same batches, with the time counted for which the device may have waited for them.
+
+    While the step before still runs when its successor's batch is there, nobody has waited.
+    """
     iterator = iter(batches)
     while True:
       begin = time.perf_counter()
@@ -77,7 +80,8 @@ class Reporter:
         batch = next(iterator)
       except StopIteration:
         return
-      self._waited += time.perf_counter() - begin
+      if self._held is None or all(value.is_ready() for value in self._held[1].values()):
+        self._waited += time.perf_counter() - begin
       yield batch
 
   def step(self, step: int, metrics: dict[str, jax.Array], *, keep: bool) -> None:
@@ -121,7 +125,7 @@ class Reporter:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = [
       f'{name} = {values[name]}'
-      for name in ('loss', 'grad_norm')
+      for name in ('loss', 'grad_norm', 'update_norm', 'param_norm')
       if not math.isfinite(values[name])
     ]
     if bad:
@@ -159,7 +163,10 @@ class Reporter:
 
   def _picture(self) -> None:
     if self._draw is not None and self._primary and (rows := read_rows(self._path.parent)):
-      self._draw(rows)
+      try:
+        self._draw(rows)
+      except OSError as fault:
+        logging.warning('the curves were not drawn: %s', fault)
     self._drawn = time.monotonic()
 
   def _emit(self, row: dict) -> None:

@@ -70,6 +70,8 @@ def make_step(
   """
   if loss not in losses.LOSSES:
     raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
+  if mixup < 0:
+    raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
   microbatched = sharding.batch(mesh, microbatched=True)
 
   def loss_and_hits(params, part, weight):
@@ -154,11 +156,11 @@ def intervals(
       f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
       f'config.every.evaluate={evaluate} is not a multiple of config.every.checkpoint={checkpoint}.'
     )
-  if keep_best is not None and keep_best.split('/')[0] not in evals:
-    raise InputError(
-      f'config.checkpoints.keep_best={keep_best!r} is a result of none of the evaluations '
-      f'{sorted(evals)}; write it as in val/top1.'
-    )
+  if min(log, evaluate, checkpoint) < 0:
+    raise InputError('config.every has a negative number of steps; use 0 for at the end only.')
+  higher_is_better = [f'{name}/{result}' for name in evals for result in ('top1', 'top5')]
+  if keep_best is not None and keep_best not in higher_is_better:
+    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {higher_is_better}.')
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
 
 

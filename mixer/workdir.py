@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 import json
 import os
+import re
 import shutil
+import socket
 
 from etils import epath
+import jax
 
 from mixer import files, settings
 from mixer.errors import InputError
 
 CONFIG_FILE = 'config.json'
-# Where a computation runs, not what it computes: these may change when a run goes on.
-_MAY_CHANGE = ('mesh.',)
+# Where a computation runs and what is kept of it, not what it computes: these may change when a
+# run goes on.
+_MAY_CHANGE = re.compile(r'(mesh|every|checkpoints)\..*|.*\.data_dir')
 
 
 def prepare(path: str) -> epath.Path:
@@ -21,16 +25,16 @@ def prepare(path: str) -> epath.Path:
   Raises:
     InputError: it cannot be made, written or read.
   """
-  workdir = epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
-  probe = workdir / f'.probe-{os.getpid()}'
   try:
+    workdir = files.absolute(path)
+    probe = workdir / f'.probe-{socket.gethostname()}-{os.getpid()}'
     workdir.mkdir(parents=True, exist_ok=True)
     probe.write_text('probe')
     found = probe.read_text()
     probe.unlink()
   except Exception as fault:  # each filesystem behind epath has exceptions of its own
     raise InputError(
-      f'cannot write in --workdir={workdir}: {fault}. Give a directory that can be written to.'
+      f'cannot write in --workdir={path}: {fault}. Give a directory that can be written to.'
     ) from fault
   if found != 'probe':
     raise InputError(f'--workdir={workdir} does not give back what is written to it.')
@@ -53,15 +57,13 @@ def check_space(workdir: epath.Path, needed: int) -> None:
 def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
   """Records `config`; in the workdir of a run that has `started` with another, InputError."""
   path = workdir / CONFIG_FILE
-  if not path.exists() or not started:
-    files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
-    return
-  old, new = settings.flatten(json.loads(path.read_text())), settings.flatten(jsonable(config))
+  old = json.loads(path.read_text()) if started and path.exists() else config
+  old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
   absent = '(absent)'
   differing = [
     f'  {key}: {old.get(key, absent)!r} there, {new.get(key, absent)!r} now'
     for key in sorted(old.keys() | new.keys())
-    if old.get(key, absent) != new.get(key, absent) and not key.startswith(_MAY_CHANGE)
+    if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
   ]
   if differing:
     raise InputError(
@@ -69,6 +71,8 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
       + '\n'.join(differing)
       + '\nGive each run its own --workdir, or the same config to go on with this one.'
     )
+  if jax.process_index() == 0:
+    files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
 
 
 def jsonable(config: Mapping) -> dict:

@@ -153,6 +153,21 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   assert_holds(checkpoints.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
 
 
+def test_every_damaged_one_is_set_aside(directory):
+  fill(directory, [1, 2, 3], keep_last=3)
+  flip(directory / '1')
+  saved = checkpoints.Checkpoints(directory, keep_last=3)
+  assert saved.latest_intact() == 3 and on_disk(directory) == [2, 3]
+
+
+def test_none_intact_is_not_a_fresh_start(directory):
+  fill(directory, [1])
+  flip(directory / '1')
+  for _ in range(2):
+    with pytest.raises(errors.InputError, match='were damaged and lie in .*damaged now'):
+      checkpoints.Checkpoints(directory).latest_intact()
+
+
 def test_nothing_saved_yet(directory):
   assert checkpoints.Checkpoints(directory).latest_intact() is None
   assert checkpoints.Checkpoints(directory, keep_best='val/top1', read_only=True).best() is None

@@ -101,7 +101,7 @@ def test_another_config_is_refused(finished, env):
 @pytest.mark.parametrize('which', ['workdir', 'npz'])
 def test_evaluate_finds_what_training_found(finished, env, tmp_path, which):
   workdir, _ = finished
-  checkpoint = workdir if which == 'workdir' else workdir / 'model.npz'
+  checkpoint = workdir.name if which == 'workdir' else workdir / 'model.npz'
   output = tmp_path / 'result.json'
   status, printed = runs.run(
     'evaluate.py',
@@ -111,6 +111,7 @@ def test_evaluate_finds_what_training_found(finished, env, tmp_path, which):
     '--config.evals.test.input.batch_size=77',  # 360 is not a multiple
     *(flag for flag in runs.TINY if 'model' in flag),
     env={**env, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    cwd=workdir.parent,  # a relative --checkpoint
   )
   assert status == 0, printed
   result, row = json.loads(output.read_text()), runs.rows(workdir)[-1]
@@ -226,6 +227,41 @@ def test_a_key_that_nobody_reads(tmp_path, parsed_flags, path, message):
   section['surprise'] = 1
   with pytest.raises(errors.InputError, match=re.escape(message)):
     train.start(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'evals.train': {}}, "config.evals: the names ['train'] would mix with the training metrics"),
+    ({'checkpoints.keep_best': 'test/loss'}, "keep_best='test/loss'; use one of ['test/top1',"),
+    ({'every.log': -1}, 'config.every has a negative number of steps'),
+    ({'mixup': -1.0}, 'mixup is -1.0; it is the p of Beta(p, p)'),
+    ({'train_input.batch_size': 0}, "input source 'digits': batch_size is 0"),
+    ({'train_input.shift_pixels': -1}, 'shift_pixels is -1; use 0 for none'),
+    ({'model.stochastic_depth': 2.0}, 'stochastic_depth is 2.0; it is a rate'),
+    ({'model.num_blocks': 0}, 'num_blocks is 0; it is at least 1'),
+  ],
+)
+def test_values_that_make_no_sense(tmp_path, parsed_flags, change, message):
+  config = digits_config()
+  for path, value in change.items():
+    *sections, key = path.split('.')
+    section = config
+    for name in sections:
+      section = section[name]
+    section[key] = {**config['evals']['test']} if value == {} else value
+  with pytest.raises(errors.InputError, match=re.escape(message)):
+    train.start(config, str(tmp_path))
+
+
+def test_what_may_change_when_a_run_goes_on(tmp_path):
+  config = {'mixup': 0.2, 'every': {'log': 1}, 'checkpoints': {'keep_last': 1}}
+  workdirs.claim(tmp_path, config, started=False)
+  other = {**config, 'every': {'log': 5}, 'checkpoints': {'keep_last': 2}}
+  workdirs.claim(tmp_path, other, started=True)
+  assert json.loads((tmp_path / 'config.json').read_text()) == other
+  with pytest.raises(errors.InputError, match='mixup: 0.2 there, 0.7 now'):
+    workdirs.claim(tmp_path, {**config, 'mixup': 0.7}, started=True)
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

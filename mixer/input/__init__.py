@@ -19,6 +19,7 @@ class Input(Protocol):
   image_size: tuple[int, int]  # height, width
   channels: int
   batch_size: int  # global
+  for_evaluation: bool  # whether images come without randomness
   preprocessing: dict  # what evaluation does to an image, for model.json
 
   def train_batches(
@@ -49,6 +50,8 @@ def build(*, source: str, **arguments) -> Input:
   """The input `source`, built with its own keyword arguments."""
   if source not in SOURCES:
     raise InputError(f'unknown input source {source!r}; use one of {sorted(SOURCES)}.')
+  if arguments.get('batch_size', 1) < 1:
+    raise InputError(f'input source {source!r}: batch_size is {arguments["batch_size"]}.')
   module, function = SOURCES[source]
   try:
     found = getattr(importlib.import_module(module), function)
@@ -73,8 +76,19 @@ def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) ->
   without = [name for name, section in sections.items() if 'input' not in section]
   if without:
     raise InputError(f'config.evals: {without} have no "input".')
+  reserved = [name for name in sections if name == 'train' or '/' in name]
+  if reserved:
+    raise InputError(
+      f'config.evals: the names {reserved} would mix with the training metrics; use others, '
+      'without "/".'
+    )
   opened = {name: build(**section['input']) for name, section in sections.items()}
   for name, data in opened.items():
+    if not data.for_evaluation:
+      raise InputError(
+        f'config.evals.{name}.input: an evaluation needs a crop without randomness; '
+        'use crop="resize_small".'
+      )
     for fact in ('num_classes', 'class_names', 'image_size', 'channels'):
       have, want = getattr(data, fact), getattr(trained, fact, None)
       if trained is not None and have != want:

@@ -35,6 +35,9 @@ class Arrays:
         'images are uint8 (n, height, width, channels) with as many labels; '
         f'got {images.dtype} {images.shape} and {len(labels)} labels.'
       )
+    if shift_pixels < 0:
+      raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
+    self.for_evaluation = True  # there, images are not shifted
     self._images, self._labels = images, labels.astype(np.int32)
     self._shift = shift_pixels
     self.batch_size, self.num_examples = batch_size, len(images)

@@ -72,6 +72,7 @@ class Images:
     self._resize = None if resize is None else crops.pair(resize)
     self.image_size, self.channels = crops.pair(image_size), 3
     self._examples = examples()
+    self.for_evaluation = not self._crop.random
     self.batch_size, self.num_examples = batch_size, self._examples.num_examples
     self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
     self.preprocessing = {

@@ -51,6 +51,12 @@ def build(name: str, num_classes: int | None, **options) -> nn.Module:
   if values.get('dtype', 'float32') not in DTYPES:
     raise InputError(f'unknown dtype {values["dtype"]!r}; use one of {DTYPES}.')
   layers.pair(values['patch_size'])
+  for name in ('stochastic_depth', 'dropout'):
+    if not 0 <= values.get(name, 0.0) < 1:
+      raise InputError(f'{name} is {values[name]}; it is a rate, at least 0 and below 1.')
+  for name in ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim'):
+    if values[name] < 1:
+      raise InputError(f'{name} is {values[name]}; it is at least 1.')
   return module(**values)
 
 
@@ -79,12 +85,12 @@ def shapes(model: nn.Module, image_size: layers.Size, channels: int = 3) -> dict
 def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str, jax.Array]:
   """What the network computes on the way: 'stem', each 'MixerBlock_i', 'pre_logits', 'output'.
 
-  `params` are in the released layout. The stem is (n, rows, columns, C), a block's output
-  (n, tokens, C), the pre-logits (n, C), and 'output' what the model itself returns.
+  `params` may be in the released layout or stacked. The stem is (n, rows, columns, C), a block's
+  output (n, tokens, C), the pre-logits (n, C), and 'output' what the model itself returns.
   """
   layer_names = ['stem', *(f'MixerBlock_{i}' for i in range(model.num_blocks))]
   output, state = model.clone(scan=False, remat=False).apply(
-    {'params': params},
+    {'params': pretrained.unstack_blocks(params)},
     images,
     capture_intermediates=lambda module, _: module.name in layer_names,
     mutable=['intermediates'],

@@ -1,0 +1,75 @@
+"""The evaluator's numbers, against NumPy on logits that are given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import sharding
+from mixer.evaluators import classification
+
+
+class Given:
+  """An input whose image i is one pixel of value i, so that logits can be looked up by it."""
+
+  batch_size = 10
+
+  def __init__(self, labels, num_classes, claimed=None):
+    self._labels, self.num_classes = labels, num_classes
+    self.num_examples = claimed or len(labels)
+
+  def eval_batches(self, batch_size, shard, num_shards):
+    assert (shard, num_shards) == (0, 1) and batch_size % 8 == 0
+    for first in range(0, len(self._labels), batch_size):
+      index = first + np.arange(batch_size)
+      mask = index < len(self._labels)
+      index = np.where(mask, index, 0)
+      image = index.astype(np.uint8).reshape(-1, 1, 1, 1)
+      yield {'image': image, 'label': self._labels[index], 'mask': mask}
+
+
+def run(logits, data, loss):
+  def apply(params, images):
+    index = jnp.round((images[:, 0, 0, 0] + 1.0) * 127.5).astype(jnp.int32)
+    return params[index]
+
+  evaluate = classification.make(apply=apply, data=data, loss=loss, mesh=sharding.make_mesh())
+  return evaluate(jax.device_put(logits, sharding.replicated(sharding.make_mesh())))
+
+
+def log_sigmoid(x):
+  return -np.logaddexp(0.0, -x)
+
+
+@pytest.mark.parametrize('loss', ['sigmoid', 'softmax'])
+@pytest.mark.parametrize('num_classes', [3, 12])
+@pytest.mark.parametrize('multi_label', [False, True])
+def test_against_numpy(loss, num_classes, multi_label):
+  rng = np.random.default_rng(num_classes)
+  n = 53  # in batches of 16, on 8 devices
+  logits = rng.normal(0.0, 2.0, (n, num_classes)).astype(np.float32)
+  if multi_label:
+    labels = (rng.random((n, num_classes)) < 0.3).astype(np.uint8)
+    hot = labels.astype(np.float64)
+  else:
+    labels = rng.integers(0, num_classes, n).astype(np.int32)
+    hot = np.eye(num_classes)[labels]
+  ranked = np.argsort(-logits, axis=1)
+  right = np.take_along_axis(hot, ranked, axis=1) > 0
+  x = logits.astype(np.float64)
+  if loss == 'sigmoid':
+    each = -(hot * log_sigmoid(x) + (1 - hot) * log_sigmoid(-x)).sum(1)
+  else:
+    each = -(hot * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1)
+  found = run(logits, Given(labels, num_classes), loss)
+  assert found['n'] == n
+  assert found['top1'] == right[:, 0].sum() / n
+  assert found['top5'] == right[:, :5].any(1).sum() / n
+  assert found['loss'] == pytest.approx(each.mean(), rel=1e-6)
+  assert found['images_per_sec'] > 0
+
+
+def test_a_count_that_is_not_the_data_sets_is_an_error():
+  labels = np.zeros(20, np.int32)
+  with pytest.raises(RuntimeError, match='evaluated 20 examples of a data set of 21'):
+    run(np.zeros((20, 3), np.float32), Given(labels, 3, claimed=21), 'softmax')
