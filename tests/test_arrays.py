@@ -170,7 +170,7 @@ def test_wrong_arrays(images, labels, got):
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
-      "unknown input source 'mnist'; use one of ['digits', 'tfds'].",
+      "unknown input source 'mnist'; use one of ['digits', 'folder', 'tfds'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},

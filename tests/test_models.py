@@ -358,7 +358,7 @@ def test_unknown_name(name):
 OPTIONS = (
   "['channels_mlp_dim', 'dropout', 'dtype', 'head_bias', 'hidden_dim', 'num_blocks', "
   "'num_classes', 'patch_size', 'remat', 'rescale_drop_path', 'scan', 'stochastic_depth', "
-  "'tokens_mlp_dim']"
+  "'tiles', 'tokens_mlp_dim']"
 )
 BUILD_FAULTS = {
   'a mistyped option': (

@@ -462,8 +462,8 @@ def test_the_best_must_be_saved_when_it_is_measured(evaluate, checkpoint):
 
 def test_the_best_must_be_measured():
   text = (
-    "config.checkpoints.keep_best='test/top1' is a result of none of the evaluations "
-    "['real', 'val']; write it as in val/top1."
+    "config.checkpoints.keep_best='test/top1'; use one of "
+    "['val/top1', 'val/top5', 'real/top1', 'real/top5']."
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     intervals(20, 10, 'test/top1')
