@@ -56,6 +56,13 @@ def test_what_a_run_leaves_behind(finished):
     assert {params[name].dtype for name in params.files} == {np.dtype('float32')}
 
 
+@pytest.mark.slow
+def test_make_train_reaches_its_accuracy(tmp_path, env):
+  status, output = runs.run('train.py', *runs.train_flags(tmp_path), env=env)
+  assert status == 0, output
+  assert runs.rows(tmp_path)[-1]['test/top1'] >= 0.97
+
+
 def test_the_banner(finished):
   _, output = finished
   for text in (
