@@ -13,7 +13,17 @@ import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
-from mixer import evaluators, files, models, pretrained, runtime, settings, sharding, warmstart
+from mixer import (
+  evaluators,
+  files,
+  models,
+  permutations,
+  pretrained,
+  runtime,
+  settings,
+  sharding,
+  warmstart,
+)
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -36,6 +46,8 @@ def main() -> None:
   if not tests:
     raise InputError('the config has no evals, so there is nothing to evaluate.')
   check_classes(path, tests)
+  for data in tests.values():
+    permutations.check_same(path, config.get('permutation'), data.image_size)
   params, source = load(path, config['checkpoints'])
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
@@ -47,12 +59,16 @@ def main() -> None:
       '(configs/finetune.py).'
     )
   for name, data in tests.items():
-    net = models.build(**{**config['model'], 'scan': False}, num_classes=data.num_classes)
+    net = models.in_released_layout(
+      models.build(**config['model'], num_classes=data.num_classes)
+    )
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
     evaluate = evaluators.build(
       {name: config['evals'][name]},
       tests,
-      apply=models.apply_function(net),
+      apply=permutations.before(
+        models.apply_function(net), config.get('permutation'), data.image_size
+      ),
       loss=config['loss'],
       mesh=devices,
     )

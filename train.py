@@ -14,6 +14,7 @@ from mixer import (
   evaluators,
   files,
   models,
+  permutations,
   pretrained,
   reporting,
   runtime,
@@ -64,6 +65,7 @@ def train(
   every: dict,
   checkpoints: dict,
   init: dict | None = None,
+  permutation: dict | None = None,
 ) -> None:
   """Trains from where `workdir` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
@@ -83,7 +85,7 @@ def train(
   )
 
   net = models.build(**model, num_classes=data.num_classes)
-  apply = models.apply_function(net)
+  apply = permutations.before(models.apply_function(net), permutation, data.image_size)
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
   evaluate = evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
   init_key, step_key = jax.random.split(jax.random.key(seed))
@@ -112,6 +114,7 @@ def train(
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
+    permutations.check_same(files.absolute(init['path']), permutation, data.image_size)
     params, source = settings.call(
       'config.init', warmstart.load, init,
       model=net, image_size=data.image_size, channels=data.channels,
@@ -170,6 +173,7 @@ def train(
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,
     'channels': data.channels,
+    'permutation': permutation,
     'preprocessing': next(iter(tests.values()), data).preprocessing,
     'loss': loss,
     'class_names': data.class_names,

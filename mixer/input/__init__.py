@@ -42,6 +42,7 @@ class Input(Protocol):
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
+  'placed_digits': ('mixer.input.arrays', 'placed_digits'),
   'tfds': ('mixer.input.tfds', 'make'),
 }
 

@@ -19,6 +19,8 @@ class Arrays:
     *,
     batch_size: int,
     shift_pixels: int = 0,
+    subset_fraction: float = 1.0,
+    subset_seed: int = 0,
   ):
     """Wraps the arrays.
 
@@ -29,6 +31,7 @@ class Arrays:
       batch_size: the global one.
       shift_pixels: training images are moved by up to this many pixels along each axis, by
         uniform draws, and filled up with 0.
+      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
       raise InputError(
@@ -37,6 +40,9 @@ class Arrays:
       )
     if shift_pixels < 0:
       raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
+    if subset_fraction != 1.0:
+      chosen = order.subset(len(images), subset_fraction, subset_seed)
+      images, labels = images[chosen], labels[chosen]
     self.for_evaluation = True  # there, images are not shifted
     self._images, self._labels = images, labels.astype(np.int32)
     self._shift = shift_pixels
@@ -75,21 +81,83 @@ class Arrays:
     return windows[np.arange(len(images)), down, right].transpose(0, 2, 3, 1)  # (n, h, w, c)
 
 
-def digits(*, split: str, batch_size: int, shift_pixels: int = 0) -> Arrays:
+def digits(
+  *,
+  split: str,
+  batch_size: int,
+  shift_pixels: int = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+) -> Arrays:
   """scikit-learn's bundled handwritten digits: 1,797 real 8x8 grey images of ten classes.
 
-  'train' is a fixed random 80 % (1,437 images), 'test' the other 360.
+  'train' is a fixed random 80 % (1,437 images), 'test' the other 360. For the rest see `Arrays`.
   """
+  images, labels, names = _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
+  return Arrays(
+    images,
+    labels,
+    names,
+    batch_size=batch_size,
+    shift_pixels=shift_pixels,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+  )
+
+
+def placed_digits(
+  *,
+  split: str,
+  batch_size: int,
+  side: int,
+  magnify: int,
+  copies: int,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+) -> Arrays:
+  """The digits, each `copies` times at random places of an otherwise black square.
+
+  Image i shows digit i % n of the n of the split, at a place that is a function of the split and
+  i alone: 'train' has 1,197 digits, 'val' 240 and 'test' 360, and no digit is in two of them.
+
+  Args:
+    side: of the square, in pixels.
+    magnify: each pixel of a digit becomes that many by that many.
+    copies: images of each digit.
+    batch_size, subset_fraction, subset_seed: see `Arrays`.
+  """
+  parts = {'train': slice(-600), 'val': slice(-600, -360), 'test': slice(-360, None)}
+  digits, labels, names = _digits(parts, split)
+  digits = digits.repeat(magnify, axis=1).repeat(magnify, axis=2)
+  room = side - digits.shape[1] + 1  # places along each axis
+  if room < 1 or copies < 1:
+    raise InputError(
+      f'placed_digits: side={side}, magnify={magnify}, copies={copies}: a digit of '
+      f'{digits.shape[1]} pixels needs a side at least as long, and at least 1 copy.'
+    )
+  count = copies * len(digits)
+  down, right = (order.draws(0, count, seed=sorted(parts).index(split))[:, :2] % room).T
+  images = np.zeros((count, side, side, 1), np.uint8)
+  for i, (top, left) in enumerate(zip(down.astype(int), right.astype(int), strict=True)):
+    digit = digits[i % len(digits)]
+    images[i, top : top + len(digit), left : left + len(digit)] = digit
+  return Arrays(
+    images,
+    np.tile(labels, copies),
+    names,
+    batch_size=batch_size,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+  )
+
+
+def _digits(parts: dict[str, slice], split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """(images, labels, class names) of a split, which is a part of a fixed random order."""
   from sklearn import datasets
 
-  bunch = datasets.load_digits()
-  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-  shuffled = order.permutation(len(images), seed=0, epoch=0)
-  parts = {'train': shuffled[:-360], 'test': shuffled[-360:]}
   if split not in parts:
     raise InputError(f'digits has no split {split!r}; use one of {sorted(parts)}.')
-  index = parts[split]
-  names = [str(name) for name in bunch.target_names]
-  return Arrays(
-    images[index], bunch.target[index], names, batch_size=batch_size, shift_pixels=shift_pixels
-  )
+  bunch = datasets.load_digits()
+  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+  index = order.permutation(len(images), seed=0, epoch=0)[parts[split]]
+  return images[index], bunch.target[index], [str(name) for name in bunch.target_names]

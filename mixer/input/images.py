@@ -47,6 +47,8 @@ class Images:
     resize: int | tuple[int, int] | None = None,
     randaugment_layers: int = 0,
     randaugment_magnitude: float = 0,
+    subset_fraction: float = 1.0,
+    subset_seed: int = 0,
   ):
     """Checks that the arguments go together, then opens the examples.
 
@@ -57,6 +59,7 @@ class Images:
       crop: a name in `crops.CROPS`.
       resize: an int or (height, width), for the crops that take it.
       randaugment_layers, randaugment_magnitude: see `randaugment`; after a random crop only.
+      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
       InputError: the crop is unknown, or they do not go together.
@@ -72,6 +75,8 @@ class Images:
     self._resize = None if resize is None else crops.pair(resize)
     self.image_size, self.channels = crops.pair(image_size), 3
     self._examples = examples()
+    if subset_fraction != 1.0:
+      self._examples = _Subset(self._examples, subset_fraction, subset_seed)
     self.for_evaluation = not self._crop.random
     self.batch_size, self.num_examples = batch_size, self._examples.num_examples
     self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
@@ -173,6 +178,22 @@ class Images:
   def _cropped(self, encoded, **seed):
     resize = {'resize': self._resize} if self._crop.resizes else {}
     return self._crop.function(encoded, self.image_size, **resize, **seed)
+
+
+class _Subset:
+  """A part of other examples, see `order.subset`; the classes stay those of all."""
+
+  def __init__(self, examples: Examples, fraction: float, seed: int):
+    self._chosen = order.subset(examples.num_examples, fraction, seed)
+    self._all, self.num_examples = examples, len(self._chosen)
+    self.num_classes, self.class_names = examples.num_classes, examples.class_names
+    self.dtypes, self.parse = examples.dtypes, examples.parse
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
+    return self._all.fetch(self._chosen[indices])
+
+  def describe(self, index: int) -> str:
+    return self._all.describe(self._chosen[index])
 
 
 def _reason(fault: Exception) -> str:

@@ -9,20 +9,46 @@ import functools
 
 import numpy as np
 
-_SHUFFLE, _AUGMENT = 0, 1  # streams drawn from one seed
+from mixer.errors import InputError
+
+SHUFFLE, AUGMENT, SUBSET, PIXELS = range(4)  # streams drawn from one seed
 
 
 @functools.lru_cache(maxsize=2)
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+  """The order of epoch `epoch` over `n` examples; see `shuffled`."""
+  return shuffled(n, seed, epoch, SHUFFLE)
+
+
+def shuffled(n: int, seed: int, number: int, stream: int) -> np.ndarray:
   """A uniform permutation of range(n), int64 (n,), that no library version can change.
 
   Sorts random words that carry the index in their low bits: Philox's raw words are frozen,
   and without ties every sort gives the same answer. 16 n bytes while sorting.
+
+  Args:
+    seed, number: of the permutation; two that differ in either are independent.
+    stream: one of the streams above, so that what is drawn for one purpose tells nothing of what
+      is drawn for another from the same seed.
   """
   bits = max(n - 1, 1).bit_length()
-  words = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _SHUFFLE]).random_raw(n)
+  words = np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]).random_raw(n)
   low = np.uint64((1 << bits) - 1)
   return (np.sort((words & ~low) | np.arange(n, dtype=np.uint64)) & low).astype(np.int64)
+
+
+def subset(n: int, fraction: float, seed: int) -> np.ndarray:
+  """A random `fraction` of range(n), ascending; what a smaller fraction has, a larger one has too.
+
+  Raises:
+    InputError: the fraction is not above 0 and at most 1, or leaves nothing.
+  """
+  if not 0 < fraction <= 1:
+    raise InputError(f'subset_fraction is {fraction}; use a part above 0 and at most 1, as 0.03.')
+  count = round(fraction * n)
+  if not count:
+    raise InputError(f'subset_fraction={fraction} of {n} examples is none; use a larger part.')
+  return np.sort(shuffled(n, seed, 0, SUBSET)[:count])
 
 
 def examples(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -39,7 +65,7 @@ def draws(first: int, count: int, seed: int) -> np.ndarray:
 
   Philox is a counter-based generator, so any position is reached at once.
   """
-  generator = np.random.Philox(key=[seed, 0], counter=[first, 0, 0, _AUGMENT])
+  generator = np.random.Philox(key=[seed, 0], counter=[first, 0, 0, AUGMENT])
   return generator.random_raw(4 * count).reshape(count, 4)
 
 
