@@ -59,9 +59,7 @@ def main() -> None:
       '(configs/finetune.py).'
     )
   for name, data in tests.items():
-    net = models.in_released_layout(
-      models.build(**config['model'], num_classes=data.num_classes)
-    )
+    net = models.in_released_layout(models.build(**config['model'], num_classes=data.num_classes))
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
     evaluate = evaluators.build(
       {name: config['evals'][name]},

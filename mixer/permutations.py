@@ -67,9 +67,7 @@ def wrap(
   if kind == 'none':
     return function
   if kind not in KINDS:
-    raise InputError(
-      f'config.permutation.kind is {kind!r}; use one of {["none", *sorted(KINDS)]}.'
-    )
+    raise InputError(f'config.permutation.kind is {kind!r}; use one of {["none", *sorted(KINDS)]}.')
   size = layers.pair(image_size)
   sources = KINDS[kind](size, patch_size, seed).astype(np.int32)
 
@@ -100,9 +98,9 @@ def check_same(path: epath.Path, section: Mapping | None, image_size: layers.Siz
     section: `config.permutation` of what is to be done with the weights.
     image_size: of the images that it is to be done with.
   """
-  have, trained_size = recorded(path)
-  want = _facts(section)
-  if have != want:
+  known, trained_size = recorded(path)
+  have, want = known or {}, _facts(section)
+  if known is not None and have != want:
     raise InputError(
       f'{path} was trained with the input permutation {have or "none"}, and config.permutation is '
       f'{want or "none"}; under another one than its own a model knows nothing. Use the config '
@@ -115,8 +113,11 @@ def check_same(path: epath.Path, section: Mapping | None, image_size: layers.Siz
     )
 
 
-def recorded(path: epath.Path) -> tuple[dict, tuple[int, int] | None]:
-  """(the permutation that the weights at `path` were trained with, {} for none; image size)."""
+def recorded(path: epath.Path) -> tuple[dict | None, tuple[int, int] | None]:
+  """(the permutation that the weights at `path` were trained with, their image size).
+
+  {} is none; None is that nobody says.
+  """
   description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
   if description.exists():
     found = json.loads(description.read_text())
@@ -125,7 +126,7 @@ def recorded(path: epath.Path) -> tuple[dict, tuple[int, int] | None]:
   running = path / 'config.json'
   if running.exists():
     return _facts(json.loads(running.read_text()).get('permutation')), None
-  return {}, None
+  return None, None
 
 
 def _facts(section: Mapping | None) -> dict:

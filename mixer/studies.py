@@ -100,9 +100,7 @@ def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
   output = run / 'best.json'
   if not output.exists():
     own = [flag for flag in rest if flag.startswith('--config.')]
-    start(
-      'evaluate.py', config, f'--checkpoint={run}', '--which=best', f'--output={output}', *own
-    )
+    start('evaluate.py', config, f'--checkpoint={run}', '--which=best', f'--output={output}', *own)
   return json.loads(output.read_text())
 
 

@@ -6,11 +6,12 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
-  'train evaluate mixer.predict mixer.sweep mixer.convert mixer.input.prepare',
+  'train evaluate mixer.predict mixer.sweep mixer.convert mixer.studies mixer.input.prepare',
   'mixer.model_files mixer.warmstart',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
-  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
+  'mixer.permutations',
+  'mixer.models.mlp_mixer mixer.models.bit_resnet mixer.evaluators.classification mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
@@ -108,6 +109,7 @@ def test_slow_packages_load_late():
     'mixer.pretrained',
     'mixer.convert',
     'mixer.sweep',
+    'mixer.studies',
   ):
     reached, new = set(), {entry}
     while new:

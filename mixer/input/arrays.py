@@ -111,6 +111,7 @@ def placed_digits(
   batch_size: int,
   side: int,
   magnify: int,
+  stride: int,
   copies: int,
   subset_fraction: float = 1.0,
   subset_seed: int = 0,
@@ -123,22 +124,24 @@ def placed_digits(
   Args:
     side: of the square, in pixels.
     magnify: each pixel of a digit becomes that many by that many.
+    stride: places are multiples of this many pixels along both axes.
     copies: images of each digit.
     batch_size, subset_fraction, subset_seed: see `Arrays`.
   """
   parts = {'train': slice(-600), 'val': slice(-600, -360), 'test': slice(-360, None)}
   digits, labels, names = _digits(parts, split)
   digits = digits.repeat(magnify, axis=1).repeat(magnify, axis=2)
-  room = side - digits.shape[1] + 1  # places along each axis
-  if room < 1 or copies < 1:
+  room = side - digits.shape[1]
+  if min(magnify, stride, copies) < 1 or room < 0:
     raise InputError(
-      f'placed_digits: side={side}, magnify={magnify}, copies={copies}: a digit of '
-      f'{digits.shape[1]} pixels needs a side at least as long, and at least 1 copy.'
+      f'placed_digits: side={side}, magnify={magnify}, stride={stride}, copies={copies}: a digit '
+      'has 8 times magnify pixels and needs a side at least as long; the others are at least 1.'
     )
   count = copies * len(digits)
-  down, right = (order.draws(0, count, seed=sorted(parts).index(split))[:, :2] % room).T
+  places = order.draws(0, count, seed=sorted(parts).index(split))[:, :2]
+  down, right = (places % np.uint64(room // stride + 1) * np.uint64(stride)).astype(int).T
   images = np.zeros((count, side, side, 1), np.uint8)
-  for i, (top, left) in enumerate(zip(down.astype(int), right.astype(int), strict=True)):
+  for i, (top, left) in enumerate(zip(down, right, strict=True)):
     digit = digits[i % len(digits)]
     images[i, top : top + len(digit), left : left + len(digit)] = digit
   return Arrays(

@@ -116,11 +116,15 @@ def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str
   width, channels). The pre-logits are (n, C), and 'output' is what the model itself returns.
   """
   layer_names = model.layer_names
-  output, state = in_released_layout(model).clone(remat=False).apply(
-    {'params': pretrained.unstack_blocks(params)},
-    images,
-    capture_intermediates=lambda module, _: module.name in layer_names,
-    mutable=['intermediates'],
+  output, state = (
+    in_released_layout(model)
+    .clone(remat=False)
+    .apply(
+      {'params': pretrained.unstack_blocks(params)},
+      images,
+      capture_intermediates=lambda module, _: module.name in layer_names,
+      mutable=['intermediates'],
+    )
   )
   found = state['intermediates']
   return {
