@@ -10,6 +10,7 @@ import pytest
 from mixer import batch_ops, convert, model_files, models, permutations, pretrained
 from mixer.errors import InputError
 import reference
+import runs
 
 SIZE, PATCH = (12, 10), (3, 5)
 SECTIONS = {
@@ -283,3 +284,38 @@ def test_predict_permutes_and_convert_refuses(trained):
   text = f"{trained} was trained with the input permutation {{'kind': 'global', 'seed': 3}}, which "
   with pytest.raises(InputError, match=f'^{re.escape(text)}'):
     convert.convert(trained, trained.with_name('x.npz'))
+
+
+# --- A whole run ----------------------------------------------------------------------------
+
+CONFIG = 'configs/permutations_small.py:model=resnet,kind=patch_pixel'
+TINY = (
+  '--config.model.stage_sizes=(1,)',
+  '--config.train_input.copies=1',
+  '--config.evals.val.input.copies=1',
+  '--config.evals.test.input.copies=1',
+  '--config.total_steps=4',
+)
+
+
+def test_training_and_evaluation_permute_alike(tmp_path):
+  """evaluate.py finds what training found, of the file too, and refuses another permutation."""
+  env = runs.environment(tmp_path / 'cache')
+  workdir = tmp_path / 'run'
+  status, output = runs.run('train.py', *runs.train_flags(workdir, *TINY, config=CONFIG), env=env)
+  assert status == 0, output
+  recorded = json.loads((workdir / 'model.json').read_text())['permutation']
+  assert recorded == {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 8}
+  config = f'--config={runs.ROOT / CONFIG}'
+  status, output = runs.run(
+    'evaluate.py', config, f'--checkpoint={workdir}/model.npz', *TINY, env=env
+  )
+  assert status == 0, output
+  found = json.loads((workdir / 'model.evaluation.json').read_text())
+  row = runs.rows(workdir)[-1]
+  assert found['test/n'] == row['test/n'] == 360
+  assert found['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)
+  status, output = runs.run(
+    'evaluate.py', config, f'--checkpoint={workdir}', '--config.permutation.seed=1', *TINY, env=env
+  )
+  assert status == 2 and 'was trained with the input permutation {' in output
