@@ -18,7 +18,7 @@ _MODELS = {
   'mixer': {
     'name': 'Mixer',
     'patch_size': PATCH_SIZE,
-    'num_blocks': 4,
+    'num_blocks': 2,
     'hidden_dim': 64,
     'tokens_mlp_dim': 32,
     'channels_mlp_dim': 128,
@@ -48,7 +48,7 @@ def small(model: str) -> ConfigDict:
   config.model = ConfigDict({**_MODELS[model], 'head_bias': 0.0, 'dtype': 'float32'})
   config.mixup = 0.0
   config.total_epochs = 0.0
-  config.total_steps = 600
+  config.total_steps = 800
   config.every = ConfigDict({'log': 20, 'evaluate': 100, 'checkpoint': 100})
   config.checkpoints.keep_best = 'val/top1'
   return config

@@ -149,7 +149,13 @@ def test_pre_logits_without_a_head():
 # --- Sizes, names, start -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('size', COUNTS)
+@pytest.mark.parametrize(
+  'size',
+  [
+    size if size in ('R50x1', 'R101x1') else pytest.param(size, marks=pytest.mark.slow)
+    for size in COUNTS
+  ],
+)
 def test_parameter_counts(size):
   shapes = models.shapes(models.build(f'BiT-{size}', 1000), 224)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[size]
