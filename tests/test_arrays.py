@@ -91,7 +91,7 @@ def test_shift_moves_an_image_and_fills_up_with_zeros():
 def test_every_shift_is_as_likely():
   image = np.zeros((1, 3, 3, 1), np.uint8)
   image[0, 1, 1] = 255
-  data = arrays.Arrays(image, np.zeros(1), ['dot'], batch_size=9000, shift_pixels=1)
+  data = arrays.Arrays(image, np.zeros(1, int), ['dot'], batch_size=9000, shift_pixels=1)
   counts = next(data.train_batches(0, seed=0))['image'].astype(int).sum(0).ravel() / 255
   assert counts.sum() == 9000
   assert ((counts - 1000) ** 2 / 1000).sum() < 26.1  # chi2, 8 degrees of freedom, p = 0.001
@@ -170,7 +170,7 @@ def test_wrong_arrays(images, labels, got):
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
-      "unknown input source 'mnist'; use one of ['digits', 'folder', 'tfds'].",
+      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', 'shards', 'tfds'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
