@@ -112,14 +112,12 @@ def example(**features) -> bytes:
   made = {}
   for key, value in features.items():
     values = value if isinstance(value, list) else [value]
-    kind = {bytes: 'bytes_list', float: 'float_list'}.get(type(values[0] if values else 0))
-    kind = kind or 'int64_list'
-    of = {
-      'bytes_list': tf.train.BytesList,
-      'float_list': tf.train.FloatList,
-      'int64_list': tf.train.Int64List,
-    }[kind]
-    made[key] = tf.train.Feature(**{kind: of(value=values)})
+    kind, of = {
+      bytes: ('bytes_list', tf.train.BytesList),
+      float: ('float_list', tf.train.FloatList),
+      int: ('int64_list', tf.train.Int64List),
+    }[type(values[0] if values else 0)]
+    made[key] = tf.train.Feature(**({kind: of(value=values)} if values else {}))
   return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
 
 

@@ -48,7 +48,7 @@ class Arrays:
     _check_labels(labels, len(class_names))
     self.for_evaluation = True  # there, images are neither shifted nor flipped
     self._images, self._shift, self._flip = images, shift_pixels, flip
-    self._labels = labels.astype(np.int32 if labels.ndim == 1 else np.uint8)
+    self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
     self.batch_size, self.num_examples = batch_size, len(images)
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]
@@ -78,9 +78,9 @@ class Arrays:
 
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """What each part takes of a process's memory, about."""
-    held = [x for x in (self._images, self._labels) if not isinstance(x, np.memmap)]
+    on_disk = isinstance(self._images, np.memmap)
     return {
-      'arrays': sum(x.nbytes for x in held),
+      'arrays': self._labels.nbytes + (0 if on_disk else self._images.nbytes),
       'order': order.host_bytes(self.num_examples),
       'batches': 2 * self.batch_size // num_shards * self._images[0].nbytes,
     }
@@ -175,11 +175,13 @@ def _load(path: str):
   """The array of a .npy, read from the disk when it is needed, or those of a .npz by name."""
   path = os.path.expanduser(path)
   try:
-    loaded = np.load(path, mmap_mode='r', allow_pickle=False)
-    return loaded if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded}
+    if not path.endswith('.npz'):
+      return np.lib.format.open_memmap(path, mode='r')
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
   except FileNotFoundError as fault:
     raise InputError(f'no file {path}.') from fault
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as fault:
     raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
 
 

@@ -14,7 +14,7 @@ from mixer.input import images, order, records
 tf = runtime.tensorflow()
 
 _SAMPLE = 32  # records looked at before the run
-_KINDS = {'bytes_list': 'bytes', 'int64_list': 'int64', 'float_list': 'float', None: 'empty'}
+_KINDS = {'bytes_list': 'bytes', 'int64_list': 'int64', 'float_list': 'float'}
 _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # how their files begin
 
 
@@ -110,7 +110,7 @@ class _Shards:
     given = example[self._label_key]
     numbers = self._table.lookup(given) if self._text else given
     known = tf.reduce_all((numbers >= 0) & (numbers < self.num_classes))
-    told = f'{self._label_key!r} is no class of {self.num_classes}:'
+    told = f'{self._label_key} is no class of {self.num_classes}:'
     with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[told, given])]):
       numbers = tf.identity(numbers)
     if self._multi:
@@ -194,7 +194,8 @@ def _checked_kind(sample: dict, image_key: str, label_key: str, multi_label: boo
 
 
 def _kind(feature: tf.train.Feature) -> str:
-  return _KINDS[feature.WhichOneof('kind')]
+  kind = feature.WhichOneof('kind')
+  return _KINDS[kind] if kind and getattr(feature, kind).value else 'empty'
 
 
 def _values(example: tf.train.Example, key: str) -> list:
