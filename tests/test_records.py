@@ -33,6 +33,11 @@ def write_array_record(path, content):
   writer.close()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
 FORMATS = pytest.mark.parametrize(
   ('write', 'reader'),
   [(write_tfrecord, records.TFRecords), (write_array_record, records.ArrayRecords)],

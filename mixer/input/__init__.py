@@ -115,10 +115,9 @@ def describe_memory(data: Input, tests: Mapping[str, Input], num_shards: int) ->
   """
   training = data.host_bytes(num_shards)
   evaluations = [test.host_bytes(num_shards) for test in tests.values()]
-  at_a_time = ('batches', 'read-ahead', 'order')
-  kept = sum(size for of in evaluations for part, size in of.items() if part not in at_a_time)
-  passing = max((of.get('batches', 0) + of.get('read-ahead', 0) for of in evaluations), default=0)
-  parts = {**training, 'evaluations': kept + passing}
+  kept = sum(of.get('index', 0) + of.get('arrays', 0) for of in evaluations)
+  passing = [of.get('read-ahead', 0) + of['batches'] for of in evaluations]  # no order: unshuffled
+  parts = {**training, 'evaluations': kept + max(passing, default=0)}
   total, limit = sum(parts.values()), hardware.host_memory()
   if total > limit:
     logging.warning(

@@ -145,7 +145,7 @@ def make(
   Raises:
     InputError: a file or array is not there, or not as `Arrays` needs it.
   """
-  if images.endswith('.npz') == (labels is not None):
+  if str(images).endswith('.npz') == (labels is not None):
     raise InputError(
       f'images={images!r} with labels={labels!r}: give one .npz with both, or two .npy files.'
     )
@@ -181,7 +181,7 @@ def _load(path: str):
       return dict(arrays)
   except FileNotFoundError as fault:
     raise InputError(f'no file {path}.') from fault
-  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as fault:
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as fault:
     raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
 
 
