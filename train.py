@@ -133,6 +133,7 @@ def train(
     'optimizer': optimizers.describe(optim, steps),
     'data': training.describe_data(data, steps),
     'memory': training.describe_memory(like, batch, step_fn),
+    'host memory': inputs.describe_memory(data, tests, jax.process_count()),
     'start': f'{origin}; step {first} of {steps}; compiled in {time.perf_counter() - begin:.1f} s',
   })  # fmt: skip
 

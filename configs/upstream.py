@@ -58,54 +58,41 @@ _DATA = {
   },
 }
 
+# The same as plain record files of tf.train.Example, whose glob is config.train_input.files. The
+# first examples are held out, as many as from ImageNet-21k. JFT-300M has 18,291 classes.
+JFT_SHARDS = 'jft_shards'
+_HELD_OUT = 51_200
+
 IMAGE_SIZE = 224
 
 
 def get_config(model: str, data: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4."""
-  if data not in TABLE_4:
-    raise ValueError(f'unknown data {data!r}; use one of {sorted(TABLE_4)}.')
+  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4 or JFT_SHARDS."""
+  shards = data == JFT_SHARDS
+  if not shards and data not in TABLE_4:
+    raise ValueError(f'unknown data {data!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}.')
+  data = 'jft' if shards else data
   size = model.split('-')[1][0]
   row = TABLE_4[data].get(size) or TABLE_4[data][_NEAREST[size]]
   facts = _DATA[data]
 
   config = ConfigDict()
   config.seed = 0
-  # Where the TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-  data_dir = config_dict.placeholder(str)
 
-  config.train_input = ConfigDict()
-  config.train_input.source = 'tfds'
-  config.train_input.name = facts['train']['name']
-  config.train_input.split = facts['train']['split']
-  config.train_input.data_dir = data_dir
+  config.train_input = _shards() if shards else _tfds(**facts['train'])
+  shared = [*config.train_input, 'batch_size', 'image_size']  # by the evaluations
   config.train_input.batch_size = 4096
   config.train_input.image_size = IMAGE_SIZE
   config.train_input.crop = 'inception'
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
-  config.train_input.image_key = 'image'
-  config.train_input.label_key = 'label'
 
   config.evals = ConfigDict()
   for name, split in facts['evals'].items():
-    config.evals[name] = ConfigDict(
-      {
-        'kind': 'classification',
-        'input': {
-          'source': 'tfds',
-          'name': config.train_input.get_ref('name'),
-          'split': split,
-          'data_dir': config.train_input.get_ref('data_dir'),
-          'batch_size': config.train_input.get_ref('batch_size'),
-          'image_size': config.train_input.get_ref('image_size'),
-          'crop': 'resize_small',
-          'resize': IMAGE_SIZE * 8 // 7,  # 256
-          'image_key': config.train_input.get_ref('image_key'),
-          'label_key': config.train_input.get_ref('label_key'),
-        },
-      }
-    )
+    part = {'first': 0, 'last': config.train_input.get_ref('first')} if shards else {'split': split}
+    section = {key: config.train_input.get_ref(key) for key in shared if key not in part}
+    section |= {'crop': 'resize_small', 'resize': IMAGE_SIZE * 8 // 7, **part}  # 256
+    config.evals[name] = ConfigDict({'kind': 'classification', 'input': section})
 
   config.model = ConfigDict()
   config.model.name = model
@@ -143,3 +130,20 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.every = ConfigDict({'log': 50, 'evaluate': 5_000, 'checkpoint': 1_000})
   config.checkpoints = ConfigDict({'keep_last': 2, 'keep_best': config_dict.placeholder(str)})
   return config
+
+
+def _tfds(name: str, split: str) -> ConfigDict:
+  section = ConfigDict({'source': 'tfds', 'name': name, 'split': split})
+  # Where the TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  section.data_dir = config_dict.placeholder(str)
+  section.image_key, section.label_key = 'image', 'label'
+  return section
+
+
+def _shards() -> ConfigDict:
+  section = ConfigDict({'source': 'shards', 'num_classes': 18_291, 'multi_label': True})
+  section.files = config_dict.placeholder(str)
+  section.image_key, section.label_key = 'image/encoded', 'image/class/label'
+  section.class_names = config_dict.placeholder(str)
+  section.first, section.last = _HELD_OUT, config_dict.placeholder(int)
+  return section

@@ -98,6 +98,44 @@ def write_examples(
   )
 
 
+def numbered(n: int, sides: tuple[int, int] = (24, 40)) -> list[tuple[bytes, int]]:
+  """(image file, i) for i in range(n), so that a label names its image; JPEGs and PNGs in turn."""
+  rng = np.random.default_rng(0)
+  images = [smooth(rng, *rng.integers(sides[0], sides[1] + 1, 2)) for _ in range(n)]
+  return [(encode(image, ('JPEG', 'PNG')[i % 2]), i) for i, image in enumerate(images)]
+
+
+def example(**features) -> bytes:
+  """A serialised tf.train.Example; values are bytes, ints, floats, or lists of one of them."""
+  import tensorflow as tf
+
+  made = {}
+  for key, value in features.items():
+    values = value if isinstance(value, list) else [value]
+    kind, of = {
+      bytes: ('bytes_list', tf.train.BytesList),
+      float: ('float_list', tf.train.FloatList),
+      int: ('int64_list', tf.train.Int64List),
+    }[type(values[0] if values else 0)]
+    made[key] = tf.train.Feature(**({kind: of(value=values)} if values else {}))
+  return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
+
+
+def write_records(path, records: Sequence[bytes], file_format: str = 'tfrecord') -> None:
+  """Writes a TFRecord or an ArrayRecord file."""
+  if file_format == 'tfrecord':
+    import tensorflow as tf
+
+    writer = tf.io.TFRecordWriter(str(path))
+  else:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), 'group_size:1')
+  for record in records:
+    writer.write(record)
+  writer.close()
+
+
 def assert_same(batches: Sequence[Mapping], others: Sequence[Mapping]) -> None:
   """The same keys, dtypes and bits in every batch."""
   assert len(batches) == len(others)

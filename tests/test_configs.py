@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from mixer.errors import InputError
 import runs
 import sets
 import train
@@ -84,6 +85,33 @@ def test_cifar10_from_scratch(tmp_path):
 def test_upstream(name, data_dir, tmp_path):
   rows = train_two_steps(shrink(load(name), data_dir), tmp_path)
   assert rows[-1]['val/n'] == 13
+
+
+def test_upstream_on_plain_record_files(tmp_path):
+  """Of JFT's class count, with several labels an image; the first 13 examples are held out."""
+  rows = [
+    sets.example(**{'image/encoded': file, 'image/class/label': [i, 18_290 - i][: i % 3]})
+    for file, i in sets.numbered(40)
+  ]
+  for part in range(2):
+    sets.write_records(tmp_path / f'jft-{part}', rows[20 * part : 20 * part + 20])
+  config = load('mixer_b32', 'jft_shards')
+  assert config.total_epochs == 7.0 and config.optim.weight_decay == 0.03
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  config.total_steps = 2
+  config.train_input.update({'files': str(tmp_path / 'jft-*'), 'first': 13})
+  config.train_input.update({'batch_size': 16, 'image_size': 64})
+  config.evals.val.input.resize = 68
+  row = train_two_steps(config, tmp_path / 'run')[-1]
+  assert row['val/n'] == 13
+
+
+def test_upstream_on_plain_record_files_needs_their_names(tmp_path):
+  with pytest.raises(
+    InputError, match=r'^files is None; give a glob, such as --config\.train_input'
+  ):
+    train_two_steps(load('mixer_b32', 'jft_shards'), tmp_path)
 
 
 @pytest.mark.parametrize('data', DATA[1:])

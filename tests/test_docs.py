@@ -45,6 +45,7 @@ def test_overrides_exist():
     finetune.get_config(),
     finetune.get_config('data=/a/folder'),
     upstream.get_config('Mixer-B/16', 'imagenet21k'),
+    upstream.get_config('Mixer-B/16', 'jft_shards'),
   ]
   for page, text in TEXTS.items():
     for path in set(re.findall(r'--config\.([a-z_.]+)=', text)):

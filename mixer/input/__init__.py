@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 import importlib
 from typing import Protocol
 
+from absl import logging
 import numpy as np
 
-from mixer import settings
+from mixer import hardware, settings
 from mixer.errors import InputError
 
 
@@ -36,12 +37,17 @@ class Input(Protocol):
   ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once; 'mask' is True for examples and False for padding."""
 
+  def host_bytes(self, num_shards: int) -> dict[str, int]:
+    """What each part takes of a process's memory, about: {part: bytes}."""
+
 
 # name -> (module, function); a module is imported when its source is asked for, since those of
-# 'folder' and 'tfds' load TensorFlow.
+# image files load TensorFlow.
 SOURCES = {
+  'arrays': ('mixer.input.arrays', 'make'),
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
+  'shards': ('mixer.input.shards', 'make'),
   'tfds': ('mixer.input.tfds', 'make'),
 }
 
@@ -97,6 +103,32 @@ def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) ->
           f'{_short(have)} and {_short(want)}.'
         )
   return opened
+
+
+def describe_memory(data: Input, tests: Mapping[str, Input], num_shards: int) -> str:
+  """What the inputs of a run take of this process's memory; warns if the host has less.
+
+  Args:
+    data: the training input; its batches are made ahead all the time.
+    tests: those of the evaluations, of which one runs at a time.
+    num_shards: processes of the run.
+  """
+  training = data.host_bytes(num_shards)
+  evaluations = [test.host_bytes(num_shards) for test in tests.values()]
+  kept = sum(of.get('index', 0) + of.get('arrays', 0) for of in evaluations)
+  passing = [of.get('read-ahead', 0) + of['batches'] for of in evaluations]  # no order: unshuffled
+  parts = {**training, 'evaluations': kept + max(passing, default=0)}
+  total, limit = sum(parts.values()), hardware.host_memory()
+  if total > limit:
+    logging.warning(
+      'THE INPUT NEEDS ABOUT %.1f GiB, AND THIS HOST HAS %.1f. Use a smaller batch, or more hosts.',
+      total / 2**30,
+      limit / 2**30,
+    )
+  told = ', '.join(f'{size / 2**20:.1f} MiB {part}' for part, size in parts.items() if size)
+  return (
+    f'input: about {total / 2**20:.1f} MiB of {limit / 2**20:.0f}, beside the libraries: {told}'
+  )
 
 
 def _short(value) -> str:

@@ -13,6 +13,8 @@ from mixer.input import crops, order, randaugment
 tf = runtime.tensorflow()
 
 _READ_AHEAD = 16  # examples that one call into Python fetches
+_CHUNKS = 4  # of those at once: two calls, and what waits behind each
+_BATCHES = 5  # at once: two ready, one in the making, one handed over, one on its way to the device
 _NAMED = 10  # of the bad examples in a batch
 
 
@@ -23,6 +25,8 @@ class Examples(Protocol):
   num_classes: int
   class_names: tuple[str, ...]
   dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
+  index_bytes: int  # of host memory, to find any example
+  record_bytes: int  # of a stored example, about
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     """What is stored of the examples, as columns; called from several threads."""
@@ -86,7 +90,7 @@ class Images:
     self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches from number `first_batch` on, without end."""
-    local = self.batch_size // num_shards
+    local = order.local_rows(self.batch_size, num_shards)
 
     def rows(first, count):
       sequence = first + np.arange(count)  # counts this process's rows since step 0
@@ -119,6 +123,16 @@ class Images:
 
     starts = tf.data.Dataset.range(0, len(indices), _READ_AHEAD)
     return self._batches(starts, rows, tf.bool, example, batch_size // num_shards)
+
+  def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
+    """What each part takes of a process's memory, about."""
+    height, width = self.image_size
+    return {
+      'index': self._examples.index_bytes,
+      'order': order.host_bytes(self.num_examples),
+      'read-ahead': _CHUNKS * _READ_AHEAD * self._examples.record_bytes,
+      'batches': _BATCHES * self.batch_size // num_shards * height * width * self.channels,
+    }
 
   def _batches(self, starts, rows, dtype, example: Callable, local: int, first_batch: int = 0):
     """Batches of `local` times `example`, of the numbers and the word that `rows` has for each."""

@@ -68,6 +68,7 @@ class _Records:
     self._image_key, self._label_key = image_key, label_key
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
+    self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
     self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
