@@ -1,12 +1,15 @@
 """Every config is loaded, shrunk and trained for two steps, through train.py itself."""
 
 import importlib
+import json
 
 from absl import flags
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from mixer import models, pretrained
 import runs
 import sets
 import train
@@ -61,7 +64,8 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
   assert (
-    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
+    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab', *UPSTREAM}
+    and len(UPSTREAM) == 7
   )
 
 
@@ -78,6 +82,40 @@ def test_cifar10_from_scratch(tmp_path):
   config.train_input.batch_size = 16
   config.total_steps = 2
   assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
+
+
+@pytest.mark.parametrize('task', ['svhn', 'smallnorb_azimuth'])
+def test_vtab(task, tmp_path, monkeypatch):
+  """One task at 224 pixels, and one at 448 with grown weights, both shrunk by seven."""
+  from mixer.input import vtab
+
+  monkeypatch.setattr(vtab, 'TRAIN', 8)
+  monkeypatch.setattr(vtab, 'VAL', 4)
+  rng = np.random.default_rng(0)
+  picture, grey = (rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (96, 96, 1)))
+  norb = {'image': grey, 'image2': grey, 'instance': 0, 'label_lighting': 0, 'label_category': 0}
+  name, example = {
+    'svhn': ('svhn_cropped', {'image': picture, 'label': 3, 'id': 'a'}),
+    'smallnorb_azimuth': ('smallnorb', {**norb, 'label_azimuth': 17, 'label_elevation': 8}),
+  }[task]
+  sets.write_registered(tmp_path / 'sets', name, {'train': [example] * 40, 'test': [example] * 26})
+  model = models.build('Mixer', num_classes=3, patch_size=16, **SMALL_MODEL)
+  pretrained.save(tmp_path / 'small.npz', models.init(model, jax.random.key(0), 32))
+
+  config = load('vtab', f'task={task}')
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  for section in (config.train_input, config.evals.test.input):
+    section.resize = tuple(side // 7 for side in section.resize)
+  config.train_input.image_size = tuple(side // 7 for side in config.train_input.image_size)
+  config.train_input.data_dir = str(tmp_path / 'sets')
+  config.train_input.batch_size = 16
+  config.total_steps = 2
+  config.init.path = str(tmp_path / 'small.npz')
+  row = train_two_steps(config, tmp_path / 'run')[-1]
+  assert row['test/n'] == (26 if task == 'svhn' else 13)
+  changes = json.loads((tmp_path / 'run' / 'init.json').read_text())['changes']
+  assert 'head RESET' in changes and ('grown' in changes) == (task == 'smallnorb_azimuth')
 
 
 @pytest.mark.parametrize('name', UPSTREAM)

@@ -38,11 +38,12 @@ class Input(Protocol):
 
 
 # name -> (module, function); a module is imported when its source is asked for, since those of
-# 'folder' and 'tfds' load TensorFlow.
+# 'folder', 'tfds' and 'vtab' load TensorFlow.
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
   'tfds': ('mixer.input.tfds', 'make'),
+  'vtab': ('mixer.input.vtab', 'make'),
 }
 
 
