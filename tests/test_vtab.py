@@ -202,7 +202,7 @@ def test_what_goes_to_train():
   assert vtab.check_rest(rest) == {'microbatches': '8', 'init.from_size': '(1,2)'}
 
 
-def test_missing_data_are_listed_or_fatal(tmp_path, capsys):
+def test_missing_data_are_listed_or_fatal(tmp_path, capsys, monkeypatch):
   data = pytest.importorskip('mixer.input.vtab', reason='needs TensorFlow and TFDS')
   with pytest.raises(errors.MissingData) as fault:
     vtab.find_data([], str(tmp_path), require_all=False)
@@ -212,10 +212,12 @@ def test_missing_data_are_listed_or_fatal(tmp_path, capsys):
     assert f'  {name:<22} python -m mixer.input.prepare --name={task.dataset} --data_dir=' in text
   with pytest.raises(errors.InputError, match="unknown VTAB task 'cifar'; use one of"):
     vtab.find_data(['cifar'], None, require_all=False)
+  monkeypatch.setattr(data, 'TRAIN', 8)
+  monkeypatch.setattr(data, 'VAL', 4)
   examples = [
-    {'image': np.zeros((32, 32, 3), np.uint8), 'label': i % 10, 'id': str(i)} for i in range(1200)
+    {'image': np.zeros((32, 32, 3), np.uint8), 'label': 0, 'id': str(i)} for i in range(40)
   ]
-  sets.write_registered(tmp_path, 'svhn_cropped', {'train': examples, 'test': examples[:5]})
+  sets.write_registered(tmp_path, 'svhn_cropped', {'train': examples, 'test': examples})
   asked = ['svhn', 'retinopathy']
   assert vtab.find_data(asked, str(tmp_path), require_all=False) == {'svhn': 'svhn_cropped/3.1.0'}
   told = capsys.readouterr().out
@@ -238,10 +240,10 @@ def test_the_command_with_a_kill_and_a_restart(tmp_path):
     image[20:40, 2 * x : 2 * x + 2] = 1
     return image
 
-  labels = rng.integers(0, 10, 1200)
+  labels = rng.integers(0, 10, 2000)
   svhn = [{'image': digit(i), 'label': int(i), 'id': str(n)} for n, i in enumerate(labels)]
   sets.write_registered(tmp_path / 'sets', 'svhn_cropped', {'train': svhn, 'test': svhn[:50]})
-  places = rng.integers(0, 32, 1300)
+  places = rng.integers(0, 32, 2000)
   values = {f'value_{key}': 0.0 for key in ('shape', 'scale', 'orientation', 'x_position')}
   dsprites = [
     {
@@ -285,7 +287,7 @@ def test_the_command_with_a_kill_and_a_restart(tmp_path):
       folder = f'final-{one["learning_rate"]}' + (f'-seed{seed}' if seed else '')
       row = runs.rows(workdir / task / folder)[-1]
       assert row['step'] == 12 and row['test/top1'] == top1
-      assert row['test/n'] == {'svhn': 50, 'dsprites_location': 130}[task]
+      assert row['test/n'] == {'svhn': 50, 'dsprites_location': 200}[task]
       source = json.loads((workdir / task / folder / 'init.json').read_text())
       assert 'head RESET' in source['changes']
   means = [statistics.fmean(one['test']) for one in facts['tasks'].values()]

@@ -1,5 +1,8 @@
 """The nineteen tasks of VTAB-1k: which images, which labels, against TFDS's own reading."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 
@@ -109,13 +112,16 @@ def small_splits(monkeypatch):
   monkeypatch.setattr(vtab, 'VAL', 4)
 
 
-def stored(dataset, data_dir, split):
-  """The examples in the order of the files, as TFDS reads and decodes them."""
+@functools.cache
+def stored(dataset, data_dir):
+  """{split: its examples in the order of the files}, as TFDS reads and decodes them."""
   import tensorflow_datasets as tfds
 
+  there = dict.fromkeys(tfds.builder(dataset, data_dir=data_dir).info.splits)
   one_by_one = tfds.ReadConfig(interleave_cycle_length=1)
-  found = tfds.load(dataset, split=split, data_dir=data_dir, read_config=one_by_one)
-  return list(found.as_numpy_iterator())
+  found = tfds.load(dataset, split='+'.join(there), data_dir=data_dir, read_config=one_by_one)
+  examples = found.as_numpy_iterator()
+  return {split: list(itertools.islice(examples, SIZES[split])) for split in there}
 
 
 @pytest.mark.parametrize('task', vtab.TASKS)
@@ -133,7 +139,7 @@ def test_images_and_labels(task, data_dir, small_splits):
     'train800val200': [('train', range(8)), (val, val_range)],
     'test': [(test, test_range)],
   }
-  read = {split: stored(dataset, data_dir, split) for split in {'train', val, test}}
+  read = stored(dataset, data_dir)
   for split, parts in want.items():
     examples = [read[name][i] for name, span in parts for i in span]
     height, width, channels = examples[0]['image'].shape
@@ -180,9 +186,9 @@ PUBLISHED = {
 }
 
 
-def test_the_parts_of_the_thousand_and_the_order_of_training(data_dir, small_splits):
-  write(data_dir, 'smallnorb:2.1.0', {'train': 40, 'test': 13})
-  data = {split: build('smallnorb_azimuth', data_dir, split=split) for split in vtab.SPLITS}
+def test_the_parts_of_the_thousand_and_the_order_of_training(tmp_path, small_splits):
+  write(str(tmp_path), 'smallnorb:2.1.0', {'train': 40, 'test': 13})
+  data = {split: build('smallnorb_azimuth', str(tmp_path), split=split) for split in vtab.SPLITS}
   assert [one.num_examples for one in data.values()] == [8, 4, 12, 7]
   labels = {
     split: [int(i) for batch in one.eval_batches(1) for i in batch['label']]
@@ -204,6 +210,16 @@ def test_slices_at_the_published_sizes(task):
     'train800val200': f'train[:800]+{val}',
     'test': test,
   }
+
+
+@pytest.mark.parametrize(
+  ('task', 'size'), [('caltech101', 1990), ('eurosat', 1333), ('dsprites_location', 1999)]
+)
+def test_too_few_images_for_parts_that_do_not_overlap(task, size):
+  """The 200 would end after the set, begin within the 800, and end within the test images."""
+  with pytest.raises(InputError, match=f"{size} images in 'train': too few to take 800 [+] 200"):
+    vtab.slices(vtab.TASKS[task], size)
+  vtab.slices(vtab.TASKS[task], size + 2)
 
 
 def test_the_table_is_complete():
@@ -242,7 +258,7 @@ def test_sets_that_do_not_fit(tmp_path):
   sets.write(tmp_path, 'cifar100', {'train': 50}, num_classes=100)
   with pytest.raises(InputError, match="dtd/1.0.0: 'label' has 3 classes, and VTAB task 'dtd' 47"):
     build('dtd', str(tmp_path))
-  with pytest.raises(InputError, match="cifar100 has 50 images in 'train': too few for 800"):
+  with pytest.raises(InputError, match="cifar100 has 50 images in 'train': too few to take 800"):
     build('cifar100', str(tmp_path))
 
 
@@ -253,7 +269,7 @@ def test_a_label_outside_of_the_classes_is_named(tmp_path, small_splits):
   features = tfds.builder('clevr', data_dir=str(tmp_path)).info.features
   splits = {'train': [], 'validation': []}
   for examples in splits.values():
-    examples += [fill(rng, features) for _ in range(20)]
+    examples += [fill(rng, features) for _ in range(40)]
   for example in splits['validation']:
     example['objects'] = (example['objects'] * 4)[:11]
   sets.write_registered(str(tmp_path), 'clevr', splits)

@@ -171,17 +171,18 @@ def slices(task: Task, train_size: int) -> dict[str, str]:
   """{name in SPLITS: slice in TFDS's syntax} for a set with so many images in its 'train'.
 
   Raises:
-    InputError: they are so few that training and validation images would overlap.
+    InputError: they are so few that training, validation and test images would overlap.
   """
   begin = task.val_percent * train_size // 100
-  if task.val == 'train' and begin < TRAIN:
+  test_begin = begin + task.test_percent * train_size // 100
+  end = test_begin if task.test == 'train' else train_size
+  if task.val == 'train' and not TRAIN <= begin <= end - VAL:
     raise InputError(
-      f"{task.dataset} has {train_size} images in 'train': too few for {TRAIN} + {VAL}. Prepare "
-      'the whole set.'
+      f"{task.dataset} has {train_size} images in 'train': too few to take {TRAIN} + {VAL} as "
+      'VTAB-1k does. Prepare the whole set.'
     )
-  train, val, test = f'train[:{TRAIN}]', f'{task.val}[{begin}:{begin + VAL}]', task.test
-  if task.test == 'train':
-    test = f'train[{begin + task.test_percent * train_size // 100}:]'
+  train, val = f'train[:{TRAIN}]', f'{task.val}[{begin}:{begin + VAL}]'
+  test = f'train[{test_begin}:]' if task.test == 'train' else task.test
   return dict(zip(SPLITS, (train, val, f'{train}+{val}', test), strict=True))
 
 
