@@ -176,7 +176,8 @@ def check_rest(rest: Sequence[str]) -> dict[str, str]:
       'task, the learning rates and the seeds itself (--checkpoint, --tasks, --learning_rates, '
       '--seeds, --data_dir); all else is written --config.KEY=VALUE.'
     )
-  pairs = [word.removeprefix('--config.').partition('=') for word in rest if 'config.' in word]
+  words = [word for word in rest if re.match(r'--(no)?config\.', word)]
+  pairs = [word.removeprefix('--').removeprefix('config.').partition('=') for word in words]
   return {key: value for key, _, value in pairs}
 
 

@@ -1,10 +1,15 @@
 """The VTAB-1k protocol: its configs, choices, reports, restarts, and the command as a whole."""
 
 import csv
+import fcntl
 import json
+import os
 import re
 import signal
 import statistics
+import subprocess
+import sys
+import threading
 
 from etils import epath
 import jax
@@ -185,11 +190,53 @@ def test_a_run_is_made_once_and_of_dev_the_weights_go(tmp_path, monkeypatch):
   assert last['config.seed'] == '2' and last['config.init.path'] == 'x.npz'
 
 
+def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'fake.py').write_text(FAKE_TRAIN)
+  monkeypatch.setattr(sweep, 'TRAIN', tmp_path / 'fake.py')
+  own = epath.Path(tmp_path / 'pets' / 'dev-0.01')
+  own.mkdir(parents=True)
+  with open(own / '.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    end = threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+    end.start()
+    row = sweep.train('configs/vtab.py:task=pets', 'dev', '0.01', own, [])
+    assert not end.is_alive() and row['dev/top1'] == 0.01
+  assert f'waiting for the run that is still going on in {own}' in capsys.readouterr().out
+
+
+def test_the_run_ends_with_its_program(tmp_path):
+  """On SIGTERM; after a kill -9 it goes on, holding the lock."""
+  (tmp_path / 'fake.py').write_text(
+    'import os, sys, time\n'
+    f'open({str(tmp_path / "pid")!r}, "w").write(f"{{os.getpid()}}\\n")\n'
+    'time.sleep(60)\n'
+  )
+  program = (
+    'from etils import epath; from mixer import sweep; import pathlib; sweep.end_on_sigterm();'
+    f'sweep.TRAIN = pathlib.Path({str(tmp_path / "fake.py")!r});'
+    f'sweep.train("c:task=pets", "dev", "0.01", epath.Path({str(tmp_path / "run")!r}), [])'
+  )
+  env, written = runs.environment(tmp_path / 'cache'), tmp_path / 'pid'
+  for end in (signal.SIGKILL, signal.SIGTERM):
+    written.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, '-c', program], cwd=runs.ROOT, env=env)
+    assert runs.wait_for(lambda: written.exists() and written.read_text()[-1:] == '\n', process)
+    started = int(written.read_text())
+    process.send_signal(end)
+    process.wait()
+    with open(tmp_path / 'run' / '.lock') as lock:
+      if end == signal.SIGKILL:
+        with pytest.raises(BlockingIOError):
+          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(started, signal.SIGKILL)
+      fcntl.flock(lock, fcntl.LOCK_EX)  # at once, or when the kernel has ended it
+
+
 @pytest.mark.parametrize(
   'word',
   [
     '--config=configs/digits.py', '--config.seed=3', '--config.optim.learning_rate=1',
-    '--config.init.path=x', '--config.train_input.task=pets', '5',
+    '--config.init.path=x', '--config.train_input.task=pets', '5', '-config=x',
   ],
 )  # fmt: skip
 def test_what_the_protocol_sets_itself(word):
@@ -199,7 +246,8 @@ def test_what_the_protocol_sets_itself(word):
 
 def test_what_goes_to_train():
   rest = ['--config.microbatches=8', '--notensorboard', '--config.init.from_size=(1,2)']
-  assert vtab.check_rest(rest) == {'microbatches': '8', 'init.from_size': '(1,2)'}
+  found = vtab.check_rest([*rest, '--noconfig.model.remat'])
+  assert found == {'microbatches': '8', 'init.from_size': '(1,2)', 'noconfig.model.remat': ''}
 
 
 def test_missing_data_are_listed_or_fatal(tmp_path, capsys, monkeypatch):
