@@ -19,8 +19,8 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import finetune
 
-# BiT's rules, which the paper follows: images below 96 x 96 pixels are trained on at 224, all
-# others at 448, and where mirroring or the place in the image changes the label ...
+# BiT's rules: images below 96 x 96 pixels are trained on at 224, all others at 448 (the paper says
+# that it follows this one), and where mirroring or cropping changes the label, there is none.
 SMALL = ('cifar100', 'svhn', 'eurosat', 'dsprites_location', 'dsprites_orientation')
 NO_FLIP = ('dsprites_location', 'dsprites_orientation', 'smallnorb_azimuth')
 NO_RANDOM_CROP = (

@@ -84,7 +84,7 @@ def end_on_sigterm() -> None:
 
 def main(*rest: str) -> None:
   end_on_sigterm()
-  workdir = epath.Path(flags.FLAGS.workdir)
+  workdir = files.absolute(flags.FLAGS.workdir)
   result = sweep(flags.FLAGS.config, workdir, flags.FLAGS.learning_rates, list(rest))
   for rate, top1 in result['dev'].items():
     chosen = '  <- chosen' if rate == result['learning_rate'] else ''

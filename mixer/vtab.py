@@ -92,10 +92,13 @@ def runner(model: str, directory: epath.Path, rest: Sequence[str]) -> Runner:
   return run
 
 
-def summary(results: dict[str, dict], groups: dict[str, str], model: str) -> dict:
+def summary(
+  results: dict[str, dict], groups: dict[str, str], model: str, overrides: dict[str, str]
+) -> dict:
   """The means over what is there; `groups` has the group of each of the nineteen tasks."""
   test = {task: statistics.fmean(one['test']) for task, one in results.items()}
   facts: dict = {'tasks': {}, 'groups': {}, 'complete': set(results) == set(groups)}
+  facts |= {'model': model, 'overrides': overrides}
   for task, one in results.items():
     facts['tasks'][task] = {
       'group': groups[task],
@@ -136,6 +139,9 @@ def markdown(facts: dict) -> str:
       f'| the paper, pre-trained on {facts["paper"]["pretrained_on"]} | | | '
       f'| {100 * facts["paper"]["vtab_1k"]:.2f} |'
     )
+  if facts['overrides']:
+    given = ', '.join(f'{key}={value}' for key, value in facts['overrides'].items())
+    lines += ['', f'Not as configs/vtab.py has it: {given}.']
   return '\n'.join(lines) + '\n'
 
 
@@ -195,9 +201,11 @@ def main(*rest: str) -> None:
 
   from mixer.input import vtab as data
 
+  groups = {name: task.group for name, task in data.TASKS.items()}
+
   def report(results: dict) -> None:
-    facts = summary(results, {name: task.group for name, task in data.TASKS.items()}, given.model)
-    facts |= {'model': given.model, 'checkpoint': checkpoint, 'sets': sets, 'overrides': overrides}
+    facts = summary(results, groups, given.model, overrides)
+    facts |= {'checkpoint': checkpoint, 'sets': sets, 'one_rate': given.one_learning_rate}
     files.write(directory / 'vtab.json', json.dumps(facts, indent=1).encode())
     files.write(directory / 'vtab.csv', table(facts).encode())
     files.write(directory / 'vtab.md', markdown(facts).encode())
