@@ -205,6 +205,7 @@ def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys)
   assert f'waiting for the run that is still going on in {own}' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_its_program(tmp_path):
   """On SIGTERM; after a kill -9 it goes on, holding the lock."""
   (tmp_path / 'fake.py').write_text(
