@@ -8,5 +8,9 @@ class InputError(ValueError):
   """
 
 
+class MissingData(InputError):
+  """A data set is not prepared on disk; the message says where it was looked for and what to do."""
+
+
 class Diverged(RuntimeError):
   """A loss or a gradient was not finite; the message names the step."""

@@ -136,6 +136,20 @@ def write_records(path, records: Sequence[bytes], file_format: str = 'tfrecord')
   writer.close()
 
 
+def write_registered(
+  data_dir, name: str, splits: Mapping[str, Sequence[Mapping]], *, file_format: str = 'tfrecord'
+) -> None:
+  """Writes the given examples as the set that TFDS knows by `name`, with its real features."""
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  builder = tfds.builder(name, data_dir=data_dir, file_format=file_format)
+  builder._split_generators = lambda _: {
+    split: enumerate(examples) for split, examples in splits.items()
+  }
+  builder.download_and_prepare()
+
+
 def assert_same(batches: Sequence[Mapping], others: Sequence[Mapping]) -> None:
   """The same keys, dtypes and bits in every batch."""
   assert len(batches) == len(others)

@@ -1,13 +1,16 @@
 """Every config is loaded, shrunk and trained for two steps, through train.py itself."""
 
 import importlib
+import json
 
 from absl import flags
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from mixer.errors import InputError
+from mixer import models, pretrained
 import runs
 import sets
 import train
@@ -62,7 +65,8 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
   assert (
-    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', *UPSTREAM} and len(UPSTREAM) == 7
+    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab', *UPSTREAM}
+    and len(UPSTREAM) == 7
   )
 
 
@@ -79,6 +83,36 @@ def test_cifar10_from_scratch(tmp_path):
   config.train_input.batch_size = 16
   config.total_steps = 2
   assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
+
+
+def test_vtab(tmp_path, monkeypatch):
+  """A task at 448 pixels with grown weights, shrunk by seven."""
+  from mixer.input import vtab
+
+  monkeypatch.setattr(vtab, 'TRAIN', 8)
+  monkeypatch.setattr(vtab, 'VAL', 4)
+  grey = np.random.default_rng(0).integers(0, 256, (96, 96, 1), np.uint8)
+  labels = ('instance', 'label_lighting', 'label_category', 'label_azimuth', 'label_elevation')
+  example = {'image': grey, 'image2': grey, **dict.fromkeys(labels, 1)}
+  splits = {'train': [example] * 40, 'test': [example] * 26}
+  sets.write_registered(tmp_path / 'sets', 'smallnorb', splits)
+  model = models.build('Mixer', num_classes=3, patch_size=16, **SMALL_MODEL)
+  pretrained.save(tmp_path / 'small.npz', models.init(model, jax.random.key(0), 32))
+
+  config = load('vtab', 'task=smallnorb_azimuth')
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  for section in (config.train_input, config.evals.test.input):
+    section.resize = tuple(side // 7 for side in section.resize)
+  config.train_input.image_size = tuple(side // 7 for side in config.train_input.image_size)
+  config.train_input.data_dir = str(tmp_path / 'sets')
+  config.train_input.batch_size = 16
+  config.total_steps = 2
+  config.init.path = str(tmp_path / 'small.npz')
+  row = train_two_steps(config, tmp_path / 'run')[-1]
+  assert row['test/n'] == 13
+  changes = json.loads((tmp_path / 'run' / 'init.json').read_text())['changes']
+  assert 'grown from a grid of (2, 2) patches to (4, 4)' in changes and 'head RESET' in changes
 
 
 @pytest.mark.parametrize('name', UPSTREAM)

@@ -49,6 +49,7 @@ SOURCES = {
   'folder': ('mixer.input.folder', 'make'),
   'shards': ('mixer.input.shards', 'make'),
   'tfds': ('mixer.input.tfds', 'make'),
+  'vtab': ('mixer.input.vtab', 'make'),
 }
 
 

@@ -53,6 +53,11 @@ def direct(encoded, size):
   return _bilinear(_decode(encoded), size)
 
 
+def direct_flip(encoded, size, seed):
+  """The whole image, flipped half of the time: for labels that depend on its edges."""
+  return _flip(direct(encoded, size), seed)
+
+
 def resize_crop(encoded, size, *, resize):
   """The centre of the image resized to `resize`, its shape not kept: the paper's evaluation (i)."""
   return _centre(_bilinear(_decode(encoded), resize), size)
@@ -60,7 +65,12 @@ def resize_crop(encoded, size, *, resize):
 
 def resize_random_crop(encoded, size, seed, *, resize):
   """A random part of the image resized to `resize`, flipped half of the time: BiT's fine-tuning."""
-  return _flip(_window(_bilinear(_decode(encoded), resize), size, seed), seed)
+  return _flip(resize_random_unflipped_crop(encoded, size, seed, resize=resize), seed)
+
+
+def resize_random_unflipped_crop(encoded, size, seed, *, resize):
+  """The same without a flip: for labels that mirroring would change."""
+  return _window(_bilinear(_decode(encoded), resize), size, seed)
 
 
 def resize_small_crop(encoded, size, *, resize):
@@ -79,9 +89,11 @@ def resize_small_random_crop(encoded, size, seed, *, resize):
 
 CROPS = {
   'direct': Crop(direct, random=False, resizes=False),
+  'direct_flip': Crop(direct_flip, random=True, resizes=False),
   'inception': Crop(inception_crop, random=True, resizes=False),
   'resize': Crop(resize_crop, random=False, resizes=True),
   'resize_random': Crop(resize_random_crop, random=True, resizes=True),
+  'resize_random_unflipped': Crop(resize_random_unflipped_crop, random=True, resizes=True),
   'resize_small': Crop(resize_small_crop, random=False, resizes=True),
   'resize_small_random': Crop(resize_small_random_crop, random=True, resizes=True),
 }

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import runtime
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 from mixer.input import images, records
 
 tf = runtime.tensorflow()
@@ -46,7 +46,7 @@ def make(
     InputError: the set, split or feature is not there; says where it looked and what to do.
   """
   return images.Images(
-    lambda: _Records(_open_builder(name, data_dir), split, image_key, label_key),
+    lambda: _Records(open_builder(name, data_dir), split, image_key, label_key),
     batch_size=batch_size,
     image_size=image_size,
     crop=crop,
@@ -62,7 +62,7 @@ class _Records:
   dtypes = (tf.string,)
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
-    self._records = _open_records(builder, split)
+    self._records = open_records(builder, split)
     self._features, labels = _features(builder, image_key, label_key)
     self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
@@ -87,8 +87,12 @@ class _Records:
     return f'{self._where} {index}'
 
 
-def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """The builder of a prepared set; without a version in `name`, any version on disk serves."""
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared set; without a version in `name`, any version on disk serves.
+
+  Raises:
+    MissingData: it is not there.
+  """
   data_dir = os.path.expanduser(data_dir) if data_dir else None  # TFDS takes '~' for a name
   candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
   for candidate in candidates:
@@ -103,7 +107,7 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       continue
     if builder.info.splits:
       return builder
-  raise InputError(_how_to_get(name, data_dir))
+  raise MissingData(_how_to_get(name, data_dir))
 
 
 def _how_to_get(name: str, data_dir: str | None) -> str:
@@ -132,7 +136,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   )
 
 
-def _open_records(builder: tfds.core.DatasetBuilder, split: str):
+def open_records(builder: tfds.core.DatasetBuilder, split: str):
   """The records of a split, or InputError with the splits there are."""
   try:
     instructions = builder.info.splits[split].file_instructions
