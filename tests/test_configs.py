@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer.errors import InputError
 from mixer import models, pretrained
+from mixer.errors import InputError
 import runs
 import sets
 import train

@@ -196,7 +196,7 @@ def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys)
   monkeypatch.setattr(sweep, 'TRAIN', tmp_path / 'fake.py')
   own = epath.Path(tmp_path / 'pets' / 'dev-0.01')
   own.mkdir(parents=True)
-  with open(own / '.lock', 'w') as lock:
+  with open(own / '.sweep-lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     end = threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
     end.start()
@@ -226,7 +226,7 @@ def test_the_run_ends_with_its_program(tmp_path):
     started = int(written.read_text())
     process.send_signal(end)
     process.wait()
-    with open(tmp_path / 'run' / '.lock') as lock:
+    with open(tmp_path / 'run' / '.sweep-lock') as lock:
       if end == signal.SIGKILL:
         with pytest.raises(BlockingIOError):
           fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -202,6 +202,7 @@ class _Examples:
     self._records = prepared.open_records(builder, chosen)
     self._where = f'{builder.info.full_name}, split {chosen!r}, example'
     self.num_examples, self.num_classes = len(self._records), self._task.num_classes
+    self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
     self.class_names = self._task.class_names or tuple(self._features[self._task.key].names)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
