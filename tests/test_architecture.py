@@ -13,6 +13,7 @@ LAYERS = [
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
   'mixer.input.images',
+  'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
   'mixer.workdir '
