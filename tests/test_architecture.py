@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
   'train evaluate mixer.predict mixer.sweep mixer.convert mixer.input.prepare',
-  'mixer.model_files mixer.warmstart',
+  'mixer.model_files mixer.warmstart mixer.visualize',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
@@ -15,8 +15,8 @@ LAYERS = [
   'mixer.input.images',
   'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
-  'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
-  'mixer.workdir '
+  'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting '
+  'mixer.workdir mixer.units '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
   'mixer.settings mixer.runtime mixer.labels',
   'mixer.files mixer.hardware mixer.errors mixer',
@@ -109,6 +109,7 @@ def test_slow_packages_load_late():
     'mixer.pretrained',
     'mixer.convert',
     'mixer.sweep',
+    'mixer.visualize',
   ):
     reached, new = set(), {entry}
     while new:

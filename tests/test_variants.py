@@ -193,13 +193,13 @@ def test_table_of_a_pyramid_becomes_smaller():
 
 @change
 def test_every_parameter_has_a_gradient(change):
-  model = build(change, dropout=0.1, stochastic_depth=0.1)
+  smaller = dict(pyramid=((1, 2),)) if change == 'pyramid' else {}
+  model = build(change, num_blocks=2, **smaller)
   params, images = random_params(model), random_images()
-  keys = jax.random.split(jax.random.key(3), 3)
 
   @jax.jit
   def gradient(params):
-    return jax.grad(lambda p: (model.apply({'params': p}, images, keys)[:, 0] ** 2).sum())(params)
+    return jax.grad(lambda p: (model.apply({'params': p}, images)[:, 0] ** 2).sum())(params)
 
   for name, leaf in pretrained.flatten(gradient(params)).items():
     assert np.isfinite(leaf).all() and (name.startswith('head') or np.any(leaf)), name
@@ -208,11 +208,8 @@ def test_every_parameter_has_a_gradient(change):
 @change
 def test_remat_and_scan(change):
   scan = change in SCANNED
-  model, params, images = (
-    build(change, remat=True, scan=scan),
-    random_params(build(change)),
-    random_images(),
-  )
+  model = build(change, remat=True, scan=scan)
+  params, images = random_params(build(change)), random_images()
   used = pretrained.stack_blocks(params) if scan else params
   actual = np.asarray(jax.jit(models.apply_function(model))(used, images))
   wanted = forward(change, params, images)
@@ -226,7 +223,7 @@ def test_bfloat16_reaches_untied_layers():
   assert shapes[0].dtype == 'bfloat16' and shapes[1]['params']['kernel'].dtype == 'float32'
 
 
-@pytest.mark.parametrize('change', SCANNED)
+@pytest.mark.parametrize('change', ['untied', 'views'])
 def test_scanned_models_start_with_the_same_numbers(change):
   key = jax.random.key(5)
   plain, scanned = jax.jit(
