@@ -153,8 +153,10 @@ def as_colours(units: np.ndarray) -> np.ndarray:
 
 
 def columns(count: int) -> int:
-  """Of a nearly square arrangement of `count` tiles; even, so that no pair is torn apart."""
-  return 2 * math.ceil(math.sqrt(count) / 2)
+  """Of a rather square arrangement of `count` tiles; even, so that no pair is torn apart."""
+  least = 2 * math.ceil(math.sqrt(count) / 2)
+  full = [c for c in range(least, 2 * least, 2) if count % c == 0]  # without a gap at the end
+  return full[0] if full else least
 
 
 def _scaled(units: np.ndarray) -> np.ndarray:
