@@ -70,11 +70,11 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
-  """Four to eight round numbers within [low, high], or `low` alone where there is no range."""
+  """Three to seven round numbers within [low, high], or `low` alone where there is no range."""
   if high <= low:
     return [low]
   unit = 10 ** math.floor(math.log10((high - low) / 4))
-  step = next(unit * k for k in (1, 2, 5, 10) if (high - low) / (unit * k) <= 8)
+  step = next(unit * k for k in (1, 2, 5, 10) if (high - low) / (unit * k) <= 6)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return [round(k * step, 12) for k in range(first, last + 1)]
 

@@ -9,6 +9,7 @@ docs/figures.md.
 from collections.abc import Sequence
 import csv
 import io
+import statistics
 
 from absl import flags
 from etils import epath
@@ -158,15 +159,15 @@ def cost(runs: Sequence[Run]) -> str:
       Number(f'{final["core_hours"]:,.3f}'),
       Number(f'{final["core_hours"] / 24:.3g}'),
       Number(' or '.join(f'{1000 * value:,.0f}' for value in theirs) or _NONE),
-      Number(f'{final["images_per_sec"]:,.0f}'),
-      Number(f'{final["images_per_sec_per_device"]:,.0f}'),
+      Number(f'{statistics.median(row["images_per_sec"] for row in run.rows):,.0f}'),
+      Number(f'{statistics.median(row["images_per_sec_per_device"] for row in run.rows):,.0f}'),
       Number(f'{100 * final["mfu"]:.1f} %' if 'mfu' in final else _NONE),
       Number(f'{100 * final["input_wait"]:.0f} %'),
     ]
 
   rows = [row(run) for run in runs if run.rows]
   head = [
-    'run', 'devices', 'core-hours', 'core-days', 'in the paper', 'training images/s',
+    'run', 'devices', 'core-hours', 'core-days', 'in the paper', 'median images/s',
     'per device', 'mfu', 'input wait',
   ]  # fmt: skip
   return page.table(head, rows) if rows else _nothing_logged()
