@@ -200,7 +200,7 @@ def predictions(run: Run, count: int) -> list[str]:
     return [title, page.paragraph('Not made: the config has no classification among its evals.')]
   name = next(iter(kinds))
   try:
-    data = inputs.open_evals({name: kinds[name]})[name]
+    data = inputs.build(**kinds[name]['input'])
     pictures, probabilities = _predict(run, data, count)
   except InputError as fault:
     return [title, page.paragraph(f'Not made: {fault}')]
@@ -255,7 +255,8 @@ def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
   batch = next(iter(data.eval_batches(count, 0, 1)))
   batch = {key: value[batch['mask']] for key, value in batch.items()}
   params = pretrained.load(run.weights)
-  model = {**run.config['model'], 'scan': False, 'remat': False}
+  model = dict(run.config['model'])
+  model |= {name: False for name in ('scan', 'remat') if name in model}
   net = models.build(**model, num_classes=data.num_classes)
   expected = models.shapes(net, data.image_size, data.channels)
   pretrained.check(params, expected, str(run.weights))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from mixer import convert, models, pretrained, warmstart
 from mixer.errors import InputError
 from mixer.models import layers, mlp_mixer, variants
 from reference import layer_norm, mlp
+import runs
 
 CHANGES = {
   'untied': dict(untie_tokens=True),
@@ -77,6 +79,15 @@ def test_parameter_counts(options, token_mlp):
   assert count(shapes) == headless_count(**S32, token_mlp=token_mlp)
   if not options:
     assert count(shapes) == 18_591_624  # Table 1
+
+
+def test_counts_in_the_docs():
+  text = (runs.ROOT / 'docs' / 'reproduction.md').read_text()
+  config = importlib.import_module('configs.ablations')
+  for change in config.CHANGES:
+    (printed,) = re.findall(rf'^\| `{change}`.*?\| ([\d,]{{9,}}) \|', text, re.M)
+    model = models.build(**config.get_config(f'change={change}').model, num_classes=None)
+    assert f'{count(models.shapes(model, 224)):,}' == printed, change
 
 
 def test_untied_token_mlps_are_as_many_as_channels():
