@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
   'train evaluate mixer.predict mixer.sweep mixer.convert mixer.report mixer.input.prepare',
+  'mixer.sections',
   'mixer.run_files',
   'mixer.model_files mixer.warmstart mixer.visualize',
   'mixer.models mixer.evaluators mixer.input',
