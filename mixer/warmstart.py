@@ -7,7 +7,7 @@ import numpy as np
 
 from mixer import growth, models, pretrained
 from mixer.errors import InputError
-from mixer.models import layers, mlp_mixer
+from mixer.models import layers, mlp_mixer, variants
 
 HEAD_POLICIES = ('auto', 'keep', 'reset')
 
@@ -63,7 +63,8 @@ def start_from(
   """
   words = []
   grid = layers.patch_grid(image_size, model.patch_size)
-  old = _grid(params, model, from_size, source)
+  # Changed token mixing cannot grow: it fits this very grid, or `check` says what does not.
+  old = grid if variants.active(model) else _grid(params, model, from_size, source)
   if old != grid:
     tiles = growth.tiling(old, grid)
     if tiles != layers.pair(model.tiles):

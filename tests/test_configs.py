@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer import models, pretrained
+from mixer import model_files, models, pretrained
 from mixer.errors import InputError
 import runs
 import sets
@@ -65,13 +65,33 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
   assert (
-    files == {'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab', *UPSTREAM}
+    files == {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab', *UPSTREAM}
     and len(UPSTREAM) == 7
   )
 
 
 def test_digits(tmp_path):
   assert train_two_steps(shrink(load('digits'), None), tmp_path)[-1]['test/n'] == 360
+
+
+def test_ablations(tmp_path):
+  config = shrink(load('ablations', 'data=digits,change=pyramid'), None)
+  config.model.pyramid = ((1, 4),)  # the block that it was for is gone
+  assert train_two_steps(config, tmp_path)[-1]['test/n'] == 360
+  trained = model_files.read(tmp_path)  # by model.json
+  assert 'pyramid_token_mixing' in trained.params['MixerBlock_1']
+
+
+def test_ablations_of_the_paper(data_dir, tmp_path):
+  config = shrink(load('ablations', 'model=S/32,data=jft,change=untied'), data_dir)
+  assert train_two_steps(config, tmp_path)[-1]['val/n'] == 13
+
+
+def test_ablations_change_nothing_else():
+  plain, changed = load('mixer_s32', 'jft').to_dict(), load('ablations', 'change=pyramid').to_dict()
+  assert changed['model'].pop('pyramid') == ((4, 12),)  # the middle of 8 blocks, 49 tokens
+  off = {'untie_tokens': False, 'channel_groups': 1, 'grouping': 'concat'}
+  assert changed == {**plain, 'model': {**plain['model'], **off}}
 
 
 def test_cifar10_from_scratch(tmp_path):
