@@ -3,8 +3,9 @@
   python benchmarks/resume.py [--folder=DIR] [--examples=1281167,14197122]
 
 Writes sets of tiny images in 1,024 TFRecord files each under DIR (0.2 and 2.1 GB, which stay
-there), and prints a table. Every row is measured in a process of its own, after TensorFlow is
-loaded. The first start has no index and walks over all headers, which the system has in memory.
+there), and prints a table of seconds, in brackets those of CPU, which other work on the machine
+changes less. Every row is measured in a process of its own, after TensorFlow is loaded. The first
+start has no index and walks over all headers, which the system has in memory.
 """
 
 import importlib
@@ -25,6 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 FILES, BATCH, EPOCHS = 1024, 256, 5.5
+PARTS = ('index', 'order', 'first batch')
 
 _FOLDER = flags.DEFINE_string('folder', '/tmp/mixer_resume', 'Where the sets are written.')
 _EXAMPLES = flags.DEFINE_list('examples', ['1281167', '14197122'], 'Sizes of the sets.')
@@ -35,7 +37,7 @@ def main(_) -> None:
   if _ONE.value:
     print(json.dumps(measure(**json.loads(_ONE.value))))
     return
-  print('| examples | start | index | order | first batch | memory |\n|---|---|---|---|---|---|')
+  print(f'| examples | start | {" | ".join(PARTS)} | memory |\n|---|---|---|---|---|---|')
   for n in map(int, _EXAMPLES.value):
     folder = write(n)
     late = int(EPOCHS * n / BATCH)
@@ -44,33 +46,34 @@ def main(_) -> None:
       start = {'files': f'{folder}/*', 'n': n, 'step': step}
       command = [sys.executable, __file__, f'--one={json.dumps(start)}']
       found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-      print(
-        f'| {n:,} | {name} | {found["index"]:.2f} s | {found["order"]:.2f} s '
-        f'| {found["batch"]:.2f} s | {found["peak"] / 2**20:.0f} MiB |',
-        flush=True,
-      )
+      cells = [f'{found[part][0]:.1f} ({found[part][1]:.1f})' for part in PARTS]
+      cells = [f'{n:,}', name, *cells, f'{found["peak"] / 2**20:.0f} MiB']
+      print(f'| {" | ".join(cells)} |', flush=True)
 
 
-def measure(files: str, n: int, step: int) -> dict[str, float]:
-  """Seconds of opening, of the epoch's permutation, and of the first batch; bytes at the peak."""
+def measure(files: str, n: int, step: int) -> dict:
+  """(seconds, CPU seconds) of each of PARTS; bytes at the peak."""
   from mixer import input as inputs
   from mixer.input import order
 
   importlib.import_module('mixer.input.shards')  # it loads TensorFlow, which is not measured
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  marks = [time.perf_counter()]
+  marks = [now()]
   data = inputs.build(
     source='shards', files=files, num_classes=10, batch_size=BATCH, image_size=16, crop='inception'
   )
   assert data.num_examples == n
-  marks.append(time.perf_counter())
+  marks.append(now())
   order.permutation(n, 0, step * BATCH // n)
-  marks.append(time.perf_counter())
+  marks.append(now())
   next(data.train_batches(step, 0))
-  marks.append(time.perf_counter())
-  index, order_, batch = np.diff(marks)
+  marks.append(now())
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-  return {'index': index, 'order': order_, 'batch': batch, 'peak': peak * 1024}
+  return {**dict(zip(PARTS, np.diff(marks, axis=0).tolist())), 'peak': peak * 1024}
+
+
+def now() -> tuple[float, float]:
+  return time.perf_counter(), time.process_time()
 
 
 def write(n: int) -> pathlib.Path:
