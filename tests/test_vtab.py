@@ -278,6 +278,55 @@ def test_missing_data_are_listed_or_fatal(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_command_itself(tmp_path):
+  """All of it but train.py: data, report, restart, and what it refuses."""
+  pytest.importorskip('mixer.input.vtab', reason='needs TensorFlow and TFDS')
+  image = np.zeros((32, 32, 3), np.uint8)
+  examples = [{'image': image, 'label': 0, 'id': str(i)} for i in range(40)]
+  splits = {'train': examples, 'test': examples}
+  sets.write_registered(tmp_path / 'sets', 'svhn_cropped', splits)
+  (tmp_path / 'fake.py').write_text(FAKE_TRAIN)
+  (tmp_path / 'small.npz').write_text('weights')
+  program = (
+    'import pathlib, runpy; from mixer import sweep; from mixer.input import vtab;'
+    f'sweep.TRAIN = pathlib.Path({str(tmp_path / "fake.py")!r}); vtab.TRAIN, vtab.VAL = 8, 4;'
+    'runpy.run_module("mixer.vtab", run_name="__main__")'
+  )
+  command = [
+    sys.executable, '-c', program, f'--checkpoint={tmp_path}/small.npz', '--model=L/16',
+    f'--workdir={tmp_path}/vtab', '--tasks=svhn,pets', f'--data_dir={tmp_path}/sets', '--seeds=2',
+    '--config.microbatches=8',
+  ]  # fmt: skip
+
+  def run(*more):
+    done = subprocess.run(
+      [*command, *more], cwd=runs.ROOT, env=runs.environment(tmp_path), text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+  status, output = run()
+  assert status == 0, output
+  assert 'SKIPPED: 1 of the tasks have no data' in output and '--name=oxford_iiit_pet' in output
+  assert '| svhn | natural | 0.03 | 3.00 | 3.00 ± 0.00 |' in output  # the fake's top-1 is its rate
+  assert '| **mean of 1 tasks, not VTAB-1k** | | | | 3.00 |' in output
+  assert 'Not as configs/vtab.py has it: microbatches=8.' in output
+  facts = json.loads((tmp_path / 'vtab' / 'vtab.json').read_text())
+  assert facts['sets'] == {'svhn': 'svhn_cropped/3.1.0'} and facts['mean'] == 0.03
+  assert facts['tasks']['svhn']['dev'] == {'0.003': 0.003, '0.01': 0.01, '0.03': 0.03}
+  assert (tmp_path / 'vtab' / 'vtab.md').read_text() in output
+  assert (tmp_path / 'vtab' / 'vtab.csv').read_text().endswith('svhn,natural,0.03,0.03,0.03,0.0\n')
+  started = (tmp_path / 'vtab' / 'svhn' / 'started').read_text()
+  assert started == 'dev-0.003 dev-0.01 dev-0.03 final-0.03 final-0.03-seed1 '
+
+  (tmp_path / 'vtab' / 'svhn' / 'final-0.03' / 'result.json').unlink()  # as if killed before
+  status, again = run('--config.every.log=7')
+  assert status == 0 and again.count('--config.optim.learning_rate') == 1
+  status, output = run('--config.microbatches=4')
+  assert status == 2 and "microbatches: '8' there, '4' now" in output
+
+
+@pytest.mark.slow
 def test_the_command_with_a_kill_and_a_restart(tmp_path):
   """Three tasks, of which one has no data, at 224 pixels and through real processes."""
   rng = np.random.default_rng(0)
@@ -328,7 +377,7 @@ def test_the_command_with_a_kill_and_a_restart(tmp_path):
   ):
     process = start(*command)
     there = functools.partial(lambda pattern: any(workdir.glob(pattern)), reached)
-    assert runs.wait_for(there, process, seconds=1200), log.read_text()
+    assert runs.wait_for(there, process, seconds=3600), log.read_text()
     process.send_signal(end)
     process.wait()
   process = start(*command)
