@@ -8,5 +8,9 @@ class InputError(ValueError):
   """
 
 
+class MissingData(InputError):
+  """A data set is not on disk, and nothing else is wrong: an evaluation of it can be left out."""
+
+
 class Diverged(RuntimeError):
   """A loss or a gradient was not finite; the message names the step."""

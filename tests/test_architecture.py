@@ -10,9 +10,9 @@ LAYERS = [
   'mixer.model_files mixer.warmstart',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
-  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
+  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.evaluators.fewshot mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
-  'mixer.input.images',
+  'mixer.input.images mixer.evaluators.features',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
   'mixer.workdir '

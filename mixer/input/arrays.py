@@ -38,6 +38,7 @@ class Arrays:
     if shift_pixels < 0:
       raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
     self.for_evaluation = True  # there, images are not shifted
+    self.multi_label = False
     self._images, self._labels = images, labels.astype(np.int32)
     self._shift = shift_pixels
     self.batch_size, self.num_examples = batch_size, len(images)
