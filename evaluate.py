@@ -48,7 +48,7 @@ def main() -> None:
   classified = {name: opened['data'] for name, opened in tests.items() if 'pool' not in opened}
   check_classes(path, classified)
   params, source = load(path, config['checkpoints'])
-  num_classes = check_head(params, source, classified)
+  num_classes = warmstart.check_head(params, source, classified)
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
   net = models.build(**{**config['model'], 'scan': False}, num_classes=num_classes)
@@ -119,28 +119,6 @@ def check_classes(path: epath.Path, tests: dict) -> None:
         f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
         f'was trained on {trained[:5]}... ({description}): names and order must agree.'
       )
-
-
-def check_head(params: dict, source: str, tests: dict) -> int | None:
-  """The number of classes of the head that `tests` need; None where there are none.
-
-  Raises InputError if the parameters have no trained head for the classes of a test.
-  """
-  if not tests:
-    return None
-  hint = 'fine-tune it first (configs/finetune.py), or evaluate its features (configs/fewshot.py).'
-  if 'head' not in params:
-    raise InputError(f'{source} has no head, so it classifies nothing: {hint}')
-  if warmstart.has_zero_head(params):
-    raise InputError(f'the head of {source} is all zeros, so it classifies nothing: {hint}')
-  outputs = len(params['head']['bias'])
-  for name, data in tests.items():
-    if outputs != data.num_classes:
-      raise InputError(
-        f'{source} tells {outputs} classes apart, and config.evals.{name}.input has '
-        f'{data.num_classes}: {hint}'
-      )
-  return outputs
 
 
 def default_output(path: epath.Path) -> epath.Path:

@@ -7,7 +7,7 @@ from absl import flags
 import numpy as np
 import pytest
 
-from mixer import errors, evaluators, pretrained, sharding
+from mixer import errors, evaluators, pretrained, sharding, warmstart
 from mixer import input as inputs
 import runs
 import sets
@@ -127,17 +127,20 @@ def test_training_tells_what_it_leaves_out(tmp_path, capsys, monkeypatch):
     train.start(config.to_dict(), str(tmp_path / 'other'))
 
 
-@pytest.mark.parametrize('head', [12, pytest.param(None, marks=pytest.mark.slow)])
-def test_a_head_of_other_classes_is_refused(head, tmp_path):
-  pretrained.save(tmp_path / 'model.npz', weights.tree(num_classes=head))
-  status, output = runs.run(
-    'evaluate.py',
-    f'--config={runs.ROOT}/configs/digits.py',
-    f'--checkpoint={tmp_path / "model.npz"}',
-    env=runs.environment(tmp_path / 'cache'),
-  )
-  told = f'tells {head} classes apart, and config.evals.test.input has 10' if head else 'no head'
-  assert status == 2 and told in output and 'evaluate its features (configs/fewshot.py)' in output
+def test_a_head_of_other_classes_is_refused():
+  tests = {'val': inputs.build(**DIGITS)}
+  for head, told in (
+    (21843, 'M.npz tells 21843 classes apart, and config.evals.val.input has 10: '),
+    (None, 'M.npz has no head, so it classifies nothing: '),
+  ):
+    params = weights.tree(num_classes=head)
+    with pytest.raises(errors.InputError, match=f'^{told}fine-tune it first .*configs/fewshot.py'):
+      warmstart.check_head(params, 'M.npz', tests)
+    assert warmstart.check_head(params, 'M.npz', {}) is None
+  zero = {'head': {'kernel': np.zeros((8, 10)), 'bias': np.ones(10)}}
+  with pytest.raises(errors.InputError, match='^the head of M.npz is all zeros'):
+    warmstart.check_head(zero, 'M.npz', tests)
+  assert warmstart.check_head(weights.tree(num_classes=10), 'M.npz', tests) == 10
 
 
 # The shipped configs, with a small model and small images.
@@ -160,6 +163,7 @@ def get_config(crop):
 """
 
 
+@pytest.mark.slow
 def test_the_sets_of_the_paper(tmp_path):
   """evaluate.py over ImageNet, ReaL and UC Merced, without the sets that are not there."""
   data_dir, env = tmp_path / 'sets', runs.environment(tmp_path / 'cache')
