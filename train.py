@@ -31,6 +31,9 @@ from mixer.errors import Diverged
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+_REQUIRE_EVALS = flags.DEFINE_bool(
+  'require_evals', False, 'Stop if the data of an evaluation are not on disk, which leave it out.'
+)
 _DETERMINISTIC = flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
 flags.mark_flags_as_required(['config', 'workdir'])
@@ -69,23 +72,26 @@ def train(
   # What can be wrong is looked at first, the cheapest first.
   directory = workdirs.prepare(workdir)
   data = inputs.build(**train_input)
-  tests = inputs.open_evals(evals, data)
+  tests, skipped = inputs.open_evals(evals, data, require=_REQUIRE_EVALS.value)
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, mesh)
   training.check_batch_size(data.batch_size, microbatches, devices)
   steps = training.count_steps(total_steps, total_epochs, data)
-  intervals = settings.call(
-    'config.every',
-    training.intervals,
-    every,
-    keep_best=checkpoints.get('keep_best'),
-    evals=evals,
-  )
+  if skipped:
+    runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
 
   net = models.build(**model, num_classes=data.num_classes)
   apply = models.apply_function(net)
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
-  evaluate = evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
+  evaluate = evaluators.build(
+    evals, tests, apply=apply, features=models.features_function(net), loss=loss, mesh=devices,
+    records=directory / 'evals', total_steps=steps,
+  )  # fmt: skip
+  intervals = settings.call(
+    'config.every', training.intervals, every,
+    keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
+    skipped=skipped,
+  )  # fmt: skip
   init_key, step_key = jax.random.split(jax.random.key(seed))
   initial, like = training.init_state(
     lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
@@ -171,7 +177,7 @@ def train(
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,
     'channels': data.channels,
-    'preprocessing': next(iter(tests.values()), data).preprocessing,
+    'preprocessing': classified_as(tests, data),
     'loss': loss,
     'class_names': data.class_names,
     'metrics': reporting.read_rows(directory)[-1],
@@ -179,6 +185,12 @@ def train(
     'versions': runtime.versions(),
   })  # fmt: skip
   print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
+
+
+def classified_as(tests: dict, data) -> dict:
+  """The preprocessing under which the model's own classes are evaluated."""
+  own = [inputs['data'] for inputs in tests.values() if 'pool' not in inputs]
+  return (own or [data])[0].preprocessing
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ its AdamW convention; the start of a run prints big_vision's equivalent.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import fewshot, imagenet
+
 # Table 4. It has rows by size letter, none by patch size, so /16 and /32 share a row. RandAugment
 # has 2 layers of the given magnitude; JFT-300M needs no augmentation beyond the crop and flip.
 TABLE_4 = {
@@ -37,23 +39,27 @@ _NEAREST = {'S': 'B', 'H': 'L'}
 # Table 4 has "7 or 14" for L on JFT-300M; table 3 reports L/32 after 7 only.
 _EPOCHS = {('Mixer-L/32', 'jft'): 7.0}
 
-# The bias of the zero-initialised head, about -ln(number of classes), so that the sigmoid loss
-# starts near that of guessing. JFT-300M's is not published; 21k's is taken.
+# `evals` are splits of the training set, `tests` are names in configs/imagenet.py. The bias of the
+# zero-initialised head is about -ln(number of classes), so that the sigmoid loss starts near that
+# of guessing. JFT-300M's is not published; 21k's is taken.
 _DATA = {
   'imagenet2012': {
     'train': {'name': 'imagenet2012', 'split': 'train[:99%]'},
     'evals': {'minival': 'train[99%:]', 'val': 'validation'},
+    'tests': ('v2', 'real'),
     'head_bias': -6.9,
   },
   'imagenet21k': {
     'train': {'name': 'imagenet21k', 'split': 'full[51200:]'},
     'evals': {'val': 'full[25600:51200]'},
+    'tests': (),
     'head_bias': -10.0,
   },
   # Private to Google: put a set of your own under this name, or give another name.
   'jft': {
     'train': {'name': 'jft_300m', 'split': 'train'},
     'evals': {'val': 'validation'},
+    'tests': (),
     'head_bias': -10.0,
   },
 }
@@ -93,6 +99,15 @@ def get_config(model: str, data: str) -> ConfigDict:
     section = {key: config.train_input.get_ref(key) for key in shared if key not in part}
     section |= {'crop': 'resize_small', 'resize': IMAGE_SIZE * 8 // 7, **part}  # 256
     config.evals[name] = ConfigDict({'kind': 'classification', 'input': section})
+
+  # Where TFDS sets lie that are not the training set's.
+  tfds = ConfigDict({'data_dir': config_dict.placeholder(str)}) if shards else config.train_input
+  sides = {'image_size': config.train_input.get_ref('image_size'), 'resize': IMAGE_SIZE * 8 // 7}
+  for name in facts['tests']:
+    config.evals[name] = imagenet.section(name, tfds, crop='resize_small', **sides)
+  # ImageNet 5-shot, which the paper follows along training (figure 4).
+  config.evals.fewshot_imagenet = fewshot.section('imagenet', tfds, shots=(5,), **sides)
+  config.evals.fewshot_imagenet.every = 25_000
 
   config.model = ConfigDict()
   config.model.name = model

@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class MissingData(InputError):
-  """A data set is not prepared on disk; the message says where it was looked for and what to do."""
+  """A data set is not on disk, and nothing else is wrong: an evaluation of it can be left out."""
 
 
 class Diverged(RuntimeError):

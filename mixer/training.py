@@ -1,6 +1,6 @@
 """The train state, the train step, and the loop. Everything they work on is given to them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -148,9 +148,23 @@ def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
 
 
 def intervals(
-  *, log: int, evaluate: int, checkpoint: int, keep_best: str | None, evals: Iterable[str]
+  *,
+  log: int,
+  evaluate: int,
+  checkpoint: int,
+  keep_best: str | None,
+  evals: Mapping[str, Mapping],
+  rising: Sequence[str],
+  skipped: Iterable[str],
 ) -> dict[str, int]:
-  """The steps between log lines, evaluations and checkpoints; 0 means at the end only."""
+  """The steps between log lines, evaluations and checkpoints; 0 means at the end only.
+
+  Args:
+    keep_best: the result that chooses the best checkpoint.
+    evals: `config.evals`, whose sections may have an interval of their own.
+    rising: results, as '<section>/<result>', of which more is better.
+    skipped: the sections that are not run.
+  """
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
     raise InputError(
       f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
@@ -158,9 +172,20 @@ def intervals(
     )
   if min(log, evaluate, checkpoint) < 0:
     raise InputError('config.every has a negative number of steps; use 0 for at the end only.')
-  higher_is_better = [f'{name}/{result}' for name in evals for result in ('top1', 'top5')]
-  if keep_best is not None and keep_best not in higher_is_better:
-    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {higher_is_better}.')
+  own = {name: section['every'] for name, section in evals.items() if 'every' in section}
+  for name, steps in own.items():
+    if steps < 0 or (steps % evaluate if evaluate else steps):
+      raise InputError(
+        f'config.evals.{name}.every={steps} is not a multiple of config.every.evaluate={evaluate}.'
+      )
+  if keep_best is not None and keep_best.split('/')[0] in skipped:
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are not on '
+      'disk. Prepare them (the message above says how), or choose another result.'
+    )
+  usable = [result for result in rising if result.split('/')[0] not in (*own, *skipped)]
+  if keep_best is not None and keep_best not in usable:
+    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {usable}.')
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
 
 
@@ -221,7 +246,7 @@ def fit(
   batches: Iterable[dict],
   total_steps: int,
   every: dict[str, int],
-  evaluate: Callable[[Any], dict[str, float]],
+  evaluate: Callable[[Any, int], dict[str, float]],
   save: Callable[[int, TrainState, dict[str, float]], None],
   report,
 ) -> TrainState:
@@ -230,7 +255,7 @@ def fit(
   Args:
     batches: those of the steps to come, on the device.
     every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
-    evaluate: params -> results by name.
+    evaluate: (params, step) -> results by name.
     save: (step, state, results of an evaluation at this very step or {}).
     report: a `mixer.reporting.Reporter`; it raises Diverged one step after the fact, but
       always before that step's state is evaluated or saved.
@@ -242,7 +267,7 @@ def fit(
     results = {}
     if now['evaluate']:
       with report.interlude():
-        results = evaluate(state.params)
+        results = evaluate(state.params, step)
       report.add(results)
     if now['checkpoint']:
       report.write()

@@ -84,6 +84,32 @@ def has_zero_head(params: Mapping) -> bool:
   return 'head' in params and not np.any(params['head']['kernel'])
 
 
+def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
+  """The number of classes of the head that the evaluations `tests` need; None where there are none.
+
+  Args:
+    tests: {section of `config.evals`: its `mixer.input.Input`}.
+
+  Raises:
+    InputError: the parameters have no trained head for the classes of a test.
+  """
+  if not tests:
+    return None
+  hint = 'fine-tune it first (configs/finetune.py), or evaluate its features (configs/fewshot.py).'
+  if 'head' not in params:
+    raise InputError(f'{source} has no head, so it classifies nothing: {hint}')
+  if has_zero_head(params):
+    raise InputError(f'the head of {source} is all zeros, so it classifies nothing: {hint}')
+  outputs = len(params['head']['bias'])
+  for name, data in tests.items():
+    if outputs != data.num_classes:
+      raise InputError(
+        f'{source} tells {outputs} classes apart, and config.evals.{name}.input has '
+        f'{data.num_classes}: {hint}'
+      )
+  return outputs
+
+
 def _grid(params, model, from_size, source) -> tuple[int, int]:
   """The grid of patches that the parameters were made for."""
   try:

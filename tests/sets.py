@@ -68,7 +68,9 @@ def write_examples(
   num_classes: int,
   file_format: str = 'tfrecord',
   label_sequence: bool = False,
+  label_key: str = 'label',
   version: str = '1.0.0',
+  config: str | None = None,
   num_shards: int | None = None,
 ) -> None:
   """Writes the given (image file, label or labels); TFDS reorders them within a split."""
@@ -78,7 +80,7 @@ def write_examples(
   label = tfds.features.ClassLabel(num_classes=num_classes)
   features = {
     'image': tfds.features.Image(shape=(None, None, 3)),
-    'label': tfds.features.Sequence(label) if label_sequence else label,
+    label_key: tfds.features.Sequence(label) if label_sequence else label,
     'file_name': tfds.features.Text(),
   }
   tfds.dataset_builders.store_as_tfds_dataset(
@@ -87,11 +89,12 @@ def write_examples(
     features=tfds.features.FeaturesDict(features),
     split_datasets={
       split: [
-        (i, {'image': io.BytesIO(file), 'label': label, 'file_name': f'{split}{i}'})
+        (i, {'image': io.BytesIO(file), label_key: label, 'file_name': f'{split}{i}'})
         for i, (file, label) in enumerate(rows)
       ]
       for split, rows in splits.items()
     },
+    config=config,
     data_dir=data_dir,
     file_format=file_format,
     download_config=tfds.download.DownloadConfig(num_shards=num_shards),

@@ -12,10 +12,10 @@ LAYERS = [
   'mixer.model_files mixer.warmstart mixer.visualize mixer.sweep',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained mixer.input.vtab',
-  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
+  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.evaluators.fewshot mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.shards mixer.input.tfds '
   'mixer.input.single_images',
-  'mixer.input.images',
+  'mixer.input.images mixer.evaluators.features',
   'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting '

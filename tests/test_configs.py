@@ -28,7 +28,17 @@ def load(name: str, *argument: str) -> ConfigDict:
 def data_dir(tmp_path_factory):
   """Small sets under the real names, with the real splits' names."""
   path = tmp_path_factory.mktemp('sets')
-  sets.write(path, 'imagenet2012', {'train': 200, 'validation': 13}, num_classes=1000)
+  # Of the versions that TFDS knows, so that the classes have its names for them.
+  sets.write(
+    path, 'imagenet2012', {'train': 200, 'validation': 13}, num_classes=1000, version='5.1.0'
+  )
+  sets.write(
+    path, 'imagenet_v2', {'test': 11}, num_classes=1000, version='3.0.0', config='matched-frequency'
+  )
+  sets.write(
+    path, 'imagenet2012_real', {'validation': 13}, num_classes=1000,
+    label_sequence=True, label_key='real_label',
+  )  # fmt: skip
   sets.write(path, 'imagenet21k', {'full': 40}, num_classes=10)
   sets.write(path, 'jft_300m', {'train': 40, 'validation': 13}, label_sequence=True)
   return path
@@ -46,6 +56,9 @@ def shrink(config: ConfigDict, data_dir) -> ConfigDict:
     config.train_input.image_size = 2 * patch
     for section in config.evals.values():
       section.input.resize = 2 * patch + 4
+    config.evals.fewshot_imagenet.train_input.resize = 2 * patch + 4
+    config.evals.fewshot_imagenet.train_input.split = 'train[:65]'
+    config.evals.fewshot_imagenet.images_per_device = 4
     if config.train_input.name == 'imagenet21k':  # the slices begin beyond the few images here
       config.train_input.split = 'full[13:]'
       config.evals.val.input.split = 'full[:13]'
@@ -64,10 +77,10 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
-  assert (
-    files == {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab', *UPSTREAM}
-    and len(UPSTREAM) == 7
-  )
+  trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
+  evaluated = {'fewshot', 'imagenet'}  # by tests/test_evaluation.py: there is nothing to train
+  assert files == {*trained, *evaluated, *UPSTREAM}
+  assert len(UPSTREAM) == 7
 
 
 def test_digits(tmp_path):
@@ -137,8 +150,9 @@ def test_vtab(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', UPSTREAM)
 def test_upstream(name, data_dir, tmp_path):
-  rows = train_two_steps(shrink(load(name), data_dir), tmp_path)
-  assert rows[-1]['val/n'] == 13
+  row = train_two_steps(shrink(load(name), data_dir), tmp_path)[-1]
+  assert row['val/n'] == 13
+  assert row['fewshot_imagenet/n'] == 13 and row['fewshot_imagenet/5shot'] >= 0
 
 
 def test_upstream_on_plain_record_files(tmp_path):
@@ -174,6 +188,9 @@ def test_upstream_on_other_data(data, data_dir, tmp_path):
   assert row['val/n'] == 13
   if data == 'imagenet2012':  # a zero head with the bias -6.9: paper.md 12, one positive class
     assert row['train/loss'] == pytest.approx(7.907, abs=0.01)
+    # Every fourth image has no label in this set, beginning with the first.
+    assert (row['real/n'], row['real/n_without_labels']) == (9, 4)
+    assert row['v2/n'] == 11 and row['minival/n'] == 2
 
 
 # Table 4 of the paper, typed again: epochs, learning rate, weight decay, RandAugment magnitude,
@@ -212,6 +229,14 @@ def test_table_4(model, data):
   assert config.train_input.batch_size == 4096 and config.train_input.image_size == 224
   assert config.optim.clip_norm == 1.0 and config.optim.schedule.warmup_steps == 10_000
   assert config.train_input.randaugment_layers == (2 if found[3] else 0)
+
+
+def test_few_shot_is_evaluated_every_25000_steps():
+  for data in DATA:
+    section = load('mixer_b16', data).evals.fewshot_imagenet
+    assert section.every == 25_000 and section.shots == (5,) and section.l2 == 1024
+    assert section.seeds == (0, 1, 2) and section.input.resize == 256
+    assert section.train_input.split == 'train[:65000]' and section.input.split == 'validation'
 
 
 def test_unknown_data():

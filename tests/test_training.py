@@ -439,9 +439,15 @@ def test_describe_data():
   )
 
 
-def intervals(evaluate, checkpoint, keep_best):
+def intervals(evaluate, checkpoint, keep_best, every=0):
   return training.intervals(
-    log=5, evaluate=evaluate, checkpoint=checkpoint, keep_best=keep_best, evals=['val', 'real']
+    log=5,
+    evaluate=evaluate,
+    checkpoint=checkpoint,
+    keep_best=keep_best,
+    evals={'val': {}, 'shots': {'every': every}, 'real': {}},
+    rising=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
+    skipped=['real'],
   )
 
 
@@ -461,12 +467,24 @@ def test_the_best_must_be_saved_when_it_is_measured(evaluate, checkpoint):
 
 
 def test_the_best_must_be_measured():
-  text = (
-    "config.checkpoints.keep_best='test/top1'; use one of "
-    "['val/top1', 'val/top5', 'real/top1', 'real/top5']."
-  )
-  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    intervals(20, 10, 'test/top1')
+  for unknown in ('test/top1', 'shots/5shot'):  # the latter is not measured each time
+    text = f"config.checkpoints.keep_best={unknown!r}; use one of ['val/top1', 'val/top5']."
+    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+      intervals(20, 10, unknown)
+  text = "config.checkpoints.keep_best='real/top1', but the data of that evaluation are not on disk"
+  with pytest.raises(InputError, match=f'^{re.escape(text)}. Prepare them'):
+    intervals(20, 10, 'real/top1')
+
+
+def test_an_evaluations_own_interval_is_a_multiple():
+  assert intervals(20, 10, None, every=60)['evaluate'] == 20
+  assert intervals(0, 10, None, every=0)['evaluate'] == 0
+  for evaluate, every in ((20, 30), (0, 30), (20, -20)):
+    text = (
+      f'config.evals.shots.every={every} is not a multiple of config.every.evaluate={evaluate}.'
+    )
+    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+      intervals(evaluate, 10, None, every=every)
 
 
 def test_due():
@@ -527,7 +545,7 @@ def fit(first, total, every, batches):
     batches=batches,
     total_steps=total,
     every=every,
-    evaluate=lambda params: {'val/top1': params / 10},
+    evaluate=lambda params, step: {'val/top1': params / 10} if params == step else {},
     save=lambda step, state, results: events.append(('save', step, int(state.step), results)),
     report=events,
   )  # fmt: skip

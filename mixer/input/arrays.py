@@ -49,6 +49,7 @@ class Arrays:
     self.for_evaluation = True  # there, images are neither shifted nor flipped
     self._images, self._shift, self._flip = images, shift_pixels, flip
     self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
+    self.multi_label = labels.ndim == 2
     self.batch_size, self.num_examples = batch_size, len(images)
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]

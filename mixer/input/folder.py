@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mixer import runtime
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 from mixer.files import IMAGE_ENDINGS
 from mixer.input import images
 
@@ -54,7 +54,9 @@ def make(
       everything into 'train'.
 
   Raises:
-    InputError: a folder is not there, a class has no training images or is unknown in training.
+    MissingData: there is no folder PATH.
+    InputError: a folder in it is not there, a class has no training images or is unknown in
+      training.
   """
   return images.Images(
     lambda: _Files(*find(path, split, val_fraction)),
@@ -78,7 +80,7 @@ def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], 
   if not 0 <= val_fraction < 1:
     raise InputError(f'val_fraction={val_fraction}; it is at least 0 and below 1.')
   if not _is_folder(path):
-    raise InputError(f'no folder {path}.')
+    raise MissingData(f'no folder {path}.')
   own = [name for name in sum(SPLITS.values(), ()) if _folders(os.path.join(path, name))]
   if 'train' in own:
     return _split_folder(path, split, sorted(set(own)))
@@ -197,6 +199,7 @@ class _Files:
   """Image files with a class each; see `images.Examples`."""
 
   dtypes = (tf.string, tf.int32)
+  multi_label = False
 
   def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
     self._paths, self._labels = paths, np.array(labels, np.int32)

@@ -24,6 +24,7 @@ class Examples(Protocol):
   num_examples: int
   num_classes: int
   class_names: tuple[str, ...]
+  multi_label: bool
   dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
   index_bytes: int  # of host memory, to find any example
   record_bytes: int  # of a stored example, about
@@ -79,6 +80,7 @@ class Images:
     self.for_evaluation = not self._crop.random
     self.batch_size, self.num_examples = batch_size, self._examples.num_examples
     self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
+    self.multi_label = self._examples.multi_label
     self.preprocessing = {
       'name': crop,
       'resize': self._resize,

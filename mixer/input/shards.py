@@ -77,7 +77,7 @@ class _Shards:
   def __init__(self, files, num_classes, image_key, label_key, multi_label, class_names, bounds):
     if num_classes < 1:
       raise InputError(f'num_classes is {num_classes}; it is the number of classes of the label.')
-    self._image_key, self._label_key, self._multi = image_key, label_key, multi_label
+    self._image_key, self._label_key, self.multi_label = image_key, label_key, multi_label
     self.num_classes = num_classes
     self.class_names = _names(class_names, num_classes)
     paths = _matching(files)
@@ -102,7 +102,7 @@ class _Shards:
     dtype = tf.string if self._text else tf.int64
     label = (
       tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
-      if self._multi
+      if self.multi_label
       else tf.io.FixedLenFeature([], dtype)
     )
     features = {self._image_key: tf.io.FixedLenFeature([], tf.string), self._label_key: label}
@@ -113,7 +113,7 @@ class _Shards:
     told = f'{self._label_key} is no class of {self.num_classes}:'
     with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[told, given])]):
       numbers = tf.identity(numbers)
-    if self._multi:
+    if self.multi_label:
       hot = tf.reduce_max(tf.one_hot(numbers, self.num_classes, dtype=tf.uint8), axis=0)
       return example[self._image_key], hot
     return example[self._image_key], tf.cast(numbers, tf.int32)
@@ -151,7 +151,7 @@ class _Shards:
 
   def _check_labels(self, place: str, example: tf.train.Example) -> None:
     given = _values(example, self._label_key)
-    if not self._multi and len(given) != 1:
+    if not self.multi_label and len(given) != 1:
       raise InputError(
         f'{place} has {len(given)} labels in {self._label_key!r}; with multi_label=True images may '
         'have any number.'

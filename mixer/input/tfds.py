@@ -43,7 +43,8 @@ def make(
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
   Raises:
-    InputError: the set, split or feature is not there; says where it looked and what to do.
+    MissingData: the set is not on disk; says where it looked and what to do.
+    InputError: the split or feature is not there, or files of the set are missing.
   """
   return images.Images(
     lambda: _Records(open_builder(name, data_dir), split, image_key, label_key),
@@ -64,7 +65,7 @@ class _Records:
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
     self._records = open_records(builder, split)
     self._features, labels = _features(builder, image_key, label_key)
-    self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
+    self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
@@ -78,7 +79,7 @@ class _Records:
     skip = {self._image_key: tfds.decode.SkipDecoding()}
     example = self._features.deserialize_example(record, decoders=skip)
     label = example[self._label_key]
-    if self._multi_label:
+    if self.multi_label:
       hot = tf.reduce_max(tf.one_hot(label, self.num_classes, dtype=tf.uint8), axis=0)
       return example[self._image_key], hot
     return example[self._image_key], tf.cast(label, tf.int32)

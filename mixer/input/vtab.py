@@ -190,6 +190,7 @@ class _Examples:
   """The serialised examples of a split of a task; see `images.Examples`."""
 
   dtypes = (tf.string,)
+  multi_label = False
 
   def __init__(self, name: str, split: str, data_dir: str | None):
     builder = _open(name, data_dir)
