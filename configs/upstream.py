@@ -44,27 +44,38 @@ _DATA = {
     'train': {'name': 'imagenet2012', 'split': 'train[:99%]'},
     'evals': {'minival': 'train[99%:]', 'val': 'validation'},
     'head_bias': -6.9,
+    'synthetic': {'num_classes': 1000, 'num_examples': 1_268_355, 'multi_label': False},
   },
   'imagenet21k': {
     'train': {'name': 'imagenet21k', 'split': 'full[51200:]'},
     'evals': {'val': 'full[25600:51200]'},
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 21_843, 'num_examples': 14_145_922, 'multi_label': False},
   },
   # Private to Google: put a set of your own under this name, or give another name.
   'jft': {
     'train': {'name': 'jft_300m', 'split': 'train'},
     'evals': {'val': 'validation'},
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 18_291, 'num_examples': 300_000_000, 'multi_label': True},
   },
 }
 
 IMAGE_SIZE = 224
 
 
-def get_config(model: str, data: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4."""
-  if data not in TABLE_4:
-    raise ValueError(f'unknown data {data!r}; use one of {sorted(TABLE_4)}.')
+def get_config(model: str, argument: str) -> ConfigDict:
+  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4.
+
+  With ',synthetic' after the key, the same training on random images that cost no time, and
+  without evaluations: what the accelerator can do.
+  """
+  data, *rest = argument.split(',')
+  if data not in TABLE_4 or rest not in ([], ['synthetic']):
+    raise ValueError(
+      f'unknown data {argument!r}; use one of {sorted(TABLE_4)}, with ",synthetic" after it for '
+      'random images.'
+    )
   size = model.split('-')[1][0]
   row = TABLE_4[data].get(size) or TABLE_4[data][_NEAREST[size]]
   facts = _DATA[data]
@@ -84,6 +95,7 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.train_input.crop = 'inception'
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
+  config.train_input.randaugment_on = 'host'  # or 'device', within the train step
   config.train_input.image_key = 'image'
   config.train_input.label_key = 'label'
 
@@ -139,6 +151,18 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.total_steps = config_dict.placeholder(int)  # if set, it counts instead of the epochs
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
+
+  if rest:
+    config.train_input = ConfigDict(
+      {
+        'source': 'synthetic',
+        'batch_size': 4096,
+        'image_size': IMAGE_SIZE,
+        'channels': 3,
+        **facts['synthetic'],
+      }
+    )
+    config.evals = ConfigDict()
 
   config.every = ConfigDict({'log': 50, 'evaluate': 5_000, 'checkpoint': 1_000})
   config.checkpoints = ConfigDict({'keep_last': 2, 'keep_best': config_dict.placeholder(str)})

@@ -11,13 +11,14 @@ LAYERS = [
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
-  'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
+  'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images '
+  'mixer.input.synthetic',
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
   'mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
-  'mixer.settings mixer.runtime mixer.labels',
+  'mixer.settings mixer.runtime mixer.labels mixer.randaugment',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}
