@@ -12,9 +12,9 @@ from mixer.randaugment import arguments, check
 
 tf = runtime.tensorflow()
 
-# XLA's gathers and whole-number loops take a tenth to a third of the time of TensorFlow's. Only what
-# has no float32 product is compiled: XLA may fuse one with a sum, which changes the rounding.
-_compiled = tf.function(jit_compile=True, reduce_retracing=False)
+# XLA's gathers and whole-number loops take a tenth to a third of the time of TensorFlow's own. Only
+# what has no float32 product is compiled: XLA may fuse one with a sum, which changes its rounding.
+_compiled = tf.function(jit_compile=True)
 
 _GREY = 128  # what moves in from outside the image, and the inside of Cutout's box
 _FIRST_STREAM = 2  # numbers 0 and 1 folded into an example's seed belong to the crop and the flip
@@ -108,13 +108,20 @@ def _solarize_add(image, addition):
 
 def autocontrast(image):
   """Stretches each channel to 0..255 in float32, rounded down; a channel of one level stays."""
-  low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)
-  spread = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32) - low
+  low, high = _extremes(image)
+  spread = high - low
   scale = tf.where(spread > 0, 255 / tf.maximum(spread, 1), 1.0)
   offset = tf.where(spread > 0, -low * scale, 0.0)
   rows, width = _rows(image), tf.shape(image)[1]
   stretched = tf.cast(rows, tf.float32) * tf.tile(scale, [width]) + tf.tile(offset, [width])
   return tf.reshape(_to_uint8(stretched), tf.shape(image))
+
+
+@_compiled
+def _extremes(image):
+  """The least and the greatest level of each channel, float32 (3,) each."""
+  least, greatest = tf.reduce_min(image, axis=(0, 1)), tf.reduce_max(image, axis=(0, 1))
+  return tf.cast(least, tf.float32), tf.cast(greatest, tf.float32)
 
 
 def equalize(image):
