@@ -65,8 +65,10 @@ def _keep_memory() -> None:
   if platform.libc_ver()[0] != 'glibc' or any(name.startswith('MALLOC_') for name in os.environ):
     return
   mallopt = ctypes.CDLL(None).mallopt
-  for parameter, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)):  # malloc.h: M_MMAP_THRESHOLD,
-    mallopt(parameter, size)  # M_TRIM_THRESHOLD, M_TOP_PAD
+  trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
+  if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):  # 32 MiB: older versions
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
 
 
 def versions() -> dict[str, str]:
