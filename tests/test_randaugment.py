@@ -362,22 +362,24 @@ def batch():
 
 
 def test_on_the_device_the_drawn_operations_follow_each_other(batch):
-  """In TensorFlow's form, on what JAX drew: they agree but where float32 rounds."""
-  images, keys = batch
-  got, drawn, differ = on_device(*batch), set(), 0
-  for image, key, found in zip(images, keys, got, strict=True):
-    expected = tf.constant(image)
+  """In TensorFlow's form, on what JAX drew: the same but for rounding halfway between pixels."""
+  drawn = set()
+  for image, key, got in zip(*batch, on_device(*batch), strict=True):
+    expected, names = tf.constant(image), []
     for layer in range(2):
       index, sign, centre = jax.device_get(jax_randaugment.draw(key, layer))
       operations = randaugment.operations(expected, 15, tf.constant(sign), tf.constant(centre))
-      assert tuple(operations) == jax_randaugment.NAMES
-      expected = list(operations.values())[index]()
-      drawn.add(int(index))
-    differ += (found != expected.numpy()).mean() / len(images)
-  assert drawn == set(range(16))
-  assert (
-    differ < 2e-3
-  )  # an operation left out or a sign turned would differ in a hundred times that
+      names.append(list(operations)[index])
+      expected = operations[names[-1]]()
+    assert tuple(operations) == jax_randaugment.NAMES
+    drawn |= set(names)
+    if {'Rotate', 'ShearX', 'ShearY'} & set(names):
+      # A pixel that is moved elsewhere may shift the levels of Equalize or AutoContrast a little.
+      far = np.abs(got.astype(int) - expected.numpy()) > 4
+      assert far.mean() < 0.05, names
+    else:
+      np.testing.assert_array_equal(got, expected, err_msg=str(names))
+  assert drawn == set(jax_randaugment.NAMES)
 
 
 def test_on_the_device_an_image_depends_on_its_key_alone(batch):
