@@ -98,7 +98,7 @@ def train(
   )
   step_fn = training.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
-    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices,
+    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices, augment=data.augment,
   )  # fmt: skip
 
   saved = settings.call(

@@ -48,12 +48,14 @@ _DATA = {
     'evals': {'minival': 'train[99%:]', 'val': 'validation'},
     'tests': ('v2', 'real'),
     'head_bias': -6.9,
+    'synthetic': {'num_classes': 1000, 'num_examples': 1_268_355, 'multi_label': False},
   },
   'imagenet21k': {
     'train': {'name': 'imagenet21k', 'split': 'full[51200:]'},
     'evals': {'val': 'full[25600:51200]'},
     'tests': (),
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 21_843, 'num_examples': 14_145_922, 'multi_label': False},
   },
   # Private to Google: put a set of your own under this name, or give another name.
   'jft': {
@@ -61,6 +63,7 @@ _DATA = {
     'evals': {'val': 'validation'},
     'tests': (),
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 18_291, 'num_examples': 303_000_000, 'multi_label': True},
   },
 }
 
@@ -72,11 +75,19 @@ _HELD_OUT = 51_200
 IMAGE_SIZE = 224
 
 
-def get_config(model: str, data: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4 or JFT_SHARDS."""
+def get_config(model: str, argument: str) -> ConfigDict:
+  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4 or JFT_SHARDS.
+
+  With ',synthetic' after the key, the same training on random images that cost no time, and
+  without evaluations: what the accelerator can do.
+  """
+  data, *rest = argument.split(',')
+  if data not in (*TABLE_4, JFT_SHARDS) or rest not in ([], ['synthetic']):
+    raise ValueError(
+      f'unknown data {argument!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}, with ",synthetic" '
+      'after it for random images.'
+    )
   shards = data == JFT_SHARDS
-  if not shards and data not in TABLE_4:
-    raise ValueError(f'unknown data {data!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}.')
   data = 'jft' if shards else data
   size = model.split('-')[1][0]
   row = TABLE_4[data].get(size) or TABLE_4[data][_NEAREST[size]]
@@ -92,6 +103,7 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.train_input.crop = 'inception'
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
+  config.train_input.randaugment_on = 'host'  # or 'device', within the train step
 
   config.evals = ConfigDict()
   for name, split in facts['evals'].items():
@@ -141,6 +153,18 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.total_steps = config_dict.placeholder(int)  # if set, it counts instead of the epochs
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
+
+  if rest:
+    config.train_input = ConfigDict(
+      {
+        'source': 'synthetic',
+        'batch_size': 4096,
+        'image_size': IMAGE_SIZE,
+        'channels': 3,
+        **facts['synthetic'],
+      }
+    )
+    config.evals = ConfigDict()
 
   config.every = ConfigDict({'log': 50, 'evaluate': 5_000, 'checkpoint': 1_000})
   config.checkpoints = ConfigDict({'keep_last': 2, 'keep_best': config_dict.placeholder(str)})

@@ -55,6 +55,7 @@ def make_step(
   microbatches: int,
   key: jax.Array,
   mesh: Mesh,
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
 
@@ -67,12 +68,17 @@ def make_step(
     loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
     mixup: p of Beta(p, p); 0 for none.
     microbatches: parts that the batch is worked through in, to save memory.
+    augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
+      comes before mixup.
   """
   if loss not in losses.LOSSES:
     raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
   if mixup < 0:
     raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
   microbatched = sharding.batch(mesh, microbatched=True)
+  if augment is not None:  # on every device, for its own rows
+    rows = jax.P(sharding.BATCH_AXES)
+    augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
   def loss_and_hits(params, part, weight):
     labels = batch_ops.label_vectors(part['label'], num_classes)
@@ -103,9 +109,12 @@ def make_step(
   def step(state, batch):
     mixup_key, example_key = jax.random.split(jax.random.fold_in(key, state.step))
     rows = jnp.arange(batch['image'].shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)
+    if augment is not None:
+      batch = {**batch, 'image': augment(batch['image'], keys)}
     weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
     batch = batch_ops.with_partners(batch) if mixup else batch
-    batch = {**batch, 'key': jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)}
+    batch = {**batch, 'key': keys}
     (value, accuracy), grads = gradient(state.params, batch, weight)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

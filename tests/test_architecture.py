@@ -14,14 +14,14 @@ LAYERS = [
   'mixer.pretrained mixer.input.vtab',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.evaluators.fewshot mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.shards mixer.input.tfds '
-  'mixer.input.single_images',
+  'mixer.input.single_images mixer.input.synthetic',
   'mixer.input.images mixer.evaluators.features',
   'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting '
   'mixer.workdir mixer.units mixer.charts mixer.page mixer.paper '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
-  'mixer.settings mixer.runtime mixer.labels mixer.input.record_index',
+  'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.input.record_index',
   'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}

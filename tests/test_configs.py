@@ -193,6 +193,43 @@ def test_upstream_on_other_data(data, data_dir, tmp_path):
     assert row['v2/n'] == 11 and row['minival/n'] == 2
 
 
+@pytest.mark.parametrize('data', DATA)
+def test_synthetic_data(data, tmp_path):
+  """The recipe's model, optimiser and classes without any data."""
+  real, config = load('mixer_b16', data), load('mixer_b16', f'{data},synthetic')
+  changed = {key for key in real if real[key].__eq__(config[key]) is not True}
+  assert changed == {'train_input', 'evals'} and not config.evals
+  for key in ('batch_size', 'image_size'):
+    assert config.train_input[key] == real.train_input[key]
+  if data == 'jft':
+    assert config.train_input.num_classes == 18_291 and config.train_input.multi_label
+    return
+  config = shrink(config, None)
+  config.train_input.image_size = 32
+  row = train_two_steps(config, tmp_path)[-1]
+  assert row['train/loss'] == pytest.approx(
+    {'imagenet2012': 7.907, 'imagenet21k': 11.0}[data], 0.01
+  )
+
+
+@pytest.mark.parametrize('argument', ['imagenet2012,fast', 'synthetic', 'jft,synthetic,synthetic'])
+def test_an_argument_that_is_not_known(argument):
+  with pytest.raises(ValueError, match=f'unknown data {argument!r}; use one of .*",synthetic"'):
+    load('mixer_b16', argument)
+
+
+def test_randaugment_on_the_device(data_dir, tmp_path):
+  config = shrink(load('mixer_b16', 'imagenet2012'), data_dir)
+  assert config.train_input.randaugment_on == 'host'
+  config.train_input.randaugment_on = 'device'
+  rows = train_two_steps(config, tmp_path / 'device')
+  config.train_input.randaugment_on = 'host'
+  with config.unlocked():
+    config.train_input.randaugment_layers = 0
+  plain = train_two_steps(config, tmp_path / 'plain')
+  assert rows[-1]['val/n'] == 13 and rows[0] != plain[0]
+
+
 # Table 4 of the paper, typed again: epochs, learning rate, weight decay, RandAugment magnitude,
 # mixup p, stochastic depth; of S and H off JFT, the values that the config says it borrows.
 TABLE_4 = {

@@ -3,9 +3,12 @@
 import json
 import math
 import sys
+import time
 
 from etils import epath
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mixer import errors, hardware, reporting
@@ -123,6 +126,50 @@ def test_plain_lines(tmp_path, monkeypatch, capsys):
   line = capsys.readouterr().out
   assert line.startswith('step 2/10 eta 0:00:08 loss 2.5000, accuracy 0.500, images/s 32,')
   assert line.endswith('val/top1 0.75\n')
+
+
+@pytest.mark.parametrize(('input_seconds', 'done', 'told'), [
+  (0.25, True, '83%'),  # the device has finished before the batch is there
+  (0.25, False, '0%'),  # it is still at work, so the slow input has cost nothing
+  (0.0, True, '0%'),
+])  # fmt: skip
+def test_the_line_tells_the_share_of_time_that_input_cost(
+  tmp_path, monkeypatch, capsys, input_seconds, done, told
+):
+  class Result(float):
+    def is_ready(self):
+      return done
+
+  clock = Clock(monkeypatch)
+  report = make(tmp_path)
+
+  def slow():
+    while True:
+      clock.now += input_seconds
+      yield
+
+  for step, _ in zip(range(1, 6), report.timed(slow())):
+    clock.now += 0.05
+    report.step(step, {name: Result(value) for name, value in METRICS.items()}, keep=step in (1, 5))
+  report.write()
+  assert f'input wait {told}' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_slow_input_shows_with_a_real_step(tmp_path, capsys):
+  def slow():
+    while True:
+      time.sleep(0.05)
+      yield np.ones(8, np.float32)
+
+  step_fn = jax.jit(lambda x: {name: x.mean() * value for name, value in METRICS.items()})
+  jax.block_until_ready(step_fn(next(slow())))
+  report = make(tmp_path)
+  for step, batch in zip(range(1, 7), report.timed(slow())):
+    report.step(step, step_fn(batch), keep=step == 6)
+  report.write()
+  row = rows(tmp_path)[-1]
+  assert 0.5 < row['input_wait'] <= 1.0
+  assert f'input wait {row["input_wait"]:.0%}' in capsys.readouterr().out
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):

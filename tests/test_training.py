@@ -132,7 +132,7 @@ def test_step_by_hand(loss, microbatches, multi_hot):
 # --- Mixup and the example keys ------------------------------------------------------------
 
 
-def seen_by_the_model(step_number, mixup, key=7, n=6):
+def seen_by_the_model(step_number, mixup, key=7, n=6, augment=None):
   """What `apply` is given, and the loss, when the step runs uncompiled."""
   seen = {}
 
@@ -144,7 +144,7 @@ def seen_by_the_model(step_number, mixup, key=7, n=6):
   tx, rate = chain()
   step = training.make_step(
     apply=apply, tx=tx, learning_rate=rate, loss='softmax', num_classes=5, mixup=mixup,
-    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1),
+    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1), augment=augment,
   )  # fmt: skip
   params = linear_params()
   state = training.TrainState(step=jnp.int32(step_number), params=params, opt_state=tx.init(params))
@@ -193,6 +193,39 @@ def test_example_keys():
   np.testing.assert_array_equal(with_mixup, keys[7, 1])
   larger_batch = seen_by_the_model(1, 0.0, n=10)[0]['keys']
   np.testing.assert_array_equal(larger_batch[:6], keys[7, 1])
+
+
+def test_augmentation_comes_before_mixup_and_is_the_same_on_any_mesh():
+  """Each image gets a value drawn from its key; both parts of a mixture have theirs."""
+
+  def augment(images, keys):
+    draws = jax.vmap(lambda key: jax.random.randint(key, (), 1, 100))(keys)
+    return images // 2 + draws.astype(jnp.uint8)[:, None, None, None]
+
+  def metrics_on(data, microbatches, given=augment):
+    tx, rate = chain()
+    step, state, like = linear_setup(
+      make_mesh(data, 1), tx, rate, linear_params(), mixup=0.8, microbatches=microbatches,
+      augment=given,
+    )  # fmt: skip
+    batch = sharding.put(batch_of(16, side=2), make_mesh(data, 1))
+    compiled = training.compile_step(step, like, batch, make_mesh(data, 1))
+    return compiled(state, batch)[1]
+
+  losses = {
+    (data, microbatches): float(metrics_on(data, microbatches)['loss'])
+    for data, microbatches in ((1, 1), (8, 1), (2, 4))
+  }
+  assert losses[8, 1] == pytest.approx(losses[1, 1], rel=1e-5)
+  assert losses[2, 4] == pytest.approx(losses[1, 1], rel=1e-5)
+
+  seen, *_ = seen_by_the_model(0, 0.8, augment=augment)
+  keys = jax.random.wrap_key_data(seen['keys'])
+  own = np.float64(augment(jnp.array(batch_of(6, side=2)['image']), keys)) / 127.5 - 1
+  previous = np.concatenate([own[-1:], own[:-1]])
+  difference = (own - previous).ravel()
+  weight = difference @ (seen['images'] - previous).ravel() / (difference @ difference)
+  np.testing.assert_allclose(seen['images'], weight * own + (1 - weight) * previous, atol=1e-6)
 
 
 # --- One result on any mesh, in any number of microbatches, in any layout ------------------

@@ -1,6 +1,6 @@
 """Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import importlib
 from typing import Protocol
 
@@ -23,6 +23,7 @@ class Input(Protocol):
   batch_size: int  # global
   for_evaluation: bool  # whether images come without randomness
   preprocessing: dict  # what evaluation does to an image, for model.json
+  augment: Callable | None  # of `training.make_step`: what is left to the train step
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int, num_shards: int
@@ -49,6 +50,7 @@ SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
   'shards': ('mixer.input.shards', 'make'),
+  'synthetic': ('mixer.input.synthetic', 'Synthetic'),
   'tfds': ('mixer.input.tfds', 'make'),
   'vtab': ('mixer.input.vtab', 'make'),
 }

@@ -54,6 +54,7 @@ class Arrays:
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]
     self.preprocessing = {'name': 'none', 'value_range': [-1, 1]}
+    self.augment = None
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1

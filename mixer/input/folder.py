@@ -39,6 +39,7 @@ def make(
   val_fraction: float = 0.1,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  randaugment_on: str = 'host',
 ) -> images.Images:
   """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
 
@@ -48,8 +49,8 @@ def make(
     path: the folder.
     split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
       themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude: see
-      `images.Images`.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
+      randaugment_on: see `images.Images`.
     val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
       everything into 'train'.
 
@@ -66,6 +67,7 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    randaugment_on=randaugment_on,
   )
 
 

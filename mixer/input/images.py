@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mixer import randaugment as device_randaugment
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.input import crops, order, randaugment
@@ -52,6 +53,7 @@ class Images:
     resize: int | tuple[int, int] | None = None,
     randaugment_layers: int = 0,
     randaugment_magnitude: float = 0,
+    randaugment_on: str = 'host',
   ):
     """Checks that the arguments go together, then opens the examples.
 
@@ -62,6 +64,7 @@ class Images:
       crop: a name in `crops.CROPS`.
       resize: an int or (height, width), for the crops that take it.
       randaugment_layers, randaugment_magnitude: see `randaugment`; after a random crop only.
+      randaugment_on: 'host', or 'device' to leave it to the train step.
 
     Raises:
       InputError: the crop is unknown, or they do not go together.
@@ -73,7 +76,13 @@ class Images:
         f'randaugment_layers={randaugment_layers} after crop={crop!r}, which has no randomness: '
         f'use one of {random}, or 0 layers.'
       )
+    if randaugment_on not in ('host', 'device'):
+      raise InputError(f"randaugment_on={randaugment_on!r}; use 'host' or 'device'.")
     self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
+    self.augment = None
+    if randaugment_on == 'device' and randaugment_layers:
+      self.augment = device_randaugment.make(**self._randaugment)
+      self._randaugment['layers'] = 0
     self._resize = None if resize is None else crops.pair(resize)
     self.image_size, self.channels = crops.pair(image_size), 3
     self._examples = examples()
