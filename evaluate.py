@@ -13,7 +13,17 @@ import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
-from mixer import evaluators, files, models, pretrained, runtime, settings, sharding, warmstart
+from mixer import (
+  distributed,
+  evaluators,
+  files,
+  models,
+  pretrained,
+  runtime,
+  settings,
+  sharding,
+  warmstart,
+)
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -26,11 +36,13 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the file.'
 )
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+distributed.define_flags()
 flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
   config = settings.config(_CONFIG)
+  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
   path = files.absolute(_CHECKPOINT.value)
   tests = inputs.open_evals(config['evals'])
   if not tests:
@@ -58,15 +70,16 @@ def main() -> None:
     )
     results |= evaluate(jax.device_put(params, sharding.replicated(devices)))
 
+  if jax.process_index() != 0:
+    return
   identity = {} if path.is_dir() else pretrained.identify(path)
   if identity:
     print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
   print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
   output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
   report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
-  if jax.process_index() == 0:
-    files.write(output, json.dumps(report, indent=1).encode())
-    print(f'written to {output}')
+  files.write(output, json.dumps(report, indent=1).encode())
+  print(f'written to {output}')
 
 
 def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
@@ -89,8 +102,8 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     try:
       return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
     except Exception:
-      if checkpointing.damage(saved.directory / str(step)) is None:
-        raise
+      if distributed.several() or checkpointing.damage(saved.directory / str(step)) is None:
+        raise  # of several processes, one must not try again alone
       # A run that trains there has removed it meanwhile, for a newer one.
 
 
@@ -113,4 +126,4 @@ def default_output(path: epath.Path) -> epath.Path:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  settings.run(main, leave=distributed.leave)

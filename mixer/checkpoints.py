@@ -1,23 +1,27 @@
 """Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
 
 from collections.abc import Iterator
+import contextlib
 import json
+import logging as std_logging
+import shutil
 import time
 import zlib
 
 from absl import logging
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer.errors import InputError
+from mixer import distributed, files
+from mixer.errors import Diverged, InputError, Interrupted
 
 MANIFEST = 'manifest.json'
 # Orbax stamps the time of the commit into this file after the manifest is made.
 _NOT_LISTED = (MANIFEST, '_CHECKPOINT_METADATA')
+_faults: list[BaseException] = []  # of saves under way, in the order they came
 
 
 class Checkpoints:
@@ -58,7 +62,7 @@ class Checkpoints:
       )
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
     self._aside = self.directory.with_name(self.directory.name + '.damaged')
-    self._saving_step = None
+    self._saving_step = self._restored_step = None
     self._policy = preservation_policy.AnyPreservationPolicy(policies)
     self._keep_best = keep_best
     self._read_only = read_only
@@ -67,6 +71,7 @@ class Checkpoints:
   @property
   def manager(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      _faults.clear()
       self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
@@ -82,19 +87,28 @@ class Checkpoints:
       )
     return self._manager
 
+  def check(self) -> None:
+    """Raises what has made a save fail by now; with the disk to blame, as InputError. Quick."""
+    if _faults:
+      raise self._explained(_faults[0])
+
   def save(self, step: int, state, results: dict[str, float]) -> None:
     """Starts to save `state`; `results` are this step's evaluation, or {}.
 
-    Raises whatever made an earlier save fail.
+    Of the step that the run was restored from, only the results are added. Raises what made an
+    earlier save fail.
     """
-    self.manager.wait_until_finished()
-    self._saving_step = step
+    self._finish()
     if results and self._keep_best is not None and self._keep_best not in results:
       raise InputError(
         f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
         f'use one of {sorted(results)}.'
       )
     metrics = results if self._keep_best is not None and results else None
+    if step == self._restored_step:
+      self._add(metrics)
+      return
+    self._saving_step = step
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     if not self.manager.save(step, args=args, metrics=metrics):
       raise RuntimeError(
@@ -108,16 +122,12 @@ class Checkpoints:
     Those that are damaged are named, and set aside into '<directory>.damaged'
     unless this is read-only.
     """
-    step = -1
-    if jax.process_index() == 0:
-      step = self._first_intact()
-    if jax.process_count() > 1:
-      step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
-    return None if step < 0 else step
+    return distributed.agreed(self._first_intact)
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    self._restored_step = step
     return self.manager.restore(step, args=args)['state']
 
   def restore_params(self, step: int) -> dict:
@@ -136,6 +146,9 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
+    return distributed.agreed(self._find_best)
+
+  def _find_best(self) -> int | None:
     scores = {}
     for step in self.steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
@@ -146,10 +159,49 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the last save, and raises what made it fail."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      self._finish()
       self._manager.close()
 
-  def _first_intact(self) -> int:
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, error: BaseException | None, trace) -> None:
+    """Closes; after a fault of its own, one of several processes may wait in vain, and does not."""
+    if error is None or isinstance(error, Interrupted):
+      self.close()
+    elif isinstance(error, Diverged) or not distributed.several():
+      with contextlib.suppress(Exception):  # the first fault is the one to be told
+        self.close()
+
+  def _finish(self) -> None:
+    try:
+      self.manager.wait_until_finished()
+    except Exception as fault:
+      raise self._explained(_faults[0] if _faults else fault) from fault
+
+  def _explained(self, fault: BaseException) -> BaseException:
+    """The fault of a save as InputError if it is the disk's, else as it is."""
+    if not isinstance(fault, OSError) and 'os_error_code' not in str(fault):
+      return fault
+    steps = [step for step in self.steps() if step != self._saving_step]
+    kept = f'The checkpoint of step {steps[-1]} is intact' if steps else 'No other was saved yet'
+    return InputError(
+      f'the checkpoint of step {self._saving_step} could not be written to {self.directory}: '
+      f'{fault}. {kept}. {_free(self.directory)}Make room (quotas count too), then start the same '
+      'command again.'
+    )
+
+  def _add(self, metrics: dict[str, float] | None) -> None:
+    """Puts the results of an evaluation into the checkpoint that the run was restored from."""
+    if metrics is not None and jax.process_index() == 0:
+      root = self.directory / str(self._restored_step)
+      (root / 'metrics').mkdir(exist_ok=True)
+      files.write(root / 'metrics' / 'metrics', json.dumps(metrics).encode())
+      files.write(root / MANIFEST, json.dumps(fingerprint(root), indent=1).encode())
+    distributed.agreed(lambda: None)  # the files are there
+    self.manager.reload()
+
+  def _first_intact(self) -> int | None:
     intact = []
     for step in reversed(self.steps()):  # a damaged best one is set aside too
       fault = damage(self.directory / str(step))
@@ -163,7 +215,7 @@ class Checkpoints:
         f'all checkpoints in {self.directory} were damaged and lie in {self._aside} now. To train '
         'from the beginning, use another --workdir or remove this one.'
       )
-    return intact[0] if intact else -1
+    return intact[0] if intact else None
 
   def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""
@@ -181,6 +233,29 @@ class Checkpoints:
     unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
     root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
     (root / MANIFEST).write_text(json.dumps(fingerprint(root), indent=1))
+
+
+def _heed(record: std_logging.LogRecord) -> bool:
+  """Takes the faults of saves out of orbax's log: they are raised at the next step, in words.
+
+  Orbax raises one only at the next save, and with several processes only once they have waited
+  for each other in vain; at once it is in the log alone.
+  """
+  of_a_save = record.exc_info and any(text in str(record.msg) for text in _OF_A_SAVE)
+  if of_a_save and '/orbax/' in record.pathname:
+    _faults.append(record.exc_info[1])
+    return False
+  return True
+
+
+_OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
+logging.get_absl_logger().addFilter(_heed)
+
+
+def _free(directory: epath.Path) -> str:
+  if '://' in str(directory):
+    return ''
+  return f'{shutil.disk_usage(directory).free / 1e6:,.1f} MB are free there. '
 
 
 def fingerprint(root: epath.Path) -> dict[str, list[int]]:

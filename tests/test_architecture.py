@@ -15,9 +15,10 @@ LAYERS = [
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
-  'mixer.workdir '
+  'mixer.workdir mixer.preemption mixer.watch '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
-  'mixer.settings mixer.runtime mixer.labels',
+  'mixer.settings mixer.runtime mixer.labels mixer.distributed',
+  'mixer.place mixer.rollcall',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}
