@@ -95,9 +95,8 @@ def test_two_processes_one_is_told_to_stop_one_process_goes_on(straight, env, tm
   assert_same_losses(tmp_path, straight)
 
 
-@pytest.mark.parametrize(
-  'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_during_an_evaluation(straight, env, tmp_path, number):
   """The evaluation is left, its step saved, and the evaluation made up for."""
   workdir, marks = tmp_path / 'run', tmp_path / 'marks'

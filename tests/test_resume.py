@@ -69,10 +69,10 @@ def test_three_kills(straight, env, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills(env, tmp_path):
-  steps = 1000
+def test_fifty_kills(env, tmp_path):
+  steps = 2000
   straight = run_straight(tmp_path / 'straight', env, steps)
-  run_with_kills(tmp_path / 'killed', env, steps, kills=20, seed=2)
+  run_with_kills(tmp_path / 'killed', env, steps, kills=50, seed=2)
   assert_same_run(tmp_path / 'killed', straight)
 
 
