@@ -163,7 +163,6 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   saved = checkpoints.Checkpoints(directory, keep_last=2)
   assert saved.latest_intact() == 1 and on_disk(directory) == [1]
   assert_holds(saved.restore(1, like(mesh(1, 1))), 1)
-  saved = checkpoints.Checkpoints(directory, keep_last=2)
   saved.save(2, state(20, mesh(1, 1)), {})  # the step that was damaged can be saved again
   saved.close()
   assert_holds(checkpoints.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
