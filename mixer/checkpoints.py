@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import json
-import logging as std_logging
-import shutil
 import time
 import zlib
 
@@ -15,13 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer import distributed, files
+from mixer import distributed, files, save_faults
 from mixer.errors import Diverged, InputError, Interrupted
 
 MANIFEST = 'manifest.json'
 # Orbax stamps the time of the commit into this file after the manifest is made.
 _NOT_LISTED = (MANIFEST, '_CHECKPOINT_METADATA')
-_faults: list[BaseException] = []  # of saves under way, in the order they came
 
 
 class Checkpoints:
@@ -71,7 +68,7 @@ class Checkpoints:
   @property
   def manager(self) -> ocp.CheckpointManager:
     if self._manager is None:
-      _faults.clear()
+      save_faults.seen.clear()
       self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
@@ -89,8 +86,8 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises what has made a save fail by now; with the disk to blame, as InputError. Quick."""
-    if _faults:
-      raise self._explained(_faults[0])
+    if save_faults.seen:
+      raise self._explained(save_faults.seen[0])
 
   def save(self, step: int, state, results: dict[str, float]) -> None:
     """Starts to save `state`; `results` are this step's evaluation, or {}.
@@ -177,18 +174,15 @@ class Checkpoints:
     try:
       self.manager.wait_until_finished()
     except Exception as fault:
-      raise self._explained(_faults[0] if _faults else fault) from fault
+      raise self._explained(fault) from fault
 
   def _explained(self, fault: BaseException) -> BaseException:
-    """The fault of a save as InputError if it is the disk's, else as it is."""
-    if not isinstance(fault, OSError) and 'os_error_code' not in str(fault):
-      return fault
-    steps = [step for step in self.steps() if step != self._saving_step]
-    kept = f'The checkpoint of step {steps[-1]} is intact' if steps else 'No other was saved yet'
-    return InputError(
-      f'the checkpoint of step {self._saving_step} could not be written to {self.directory}: '
-      f'{fault}. {kept}. {_free(self.directory)}Make room (quotas count too), then start the same '
-      'command again.'
+    kept = [step for step in self.steps() if step != self._saving_step]
+    return save_faults.explained(
+      fault,
+      step=self._saving_step,
+      directory=self.directory,
+      kept=kept[-1] if kept else None,
     )
 
   def _add(self, metrics: dict[str, float] | None) -> None:
@@ -233,29 +227,6 @@ class Checkpoints:
     unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
     root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
     (root / MANIFEST).write_text(json.dumps(fingerprint(root), indent=1))
-
-
-def _heed(record: std_logging.LogRecord) -> bool:
-  """Takes the faults of saves out of orbax's log: they are raised at the next step, in words.
-
-  Orbax raises one only at the next save, and with several processes only once they have waited
-  for each other in vain; at once it is in the log alone.
-  """
-  of_a_save = record.exc_info and any(text in str(record.msg) for text in _OF_A_SAVE)
-  if of_a_save and '/orbax/' in record.pathname:
-    _faults.append(record.exc_info[1])
-    return False
-  return True
-
-
-_OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
-logging.get_absl_logger().addFilter(_heed)
-
-
-def _free(directory: epath.Path) -> str:
-  if '://' in str(directory):
-    return ''
-  return f'{shutil.disk_usage(directory).free / 1e6:,.1f} MB are free there. '
 
 
 def fingerprint(root: epath.Path) -> dict[str, list[int]]:

@@ -34,6 +34,7 @@ _numbers = itertools.count()
 _handlers: dict[str, Callable[[int, str], None]] = {}
 _finished = threading.Event()
 sign: dict[str, Any] = {}  # what this process adds to its signs of life; others may look at it
+heard: dict[int, dict] = {}  # on process 0, the latest sign of life of each process
 
 
 def define_flags() -> None:
@@ -178,14 +179,15 @@ def end_all(status: int, text: str) -> NoReturn:
 
 def _listen() -> None:
   """The thread that hears of notices, and gives this process's signs of life."""
-  heard: dict[str, tuple[str, float]] = {}
+  since: dict[int, tuple[dict, float]] = {}
   while not _finished.wait(_TICK_SECONDS):
     try:
       found = store().key_value_dir_get(_NOTICES)
       beat = json.dumps({'time': time.time(), **sign})
       store().key_value_set(f'mixer/beats/{jax.process_index()}', beat, allow_overwrite=True)
       if jax.process_index() == 0:
-        _warn_of_silence(heard)
+        heard.update(signs())
+        _warn_of_silence(since)
     except Exception as fault:  # the service has gone; JAX ends this process
       logging.warning('no answer from the coordination service: %s', fault)
       return
@@ -201,18 +203,18 @@ def signs() -> dict[int, dict]:
   return {int(key.split('/')[-1]): json.loads(value) for key, value in found}
 
 
-def _warn_of_silence(heard: dict[str, tuple[str, float]]) -> None:
+def _warn_of_silence(since: dict[int, tuple[dict, float]]) -> None:
   """Names processes whose signs of life have stopped for half the time that counts as dead."""
   limit = flags.FLAGS.heartbeat_timeout
-  for key, value in store().key_value_dir_get('mixer/beats/'):
-    if heard.get(key, ('', 0.0))[0] != value:
-      heard[key] = (value, time.monotonic())
-    elif 0 < limit / 2 < (silent := time.monotonic() - heard[key][1]):
+  for process, sign in heard.items():
+    if since.get(process, (None, 0.0))[0] != sign:
+      since[process] = (sign, time.monotonic())
+    elif (silent := time.monotonic() - since[process][1]) > limit / 2:
       logging.warning(
-        'process %s has not been heard of for %.0f s; after %d s it counts as dead.',
-        key.split('/')[-1], silent, limit,
+        'process %d has not been heard of for %.0f s; after %d s it counts as dead.',
+        process, silent, limit,
       )  # fmt: skip
-      heard[key] = (value, float('inf'))
+      since[process] = (sign, float('inf'))
 
 
 def _hear_of_the_end() -> None:

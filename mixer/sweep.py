@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 
 from mixer import files, reporting, settings
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
 
@@ -41,6 +41,8 @@ def _train(config: str, stage: str, rate: str, workdir: epath.Path, rest: list[s
   ]  # fmt: skip
   print(' '.join(command), flush=True)
   status = subprocess.run(command, check=False).returncode
+  if status == Interrupted.status:
+    raise Interrupted(f'in {directory}; the same command again goes on there.')
   if status:
     raise InputError(f'the run in {directory} ended with status {status}; see its message above.')
   return reporting.read_rows(directory)[-1]

@@ -46,8 +46,7 @@ class Pace:
     distributed.sign['dispatched'] = self._dispatched
     if jax.process_index() != 0:
       return {}
-    signs = distributed.signs()
-    told = [signs.get(i, {}).get('dispatched', {}) for i in range(jax.process_count())]
+    told = [distributed.heard.get(i, {}).get('dispatched', {}) for i in range(jax.process_count())]
     common = set.intersection(*map(set, told))
     if not common:
       return {}

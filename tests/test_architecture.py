@@ -18,7 +18,7 @@ LAYERS = [
   'mixer.workdir mixer.preemption mixer.watch '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
   'mixer.settings mixer.runtime mixer.labels mixer.distributed',
-  'mixer.place mixer.rollcall',
+  'mixer.place mixer.rollcall mixer.save_faults',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}

@@ -53,7 +53,7 @@ def test_the_slowest_process_is_named(tmp_path, monkeypatch):
     1: {'dispatched': {'10': 100.0, '20': 203.0}},
     2: {'dispatched': {'10': 105.0, '20': 201.0}},
   }
-  monkeypatch.setattr(distributed, 'signs', lambda: signs)
+  monkeypatch.setattr(distributed, 'heard', signs)
   pace = watch.Pace(epath.Path(tmp_path), stall_seconds=0.0)
   assert pace.lags(40) == {'lag_seconds': 3.0, 'slowest_process': 1}
   assert list(distributed.sign['dispatched']) == [40]
