@@ -418,3 +418,42 @@ def test_the_machine_changes_on_the_way(straight, env, tmp_path, layouts):
     assert {status for status, _ in ended} == {75}, ended
   finish(workdir, env)
   assert_same_losses(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('checkpoint', ['workdir', 'model.npz'])
+def test_two_processes_evaluate(straight, env, tmp_path, checkpoint):
+  path = straight if checkpoint == 'workdir' else straight / checkpoint
+  model = [flag for flag in flags(tmp_path) if 'model' in flag or 'config=' in flag]
+  ended = runs.ends(*[
+    runs.start(
+      'evaluate.py', *model, f'--checkpoint={path}', f'--output={tmp_path}/result.json',
+      '--require=cpu', '--config.evals.test.input.batch_size=77', *place, env=env,
+    )
+    for place in runs.places(2)
+  ])  # fmt: skip
+  assert [status for status, _ in ended] == [0, 0], ended
+  result = json.loads((tmp_path / 'result.json').read_text())
+  row = runs.rows(straight)[-1]
+  assert result['test/n'] == 360 and result['test/top1'] == row['test/top1']
+  assert result['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)
+  assert 'test/top1' in ended[0][1] and 'test/top1' not in ended[1][1]
+
+
+@pytest.mark.slow
+def test_watching(straight, env, tmp_path):
+  """A stalled step is told of and the run goes on; profile, cache and compile seconds are there."""
+  workdir, marks, cache = tmp_path / 'run', tmp_path / 'marks', tmp_path / 'cache'
+  more = ('--stall_seconds=1', '--profile_steps=5:7', f'--compilation_cache={cache}')
+  process = runs.start_faulty('step_stalls', *flags(workdir, *more), marks=marks, env=env)
+  assert runs.wait_for((workdir / 'stall-0.txt').exists, process)
+  # A loaded machine may have stalled before; the built-in stall is the one in train_batches.
+  assert runs.wait_for(lambda: 'in train_batches' in (workdir / 'stall-0.txt').read_text(), process)
+  (marks / 'go').touch()
+  ((status, output),) = runs.ends(process)
+  assert status == 0, output
+  assert f'nothing has come after step {FAULT_STEP - 1} for 1 s' in output
+  assert f'profile: {workdir}/profile' in output and list(workdir.rglob('*.xplane.pb'))
+  assert any(cache.iterdir())
+  assert_same_run(workdir, straight)
+  assert [row['step'] for row in runs.rows(workdir) if 'compile_seconds' in row] == [1]
