@@ -7,11 +7,12 @@ from jax._src import clusters  # jax.distributed.initialize asks them too, but j
 
 from mixer.errors import InputError
 
-# Of the launchers that JAX knows and of those that it does not: how many, and which one.
+# Of the launchers that JAX knows and of those that it does not: how many processes there are, which
+# one this is, and which one of its machine.
 _LAUNCHERS = (
-  ('SLURM_NTASKS', 'SLURM_PROCID'),
-  ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
-  ('PMI_SIZE', 'PMI_RANK'),
+  ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
+  ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+  ('PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID'),
 )
 
 
@@ -28,7 +29,7 @@ def find(
   coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> Place | None:
   """This process's place from flags (None where not given) and surroundings; None if alone."""
-  size, rank = _launched()
+  size, rank, local_rank = _launched()
   if num_processes == 1 or (num_processes is None and size == 1):
     return None
   given = (coordinator, num_processes, process_id)
@@ -61,12 +62,16 @@ def find(
   coordinator, num_processes, process_id = values
   if not 0 <= process_id < num_processes:
     raise InputError(f'--process_id={process_id} is not in 0 to {num_processes - 1}.')
+  if local is None and local_rank is not None:
+    local = [local_rank]  # a GPU for each process of a machine, as JAX does where it knows
+  if 'JAX_LOCAL_DEVICE_IDS' in os.environ:
+    local = None  # JAX reads it
   return Place(coordinator, num_processes, process_id, local) if num_processes > 1 else None
 
 
-def _launched() -> tuple[int | None, int | None]:
-  """(processes, number of this one) as a launcher says, None where none does."""
-  for size, rank in _LAUNCHERS:
-    if size in os.environ:
-      return int(os.environ[size]), int(os.environ[rank]) if rank in os.environ else None
-  return None, None
+def _launched() -> tuple[int | None, int | None, int | None]:
+  """(processes, number of this one, number on its machine); None for what no launcher says."""
+  for names in _LAUNCHERS:
+    if names[0] in os.environ:
+      return tuple(int(os.environ[name]) if name in os.environ else None for name in names)
+  return None, None, None

@@ -22,14 +22,15 @@ OPEN_MPI_4 = {
   'OMPI_COMM_WORLD_RANK': '1',
   'OMPI_COMM_WORLD_LOCAL_RANK': '1',
 }
-OPEN_MPI_5 = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}
+OPEN_MPI_5 = {name: value for name, value in OPEN_MPI_4.items() if 'MCA' not in name}
 NOTHING = (None, None, None)
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
   """A function that sets the environment of a launcher; at first there is none."""
-  for name in {**SLURM, **OPEN_MPI_4, 'KUBERNETES_SERVICE_HOST': '', 'PMI_SIZE': ''}:
+  others = ('KUBERNETES_SERVICE_HOST', 'PMI_SIZE', 'JAX_LOCAL_DEVICE_IDS')
+  for name in (*SLURM, *OPEN_MPI_4, *others):
     monkeypatch.delenv(name, raising=False)
 
   def put(variables):
@@ -68,7 +69,12 @@ def test_what_jax_does_not_know_is_not_run_alone(surroundings):
   surroundings(OPEN_MPI_5)
   with pytest.raises(InputError, match=r'\(--num_processes=2, --process_id=1\), and --coordinator'):
     place.find(*NOTHING, 10)
-  assert place.find('here:8476', None, None, 10) == ('here:8476', 2, 1, None)
+  assert place.find('here:8476', None, None, 10) == ('here:8476', 2, 1, [1])
+
+
+def test_devices_given_by_hand(surroundings):
+  surroundings({**SLURM, 'JAX_LOCAL_DEVICE_IDS': '0,1'})
+  assert place.find(*NOTHING, 10).local_device_ids is None  # JAX reads the variable itself
 
 
 def test_incomplete_flags():
