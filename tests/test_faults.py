@@ -70,6 +70,14 @@ def start_all(workdir, env, count: int, *more: str, timeouts=None) -> list[subpr
   ]
 
 
+def wait_for(condition, *processes) -> None:
+  """Until `condition()` holds; fails with what was printed if the first process ends before."""
+  if not runs.wait_for(condition, processes[0]):
+    for process in processes[1:]:
+      process.kill()
+    pytest.fail('\n---\n'.join(output for _, output in runs.ends(*processes)))
+
+
 def rows_written(workdir) -> int:
   path = workdir / 'metrics.jsonl'
   return path.read_text().count('\n') if path.exists() else 0
@@ -83,7 +91,7 @@ def finish(workdir, env, *more: str) -> str:
 
 def test_two_processes_one_is_told_to_stop_one_process_goes_on(straight, env, tmp_path):
   processes = start_all(tmp_path, env, 2)
-  assert runs.wait_for(lambda: rows_written(tmp_path) >= 3, processes[0])
+  wait_for(lambda: rows_written(tmp_path) >= 3, *processes)
   processes[1].send_signal(signal.SIGTERM)
   (first, output), (second, other) = runs.ends(*processes)
   assert (first, second) == (75, 75), output + other
@@ -104,7 +112,7 @@ def test_told_to_stop_during_an_evaluation(straight, env, tmp_path, number):
   process = runs.start_faulty(
     'stops_while_evaluating', *flags(workdir, *overrides), marks=marks, env=env
   )
-  assert runs.wait_for((marks / 'evaluating-0').exists, process)
+  wait_for((marks / 'evaluating-0').exists, process)
   process.send_signal(number)
   (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
@@ -133,7 +141,7 @@ def test_two_processes_told_to_stop_during_an_evaluation(straight, env, tmp_path
     for place in runs.places(2)
   ]
   for i, process in enumerate(processes):
-    assert runs.wait_for((marks / f'evaluating-{i}').exists, process)
+    wait_for((marks / f'evaluating-{i}').exists, process)
   processes[1].send_signal(signal.SIGTERM)
   (marks / 'go').touch()
   for status, output in runs.ends(*processes):
@@ -158,7 +166,7 @@ def test_told_to_stop_while_compiling(straight, env, tmp_path, count):
     for place in places
   ]
   for i, process in enumerate(processes):
-    assert runs.wait_for((marks / f'compiling-{i}').exists, process)
+    wait_for((marks / f'compiling-{i}').exists, process)
   processes[-1].send_signal(signal.SIGTERM)
   for status, output in runs.ends(*processes):
     assert status == 75, output
@@ -171,7 +179,7 @@ def test_told_to_stop_while_compiling(straight, env, tmp_path, count):
 def test_told_to_stop_while_opening_data(env, tmp_path):
   marks = tmp_path / 'marks'
   process = runs.start_faulty('opens_long', *flags(tmp_path / 'run'), marks=marks, env=env)
-  assert runs.wait_for((marks / 'opening').exists, process)
+  wait_for((marks / 'opening').exists, process)
   process.send_signal(signal.SIGTERM)
   ((status, output),) = runs.ends(process)
   assert status == 75 and 'before the first step' in output
@@ -183,7 +191,7 @@ def test_told_to_stop_again_and_again(straight, env, tmp_path):
   for _ in range(3):
     before = rows_written(tmp_path)
     process = runs.start('train.py', *flags(tmp_path), env=env)
-    runs.wait_for(lambda: rows_written(tmp_path) >= before + 3, process)  # noqa: B023
+    wait_for(lambda: rows_written(tmp_path) >= before + 3, process)  # noqa: B023
     process.send_signal(signal.SIGTERM)
     ((status, output),) = runs.ends(process)
     assert status == 75, output
@@ -196,7 +204,7 @@ def test_told_to_stop_again_and_again(straight, env, tmp_path):
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_others(straight, env, tmp_path, victim):
   processes = start_all(tmp_path, env, 2)
-  assert runs.wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 1, processes[0])
+  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 1, *processes)
   processes[victim].kill()
   ended = runs.ends(*processes)
   status, output = ended[1 - victim]
@@ -333,7 +341,7 @@ def test_a_disk_that_is_really_full(env, tmp_path):
 def test_a_workdir_that_vanishes(env, tmp_path):
   workdir, marks = tmp_path / 'run', tmp_path / 'marks'
   process = runs.start_faulty('step_stalls', *flags(workdir), marks=marks, env=env)
-  assert runs.wait_for((marks / 'stalled').exists, process)
+  wait_for((marks / 'stalled').exists, process)
   workdir.rename(tmp_path / 'away')
   (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
@@ -348,7 +356,7 @@ def test_two_runs_in_one_workdir(straight, env, tmp_path):
   both = [
     runs.start_faulty('compiles_long', *flags(workdir), marks=marks, env=env) for _ in range(2)
   ]
-  runs.wait_for(lambda: any(p.poll() is not None for p in both), both[0])
+  wait_for(lambda: any(p.poll() is not None for p in both), both[0])
   loser, winner = sorted(both, key=lambda p: p.poll() is None)
   ((status, output),) = runs.ends(loser)
   assert status == 2 and f'another run is at work in --workdir={workdir}: process ' in output
@@ -366,7 +374,7 @@ def test_a_damaged_checkpoint(straight, env, tmp_path, count):
   processes = start_all(tmp_path, env, 2) if count == 2 else [
     runs.start('train.py', *flags(tmp_path), env=env)
   ]  # fmt: skip
-  assert runs.wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 2, processes[0])
+  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 2, *processes)
   for process in processes:
     process.kill()
   runs.ends(*processes)
@@ -412,7 +420,7 @@ def test_the_machine_changes_on_the_way(straight, env, tmp_path, layouts):
   for layout in layouts:
     before = rows_written(workdir)
     processes = start_on(workdir, env, layout)
-    runs.wait_for(lambda: rows_written(workdir) >= before + 4, processes[0])  # noqa: B023
+    wait_for(lambda: rows_written(workdir) >= before + 4, *processes)  # noqa: B023
     processes[-1].send_signal(signal.SIGTERM)
     ended = runs.ends(*processes)
     assert {status for status, _ in ended} == {75}, ended
@@ -446,9 +454,9 @@ def test_watching(straight, env, tmp_path):
   workdir, marks, cache = tmp_path / 'run', tmp_path / 'marks', tmp_path / 'cache'
   more = ('--stall_seconds=1', '--profile_steps=5:7', f'--compilation_cache={cache}')
   process = runs.start_faulty('step_stalls', *flags(workdir, *more), marks=marks, env=env)
-  assert runs.wait_for((workdir / 'stall-0.txt').exists, process)
+  wait_for((workdir / 'stall-0.txt').exists, process)
   # A loaded machine may have stalled before; the built-in stall is the one in train_batches.
-  assert runs.wait_for(lambda: 'in train_batches' in (workdir / 'stall-0.txt').read_text(), process)
+  wait_for(lambda: 'in train_batches' in (workdir / 'stall-0.txt').read_text(), process)
   (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
   assert status == 0, output
