@@ -13,7 +13,17 @@ import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
-from mixer import evaluators, files, models, pretrained, runtime, settings, sharding, warmstart
+from mixer import (
+  distributed,
+  evaluators,
+  files,
+  models,
+  pretrained,
+  runtime,
+  settings,
+  sharding,
+  warmstart,
+)
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -29,11 +39,13 @@ _REQUIRE_EVALS = flags.DEFINE_bool(
   'require_evals', False, 'Stop if the data of an evaluation are not on disk, which leave it out.'
 )
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+distributed.define_flags()
 flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
   config = settings.config(_CONFIG)
+  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
   path = files.absolute(_CHECKPOINT.value)
   tests, skipped = inputs.open_evals(config['evals'], require=_REQUIRE_EVALS.value)
   if skipped:
@@ -69,6 +81,8 @@ def main() -> None:
   )
   results = evaluate(jax.device_put(params, sharding.replicated(devices)))
 
+  if jax.process_index() != 0:
+    return
   identity = {} if path.is_dir() else pretrained.identify(path)
   if identity:
     print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
@@ -77,9 +91,8 @@ def main() -> None:
   report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
   if skipped:
     report['left_out'] = sorted(skipped)
-  if jax.process_index() == 0:
-    files.write(output, json.dumps(report, indent=1).encode())
-    print(f'written to {output}')
+  files.write(output, json.dumps(report, indent=1).encode())
+  print(f'written to {output}')
 
 
 def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
@@ -102,8 +115,8 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     try:
       return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
     except Exception:
-      if checkpointing.damage(saved.directory / str(step)) is None:
-        raise
+      if distributed.several() or checkpointing.damage(saved.directory / str(step)) is None:
+        raise  # of several processes, one must not try again alone
       # A run that trains there has removed it meanwhile, for a newer one.
 
 
@@ -126,4 +139,4 @@ def default_output(path: epath.Path) -> epath.Path:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  settings.run(main, leave=distributed.leave)

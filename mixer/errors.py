@@ -4,8 +4,11 @@
 class InputError(ValueError):
   """What was given is wrong; the message says what came, what was wanted and what to do.
 
-  The entry points print the message alone, without a traceback, and exit with status 2.
+  The entry points print the message alone, without a traceback, and exit with `status`; so with
+  the others below.
   """
+
+  status = 2
 
 
 class MissingData(InputError):
@@ -14,3 +17,11 @@ class MissingData(InputError):
 
 class Diverged(RuntimeError):
   """A loss or a gradient was not finite; the message names the step."""
+
+  status = 3
+
+
+class Interrupted(RuntimeError):
+  """The run was told to stop, and has; the message says what it has kept."""
+
+  status = 75  # EX_TEMPFAIL, "try again later"

@@ -10,6 +10,7 @@ import platform
 from absl import logging
 import jax
 
+from mixer import files
 from mixer.errors import InputError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets')
@@ -19,8 +20,10 @@ DETERMINISM_SCOPE = (
 )
 
 
-def configure(*, deterministic: bool) -> None:
+def configure(*, deterministic: bool, compilation_cache: str | None = None) -> None:
   """Sets what JAX reads when it starts; call it before any other use of JAX."""
+  if compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', str(files.absolute(compilation_cache)))
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()

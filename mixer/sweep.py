@@ -21,7 +21,7 @@ from absl import flags
 from etils import epath
 
 from mixer import files, reporting, settings
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
 
@@ -53,6 +53,8 @@ def train(config: str, stage: str, rate: str, directory: epath.Path, rest: list[
   print(' '.join(command), flush=True)
   with _alone(directory) as inherited:
     status = subprocess.run(command, check=False, pass_fds=inherited).returncode
+  if status == Interrupted.status:
+    raise Interrupted(f'in {directory}; the same command again goes on there.')
   if status:
     raise InputError(f'the run in {directory} ended with status {status}; see its message above.')
   return reporting.read_rows(directory)[-1]

@@ -19,9 +19,11 @@ LAYERS = [
   'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting '
-  'mixer.workdir mixer.units mixer.charts mixer.page mixer.paper '
+  'mixer.workdir mixer.preemption mixer.watch mixer.units mixer.charts mixer.page mixer.paper '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
-  'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.input.record_index',
+  'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed '
+  'mixer.input.record_index',
+  'mixer.place mixer.rollcall mixer.save_faults',
   'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}

@@ -191,3 +191,40 @@ def test_peaks():
   assert hardware.peak_flops('NVIDIA H100 PCIe') == 756e12
   assert hardware.peak_flops('TPU v5 lite') == 197e12 and hardware.peak_flops('TPU v5') == 459e12
   assert hardware.peak_flops('cpu') is None
+
+
+def test_a_row_whose_evaluation_is_made_up_for(tmp_path):
+  """Stopped in the evaluation of step 2: the row is there at once, and completed after a start."""
+  report = make(tmp_path)
+  report.step(2, metrics(loss=1.5), keep=True)
+  report.postpone()
+  report.write()
+  (row,) = rows(tmp_path)
+  assert row['step'] == 2 and row['train/loss'] == 1.5 and row['postponed'] is True
+  again = make(tmp_path, first_step=2)
+  assert again.postponed and rows(tmp_path) == [row]  # killed now, nothing would be lost
+  again.add({'val/top1': 0.75})
+  again.write()
+  again.step(3, metrics(), keep=True)
+  again.write()
+  first, second = rows(tmp_path)
+  expected = {name: value for name, value in row.items() if name != 'postponed'}
+  assert first == {**expected, 'val/top1': 0.75} and second['step'] == 3
+  assert not make(tmp_path, first_step=3).postponed
+
+
+def test_metrics_that_are_gone(tmp_path):
+  report = make(tmp_path)
+  (tmp_path / 'metrics.jsonl').unlink()
+  report.step(1, metrics(), keep=True)
+  with pytest.raises(errors.InputError, match='metrics.jsonl is gone: it was moved or removed'):
+    report.write()
+  assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_what_comes_once(tmp_path):
+  report = make(tmp_path, once={'compile_seconds': 2.5})
+  for step in (1, 2):
+    report.step(step, metrics(), keep=True)
+  report.write()
+  assert [row.get('compile_seconds') for row in rows(tmp_path)] == [2.5, None]

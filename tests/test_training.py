@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from mixer import batch_ops, models, optim, sharding, training
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 
 def make_mesh(data, fsdp):
@@ -551,6 +551,8 @@ def test_check_batch_size():
 class Events(list):
   """A report that keeps what it is told, in order."""
 
+  postponed = False
+
   def timed(self, batches):
     return batches
 
@@ -560,6 +562,9 @@ class Events(list):
   def add(self, results):
     self.append(('add', results))
 
+  def postpone(self):
+    self.append(('postpone',))
+
   def write(self):
     self.append(('write',))
 
@@ -568,20 +573,26 @@ class Events(list):
     yield
 
 
-def fit(first, total, every, batches):
+def fit(first, total, every, batches, *, postponed=False, **more):
+  """(the last step, or what was said on being stopped; events)."""
   events = Events()
-  state = training.fit(
-    training.TrainState(step=jnp.int32(first), params=first, opt_state=None),
-    step_fn=lambda state, batch: (
+  events.postponed = postponed
+  arguments = {
+    'step_fn': lambda state, batch: (
       state.replace(step=state.step + 1, params=state.params + 1), {'batch': batch}
     ),
-    batches=batches,
-    total_steps=total,
-    every=every,
-    evaluate=lambda params, step: {'val/top1': params / 10} if params == step else {},
-    save=lambda step, state, results: events.append(('save', step, int(state.step), results)),
-    report=events,
-  )  # fmt: skip
+    'batches': batches,
+    'total_steps': total,
+    'every': every,
+    'evaluate': lambda params, step: {'val/top1': params / 10} if params == step else {},
+    'save': lambda step, state, results: events.append(('save', step, int(state.step), results)),
+    'report': events,
+  }  # fmt: skip
+  begin = training.TrainState(step=jnp.int32(first), params=first, opt_state=None)
+  try:
+    state = training.fit(begin, **{**arguments, **more})
+  except Interrupted as stop:
+    return str(stop), events
   return int(state.step), events
 
 
@@ -607,3 +618,27 @@ def test_loop_goes_on_where_the_state_is():
   assert step == 5 and next(batches) == 5
   assert [event[1] for event in events if event[0] == 'step'] == [4, 5]
   assert fit(5, 5, {'log': 1, 'evaluate': 1, 'checkpoint': 1}, batches) == (5, [('write',)])
+
+
+def test_loop_saves_where_it_is_told_to_stop():
+  every = {'log': 0, 'evaluate': 0, 'checkpoint': 0}
+  text, events = fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 3)
+  assert text == 'at step 3 of 5; its state is saved.'
+  assert [event for event in events if event[0] != 'step'] == [('write',), ('save', 3, 3, {})]
+
+
+def test_an_evaluation_that_is_left_is_made_up_for():
+  def left(params):
+    raise Interrupted('by a signal')
+
+  every = {'log': 0, 'evaluate': 2, 'checkpoint': 4}
+  text, events = fit(0, 5, every, iter(range(9)), evaluate=left)
+  assert text == 'at step 2 of 5; its state is saved.'
+  assert events[-3:] == [('postpone',), ('write',), ('save', 2, 2, {})]
+  # Told to stop when the evaluation was due: it is not begun.
+  assert fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 2) == (text, events)
+
+  step, events = fit(2, 3, every, iter([2]), postponed=True)
+  assert step == 3 and events[:2] == [('add', {'val/top1': 0.2}), ('step', 3, {'batch': 2}, True)]
+  step, events = fit(4, 5, every, iter([4]), postponed=True)
+  assert events[:3] == [('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4, {'val/top1': 0.4})]
