@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
 from mixer import (
+  distributed,
   evaluators,
   files,
   models,
@@ -35,52 +36,68 @@ _WHICH = flags.DEFINE_enum(
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the file.'
 )
+_REQUIRE_EVALS = flags.DEFINE_bool(
+  'require_evals', False, 'Stop if the data of an evaluation are not on disk, which leave it out.'
+)
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+distributed.define_flags()
 flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
   config = settings.config(_CONFIG)
+  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
   path = files.absolute(_CHECKPOINT.value)
-  tests = inputs.open_evals(config['evals'])
+  tests, skipped = inputs.open_evals(config['evals'], require=_REQUIRE_EVALS.value)
+  if skipped:
+    runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
   if not tests:
-    raise InputError('the config has no evals, so there is nothing to evaluate.')
-  check_classes(path, tests)
-  for data in tests.values():
-    permutations.check_same(path, config.get('permutation'), data.image_size)
+    raise InputError(
+      'the data of no evaluation are on disk, so there is nothing to evaluate; see above.'
+      if skipped
+      else 'the config has no evals, so there is nothing to evaluate.'
+    )
+  # One with training images of its own looks at the features, and the head does not matter.
+  classified = {name: opened['data'] for name, opened in tests.items() if 'pool' not in opened}
+  check_classes(path, classified)
+  permutation = config.get('permutation')
+  sizes = [opened['data'].image_size for opened in tests.values()]
+  for size in sizes:
+    permutations.check_same(path, permutation, size)
   params, source = load(path, config['checkpoints'])
+  num_classes = warmstart.check_head(params, source, classified)
+  if num_classes is None:
+    params = {name: leaf for name, leaf in params.items() if name != 'head'}
+  net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
+  for opened in tests.values():
+    data = opened['data']
+    pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
+  output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
+  evaluate = evaluators.build(
+    config['evals'],
+    tests,
+    apply=permutations.before(models.apply_function(net), permutation, sizes[0]),
+    features=permutations.before(models.features_function(net), permutation, sizes[0]),
+    loss=config['loss'],
+    mesh=devices,
+    records=output.with_suffix(''),
+  )
+  results = evaluate(jax.device_put(params, sharding.replicated(devices)))
 
-  results = {}
-  if warmstart.has_zero_head(params):
-    raise InputError(
-      f'the head of {source} is all zeros, so it classifies nothing: fine-tune it first '
-      '(configs/finetune.py).'
-    )
-  for name, data in tests.items():
-    net = models.in_released_layout(models.build(**config['model'], num_classes=data.num_classes))
-    pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
-    evaluate = evaluators.build(
-      {name: config['evals'][name]},
-      tests,
-      apply=permutations.before(
-        models.apply_function(net), config.get('permutation'), data.image_size
-      ),
-      loss=config['loss'],
-      mesh=devices,
-    )
-    results |= evaluate(jax.device_put(params, sharding.replicated(devices)))
-
+  if jax.process_index() != 0:
+    return
   identity = {} if path.is_dir() else pretrained.identify(path)
   if identity:
     print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
-  print(f'{source}\n' + '\n'.join(f'{name:<28} {value:.6g}' for name, value in results.items()))
-  output = epath.Path(_OUTPUT.value) if _OUTPUT.value else default_output(path)
+  width = max(map(len, results))
+  print('\n'.join([source, *(f'{name:<{width}} {value:.6g}' for name, value in results.items())]))
   report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
-  if jax.process_index() == 0:
-    files.write(output, json.dumps(report, indent=1).encode())
-    print(f'written to {output}')
+  if skipped:
+    report['left_out'] = sorted(skipped)
+  files.write(output, json.dumps(report, indent=1).encode())
+  print(f'written to {output}')
 
 
 def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
@@ -103,8 +120,8 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     try:
       return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
     except Exception:
-      if checkpointing.damage(saved.directory / str(step)) is None:
-        raise
+      if distributed.several() or checkpointing.damage(saved.directory / str(step)) is None:
+        raise  # of several processes, one must not try again alone
       # A run that trains there has removed it meanwhile, for a newer one.
 
 
@@ -127,4 +144,4 @@ def default_output(path: epath.Path) -> epath.Path:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  settings.run(main, leave=distributed.leave)

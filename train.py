@@ -1,20 +1,24 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=/tmp/digits"""
 
+import contextlib
 import itertools
 import json
 import time
 
 from absl import flags
 from clu import parameter_overview
+from etils import epath
 import jax
 from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
 from mixer import (
+  distributed,
   evaluators,
   files,
   models,
   permutations,
+  preemption,
   pretrained,
   reporting,
   runtime,
@@ -23,6 +27,7 @@ from mixer import (
   training,
   visualize,
   warmstart,
+  watch,
 )
 from mixer import input as inputs
 from mixer import optim as optimizers
@@ -32,25 +37,40 @@ from mixer.errors import Diverged
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
+_REQUIRE_EVALS = flags.DEFINE_bool(
+  'require_evals', False, 'Stop if the data of an evaluation are not on disk, which leave it out.'
+)
 _DETERMINISTIC = flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
+_CACHE = flags.DEFINE_string('compilation_cache', None, 'Directory for compiled programs.')
+_PROFILE = flags.DEFINE_string('profile_steps', None, 'FIRST:LAST, traced into WORKDIR/profile.')
+_STALL = flags.DEFINE_float(
+  'stall_seconds', 600.0, 'Tell of a step that takes longer, with the stacks of all threads; 0: no.'
+)
+distributed.define_flags()
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main() -> None:
-  runtime.configure(deterministic=_DETERMINISTIC.value)
-  start(settings.config(_CONFIG), _WORKDIR.value)
+  runtime.configure(deterministic=_DETERMINISTIC.value, compilation_cache=_CACHE.value)
+  config = settings.config(_CONFIG)
+  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
+  preemption.listen()
+  start(config, _WORKDIR.value)
 
 
 def start(config: dict, workdir: str) -> None:
-  """`train` with the sections of `config` as its arguments."""
-  settings.call('config', train, config, config=config, workdir=workdir)
+  """`train` with the sections of `config` as its arguments, alone in `workdir`."""
+  directory = workdirs.prepare(workdir)
+  with workdirs.locked(directory):
+    distributed.check_shared(directory)
+    settings.call('config', train, config, config=config, directory=directory)
 
 
 def train(
   *,
   config: dict,
-  workdir: str,
+  directory: epath.Path,
   seed: int,
   train_input: dict,
   evals: dict,
@@ -67,34 +87,45 @@ def train(
   init: dict | None = None,
   permutation: dict | None = None,
 ) -> None:
-  """Trains from where `workdir` is to the end; from `seed` on, the arguments are `config`'s."""
+  """Trains from where `directory` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
-  directory = workdirs.prepare(workdir)
+  profile = watch.Profile(directory / 'profile', _PROFILE.value)
   data = inputs.build(**train_input)
-  tests = inputs.open_evals(evals, data)
+  tests, skipped = inputs.open_evals(evals, data, require=_REQUIRE_EVALS.value)
   runtime.check_backend(_REQUIRE.value)
   devices = settings.call('config.mesh', sharding.make_mesh, mesh)
   training.check_batch_size(data.batch_size, microbatches, devices)
   steps = training.count_steps(total_steps, total_epochs, data)
-  intervals = settings.call(
-    'config.every',
-    training.intervals,
-    every,
-    keep_best=checkpoints.get('keep_best'),
-    evals=evals,
-  )
+  if skipped:
+    runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
 
   net = models.build(**model, num_classes=data.num_classes)
-  apply = permutations.before(models.apply_function(net), permutation, data.image_size)
+  apply, features = (
+    permutations.before(function(net), permutation, data.image_size)
+    for function in (models.apply_function, models.features_function)
+  )
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
-  evaluate = evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
+  pace = watch.Pace(directory, stall_seconds=_STALL.value)
+  interruptible = {
+    name: {role: preemption.Interruptible(one, passed=pace.boundary) for role, one in of.items()}
+    for name, of in tests.items()
+  }
+  evaluate = evaluators.build(
+    evals, interruptible, apply=apply, features=features, loss=loss,
+    mesh=devices, records=directory / 'evals', total_steps=steps,
+  )  # fmt: skip
+  intervals = settings.call(
+    'config.every', training.intervals, every,
+    keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
+    skipped=skipped,
+  )  # fmt: skip
   init_key, step_key = jax.random.split(jax.random.key(seed))
   initial, like = training.init_state(
     lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
   )
   step_fn = training.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
-    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices,
+    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices, augment=data.augment,
   )  # fmt: skip
 
   saved = settings.call(
@@ -103,14 +134,17 @@ def train(
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  started = bool(reporting.read_rows(directory) or saved.steps())
-  workdirs.claim(directory, config, started=started)
+  distributed.agreed(
+    lambda: workdirs.claim(
+      directory, config, started=bool(reporting.read_rows(directory) or saved.steps())
+    )
+  )
   first = saved.latest_intact() or 0
-  if first >= steps and (directory / 'model.npz').exists():
+  if first >= steps and distributed.agreed((directory / 'model.npz').exists):
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
     return
   to_come = max(saved.copies - len(saved.steps()), 1)
-  workdirs.check_space(directory, to_come * training.state_bytes(like))
+  distributed.agreed(lambda: workdirs.check_space(directory, to_come * training.state_bytes(like)))
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
@@ -120,7 +154,8 @@ def train(
       model=net, image_size=data.image_size, channels=data.channels,
     )  # fmt: skip
     origin = ', '.join(f'{name} {value}' for name, value in source.items())
-    files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
+    if jax.process_index() == 0:
+      files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
     state = state.replace(params=sharding.place(params, like.params))
 
   local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
@@ -128,6 +163,7 @@ def train(
   batch = next(batches)
   begin = time.perf_counter()
   step_fn = training.compile_step(step_fn, like, batch, devices)
+  compile_seconds = time.perf_counter() - begin
   runtime.banner({
     'devices': runtime.device_line(),
     'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
@@ -136,7 +172,8 @@ def train(
     'optimizer': optimizers.describe(optim, steps),
     'data': training.describe_data(data, steps),
     'memory': training.describe_memory(like, batch, step_fn),
-    'start': f'{origin}; step {first} of {steps}; compiled in {time.perf_counter() - begin:.1f} s',
+    'host memory': inputs.describe_memory(data, tests, jax.process_count()),
+    'start': f'{origin}; step {first} of {steps}; compiled in {compile_seconds:.1f} s',
   })  # fmt: skip
 
   report = reporting.Reporter(
@@ -148,33 +185,44 @@ def train(
     flops_per_image=models.train_flops(net, data.image_size, data.channels),
     tensorboard=_TENSORBOARD.value,
     draw=lambda rows: visualize.curves(rows, directory / 'curves.png'),
+    once={'compile_seconds': compile_seconds},
+    lags=pace.lags,
   )
-  try:
-    state = training.fit(
-      state,
-      step_fn=step_fn,
-      batches=itertools.chain([batch], batches),
-      total_steps=steps,
-      every=intervals,
-      evaluate=evaluate,
-      save=saved.save,
-      report=report,
-    )
-  except Diverged as error:
-    good = saved.manager.latest_step()
-    where = f'The last good checkpoint is of step {good}, in {saved.directory}.'
-    where = where if good else 'No checkpoint had been saved yet.'
-    raise Diverged(f'{error}. {where}') from error
-  finally:
-    saved.close()
-    report.close()
 
-  pretrained.save_model(directory, sharding.gather(state.params), {
+  def boundary(step: int) -> bool:
+    saved.check()
+    pace.boundary(step)
+    profile.boundary(step)
+    return preemption.reached()
+
+  try:
+    with saved, contextlib.closing(report), contextlib.closing(profile), pace.watching():
+      profile.boundary(first)
+      state = training.fit(
+        state,
+        step_fn=step_fn,
+        batches=itertools.chain([batch], batches),
+        total_steps=steps,
+        every=intervals,
+        evaluate=evaluate,
+        save=saved.save,
+        report=report,
+        boundary=boundary,
+      )
+  except Diverged as error:
+    good = saved.steps()
+    where = f'The last good checkpoint is of step {good[-1]}, in {saved.directory}.' if good else ''
+    raise Diverged(f'{error}. {where or "No checkpoint had been saved yet."}') from error
+
+  params = sharding.gather(state.params)
+  if jax.process_index() != 0:
+    return
+  pretrained.save_model(directory, params, {
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,
     'channels': data.channels,
     'permutation': permutation,
-    'preprocessing': next(iter(tests.values()), data).preprocessing,
+    'preprocessing': classified_as(tests, data),
     'loss': loss,
     'class_names': data.class_names,
     'metrics': reporting.read_rows(directory)[-1],
@@ -184,5 +232,11 @@ def train(
   print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 
+def classified_as(tests: dict, data) -> dict:
+  """The preprocessing under which the model's own classes are evaluated."""
+  own = [inputs['data'] for inputs in tests.values() if 'pool' not in inputs]
+  return (own or [data])[0].preprocessing
+
+
 if __name__ == '__main__':
-  settings.run(main)
+  settings.run(main, leave=distributed.leave)

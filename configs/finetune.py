@@ -51,7 +51,8 @@ _DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = _parse(argument)
+  options = parse(argument, _DEFAULTS, _CHOICES)
+  _check_data(options['data'])
   height, width = _sides(options['resolution'])
   facts = DATA.get(options['data'], {'steps': 500, 'warmup': 100})
   theirs = options['recipe'] == 'vision_transformer'
@@ -121,20 +122,24 @@ def get_config(argument: str = '') -> ConfigDict:
   return config
 
 
-def _parse(argument: str) -> dict[str, str]:
-  options = dict(_DEFAULTS)
+def parse(argument: str, defaults: dict, choices: dict) -> dict[str, str]:
+  """The options of 'KEY=VALUE,KEY=VALUE', over `defaults`; `choices` has the allowed values."""
+  options = dict(defaults)
   for part in filter(None, argument.split(',')):
     key, equals, value = part.partition('=')
     if key not in options or not equals:
       raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(options)}.')
-    if key in _CHOICES and value not in _CHOICES[key]:
-      raise ValueError(f'{key}={value!r}; use one of {_CHOICES[key]}.')
+    if key in choices and value not in choices[key]:
+      raise ValueError(f'{key}={value!r}; use one of {choices[key]}.')
     options[key] = value
-  if options['data'] not in DATA and '/' not in options['data']:
-    raise ValueError(
-      f'data={options["data"]!r} is none of {sorted(DATA)}; write a folder as a path, with a "/".'
-    )
   return options
+
+
+def _check_data(data: str) -> None:
+  if data not in DATA and '/' not in data:
+    raise ValueError(
+      f'data={data!r} is none of {sorted(DATA)}; write a folder as a path, with a "/".'
+    )
 
 
 def _sides(resolution: str) -> tuple[int, int]:

@@ -3,6 +3,8 @@
   python train.py --config=configs/mixer_b16.py --workdir=DIR                 # ImageNet-21k
   python train.py --config=configs/mixer_b16.py:imagenet2012 --workdir=DIR
   python train.py --config=configs/mixer_b16.py:jft --workdir=DIR             # a private set
+  python train.py --config=configs/mixer_b16.py:jft_shards --workdir=DIR \
+      --config.train_input.files='/data/jft-*'                                # ... as plain records
 
 Needs the data set prepared by TFDS, and on each device 0.91 GB for parameters and Adam's moments
 with the 21,843-way head, besides gradients and activations (the start of a run prints both;

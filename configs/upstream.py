@@ -3,11 +3,12 @@
   python train.py --config=configs/mixer_b32.py:jft,subset=3 --workdir=DIR
   python evaluate.py --config=configs/mixer_b32.py:jft,subset=3 --checkpoint=DIR --which=best
 
-The argument is the data set, and after it further parts, separated by commas:
+The argument is the data set, and after a comma what is to be changed, if anything:
 
   subset=P    a random P percent of the training images for as many steps as all of them get, and
               the checkpoint kept that is best on the upstream validation set (figure 2, right, has
               3, 10, 30 and 100). A smaller subset is part of a larger one.
+  synthetic   random images that cost no time, and no evaluations: what the accelerator can do
 
 Sources of the values that the paper does not print: big_vision's `mlp_mixer_i1k.py` (published by
 the authors for the 76 % B/16 run on ImageNet) and `vit_i21k.py`. `weight_decay` is the paper's, in
@@ -15,6 +16,8 @@ its AdamW convention; the start of a run prints big_vision's equivalent.
 """
 
 from ml_collections import ConfigDict, config_dict
+
+from configs import fewshot, imagenet
 
 # Table 4. It has rows by size letter, none by patch size, so /16 and /32 share a row. RandAugment
 # has 2 layers of the given magnitude; JFT-300M needs no augmentation beyond the crop and flip.
@@ -56,72 +59,85 @@ _NEAREST = {'S': 'B', 'H': 'L'}
 # Table 4 has "7 or 14" for L on JFT-300M; table 3 reports L/32 after 7 only.
 _EPOCHS = {('Mixer-L/32', 'jft'): 7.0}
 
-# The bias of the zero-initialised head, about -ln(number of classes), so that the sigmoid loss
-# starts near that of guessing. JFT-300M's is not published; 21k's is taken.
+# `evals` are splits of the training set, `tests` are names in configs/imagenet.py. The bias of the
+# zero-initialised head is about -ln(number of classes), so that the sigmoid loss starts near that
+# of guessing. JFT-300M's is not published; 21k's is taken.
 _DATA = {
   'imagenet2012': {
     'train': {'name': 'imagenet2012', 'split': 'train[:99%]'},
     'evals': {'minival': 'train[99%:]', 'val': 'validation'},
+    'tests': ('v2', 'real'),
     'head_bias': -6.9,
+    'synthetic': {'num_classes': 1000, 'num_examples': 1_268_355, 'multi_label': False},
   },
   'imagenet21k': {
     'train': {'name': 'imagenet21k', 'split': 'full[51200:]'},
     'evals': {'val': 'full[25600:51200]'},
+    'tests': (),
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 21_843, 'num_examples': 14_145_922, 'multi_label': False},
   },
   # Private to Google: put a set of your own under this name, or give another name.
   'jft': {
     'train': {'name': 'jft_300m', 'split': 'train'},
     'evals': {'val': 'validation'},
+    'tests': (),
     'head_bias': -10.0,
+    'synthetic': {'num_classes': 18_291, 'num_examples': 303_000_000, 'multi_label': True},
   },
 }
+
+# The same as plain record files of tf.train.Example, whose glob is config.train_input.files. The
+# first examples are held out, as many as from ImageNet-21k. JFT-300M has 18,291 classes.
+JFT_SHARDS = 'jft_shards'
+_HELD_OUT = 51_200
 
 IMAGE_SIZE = 224
 
 
 def get_config(model: str, argument: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16' or 'BiT-R50x1' and so on, see the top."""
-  data, *parts = argument.split(',')
-  row, facts = _row(model, data), _DATA.get(data)
+  """The config of pre-training 'Mixer-B/16', 'BiT-R50x1' and so on; see the top.
+
+  The argument begins with a key of TABLE_4, or JFT_SHARDS.
+  """
+  data, *changes = argument.split(',')
+  known = [change for change in changes if change == 'synthetic' or change.startswith('subset=')]
+  if data not in (*TABLE_4, JFT_SHARDS) or changes != known[:1]:
+    raise ValueError(
+      f'unknown data {argument!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}, with '
+      '",subset=PERCENT" after it for a part, or ",synthetic" for random images.'
+    )
+  shards = data == JFT_SHARDS
+  data = 'jft' if shards else data
+  row, facts = _row(model, data), _DATA[data]
 
   config = ConfigDict()
   config.seed = 0
-  # Where the TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-  data_dir = config_dict.placeholder(str)
 
-  config.train_input = ConfigDict()
-  config.train_input.source = 'tfds'
-  config.train_input.name = facts['train']['name']
-  config.train_input.split = facts['train']['split']
-  config.train_input.data_dir = data_dir
+  config.train_input = _shards() if shards else _tfds(**facts['train'])
+  shared = [*config.train_input, 'batch_size', 'image_size']  # by the evaluations
   config.train_input.batch_size = 4096
   config.train_input.image_size = IMAGE_SIZE
   config.train_input.crop = 'inception'
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
-  config.train_input.image_key = 'image'
-  config.train_input.label_key = 'label'
+  config.train_input.randaugment_on = 'host'  # or 'device', within the train step
 
   config.evals = ConfigDict()
   for name, split in facts['evals'].items():
-    config.evals[name] = ConfigDict(
-      {
-        'kind': 'classification',
-        'input': {
-          'source': 'tfds',
-          'name': config.train_input.get_ref('name'),
-          'split': split,
-          'data_dir': config.train_input.get_ref('data_dir'),
-          'batch_size': config.train_input.get_ref('batch_size'),
-          'image_size': config.train_input.get_ref('image_size'),
-          'crop': 'resize_small',
-          'resize': IMAGE_SIZE * 8 // 7,  # 256
-          'image_key': config.train_input.get_ref('image_key'),
-          'label_key': config.train_input.get_ref('label_key'),
-        },
-      }
-    )
+    part = {'first': 0, 'last': config.train_input.get_ref('first')} if shards else {'split': split}
+    section = {key: config.train_input.get_ref(key) for key in shared if key not in part}
+    section |= {'crop': 'resize_small', 'resize': IMAGE_SIZE * 8 // 7, **part}  # 256
+    config.evals[name] = ConfigDict({'kind': 'classification', 'input': section})
+
+  # Where TFDS sets lie that are not the training set's.
+  tfds = ConfigDict({'data_dir': config_dict.placeholder(str)}) if shards else config.train_input
+  sides = {'image_size': config.train_input.get_ref('image_size'), 'resize': IMAGE_SIZE * 8 // 7}
+  for name in facts['tests']:
+    config.evals[name] = imagenet.section(name, tfds, crop='resize_small', **sides)
+  # ImageNet 5-shot, which the paper follows along training (figure 4).
+  config.evals.fewshot_imagenet = fewshot.section('imagenet', tfds, shots=(5,), **sides)
+  config.evals.fewshot_imagenet.every = 25_000
 
   config.model = ConfigDict()
   config.model.name = model
@@ -159,24 +175,11 @@ def get_config(model: str, argument: str) -> ConfigDict:
 
   config.every = ConfigDict({'log': 50, 'evaluate': 5_000, 'checkpoint': 1_000})
   config.checkpoints = ConfigDict({'keep_last': 2, 'keep_best': config_dict.placeholder(str)})
-  for part in parts:
-    key, _, value = part.partition('=')
-    if key not in _PARTS:
-      raise ValueError(f'{part!r} in {argument!r}: after the data set come {sorted(_PARTS)}.')
-    _PARTS[key](config, value)
+  if changes == ['synthetic']:
+    _use_random_images(config, facts['synthetic'])
+  elif changes:
+    take_subset(config, changes[0].removeprefix('subset='))
   return config
-
-
-def _row(model: str, data: str) -> dict:
-  """The row of a table for 'Mixer-B/16' or 'BiT-R50x1'."""
-  if data not in TABLE_4:
-    raise ValueError(f'unknown data {data!r}; use one of {sorted(TABLE_4)}.')
-  family, size = model.split('-')
-  if family == 'Mixer':
-    return TABLE_4[data].get(size[0]) or TABLE_4[data][_NEAREST[size[0]]]
-  if size not in BIT or data != 'jft':
-    raise ValueError(f'no recipe for {model!r} on {data!r}; there are those of {sorted(BIT)}, jft.')
-  return BIT[size]
 
 
 def take_subset(config: ConfigDict, percent: str) -> None:
@@ -194,4 +197,34 @@ def take_subset(config: ConfigDict, percent: str) -> None:
   config.checkpoints.keep_best = f'{validation}/top1'
 
 
-_PARTS = {'subset': take_subset}
+def _use_random_images(config: ConfigDict, facts: dict) -> None:
+  size = {'batch_size': 4096, 'image_size': IMAGE_SIZE, 'channels': 3}
+  config.train_input = ConfigDict({'source': 'synthetic', **size, **facts})
+  config.evals = ConfigDict()
+
+
+def _row(model: str, data: str) -> dict:
+  """The row of a table for 'Mixer-B/16' or 'BiT-R50x1'."""
+  family, size = model.split('-')
+  if family == 'Mixer':
+    return TABLE_4[data].get(size[0]) or TABLE_4[data][_NEAREST[size[0]]]
+  if size not in BIT or data != 'jft':
+    raise ValueError(f'no recipe for {model!r} on {data!r}; there are those of {sorted(BIT)}, jft.')
+  return BIT[size]
+
+
+def _tfds(name: str, split: str) -> ConfigDict:
+  section = ConfigDict({'source': 'tfds', 'name': name, 'split': split})
+  # Where the TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  section.data_dir = config_dict.placeholder(str)
+  section.image_key, section.label_key = 'image', 'label'
+  return section
+
+
+def _shards() -> ConfigDict:
+  section = ConfigDict({'source': 'shards', 'num_classes': 18_291, 'multi_label': True})
+  section.files = config_dict.placeholder(str)
+  section.image_key, section.label_key = 'image/encoded', 'image/class/label'
+  section.class_names = config_dict.placeholder(str)
+  section.first, section.last = _HELD_OUT, config_dict.placeholder(int)
+  return section

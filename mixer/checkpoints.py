@@ -1,6 +1,7 @@
 """Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
 
 from collections.abc import Iterator
+import contextlib
 import json
 import time
 import zlib
@@ -8,12 +9,12 @@ import zlib
 from absl import logging
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer.errors import InputError
+from mixer import distributed, files, save_faults
+from mixer.errors import Diverged, InputError, Interrupted
 
 MANIFEST = 'manifest.json'
 # Orbax stamps the time of the commit into this file after the manifest is made.
@@ -58,7 +59,7 @@ class Checkpoints:
       )
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
     self._aside = self.directory.with_name(self.directory.name + '.damaged')
-    self._saving_step = None
+    self._saving_step = self._restored_step = None
     self._policy = preservation_policy.AnyPreservationPolicy(policies)
     self._keep_best = keep_best
     self._read_only = read_only
@@ -67,6 +68,7 @@ class Checkpoints:
   @property
   def manager(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      save_faults.seen.clear()
       self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
@@ -82,19 +84,28 @@ class Checkpoints:
       )
     return self._manager
 
+  def check(self) -> None:
+    """Raises what has made a save fail by now; with the disk to blame, as InputError. Quick."""
+    if save_faults.seen:
+      raise self._explained(save_faults.seen[0])
+
   def save(self, step: int, state, results: dict[str, float]) -> None:
     """Starts to save `state`; `results` are this step's evaluation, or {}.
 
-    Raises whatever made an earlier save fail.
+    Of the step that the run was restored from, only the results are added. Raises what made an
+    earlier save fail.
     """
-    self.manager.wait_until_finished()
-    self._saving_step = step
+    self._finish()
     if results and self._keep_best is not None and self._keep_best not in results:
       raise InputError(
         f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
         f'use one of {sorted(results)}.'
       )
     metrics = results if self._keep_best is not None and results else None
+    if step == self._restored_step:
+      self._add(metrics)
+      return
+    self._saving_step = step
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     if not self.manager.save(step, args=args, metrics=metrics):
       raise RuntimeError(
@@ -108,16 +119,12 @@ class Checkpoints:
     Those that are damaged are named, and set aside into '<directory>.damaged'
     unless this is read-only.
     """
-    step = -1
-    if jax.process_index() == 0:
-      step = self._first_intact()
-    if jax.process_count() > 1:
-      step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
-    return None if step < 0 else step
+    return distributed.agreed(self._first_intact)
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    self._restored_step = step
     return self.manager.restore(step, args=args)['state']
 
   def restore_params(self, step: int) -> dict:
@@ -136,6 +143,9 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
+    return distributed.agreed(self._find_best)
+
+  def _find_best(self) -> int | None:
     scores = {}
     for step in self.steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
@@ -146,10 +156,46 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the last save, and raises what made it fail."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      self._finish()
       self._manager.close()
 
-  def _first_intact(self) -> int:
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, error: BaseException | None, trace) -> None:
+    """Closes; after a fault of its own, one of several processes may wait in vain, and does not."""
+    if error is None or isinstance(error, Interrupted):
+      self.close()
+    elif isinstance(error, Diverged) or not distributed.several():
+      with contextlib.suppress(Exception):  # the first fault is the one to be told
+        self.close()
+
+  def _finish(self) -> None:
+    try:
+      self.manager.wait_until_finished()
+    except Exception as fault:
+      raise self._explained(fault) from fault
+
+  def _explained(self, fault: BaseException) -> BaseException:
+    kept = [step for step in self.steps() if step != self._saving_step]
+    return save_faults.explained(
+      fault,
+      step=self._saving_step,
+      directory=self.directory,
+      kept=kept[-1] if kept else None,
+    )
+
+  def _add(self, metrics: dict[str, float] | None) -> None:
+    """Puts the results of an evaluation into the checkpoint that the run was restored from."""
+    if metrics is not None and jax.process_index() == 0:
+      root = self.directory / str(self._restored_step)
+      (root / 'metrics').mkdir(exist_ok=True)
+      files.write(root / 'metrics' / 'metrics', json.dumps(metrics).encode())
+      files.write(root / MANIFEST, json.dumps(fingerprint(root), indent=1).encode())
+    distributed.agreed(lambda: None)  # the files are there
+    self.manager.reload()
+
+  def _first_intact(self) -> int | None:
     intact = []
     for step in reversed(self.steps()):  # a damaged best one is set aside too
       fault = damage(self.directory / str(step))
@@ -163,7 +209,7 @@ class Checkpoints:
         f'all checkpoints in {self.directory} were damaged and lie in {self._aside} now. To train '
         'from the beginning, use another --workdir or remove this one.'
       )
-    return intact[0] if intact else -1
+    return intact[0] if intact else None
 
   def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""

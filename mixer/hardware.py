@@ -1,5 +1,7 @@
-"""What chips can do, for MFU and cost."""
+"""What chips can do, for MFU and cost; what the host has."""
 
+import os
+import pathlib
 import re
 
 import jax
@@ -46,3 +48,11 @@ def core_count() -> int:
 def memory_limit() -> int | None:
   """Bytes JAX may use on the first local device, where the backend tells."""
   return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+
+
+def host_memory() -> int:
+  """Bytes of memory that this host, or the container this runs in, has."""
+  size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  limit = pathlib.Path('/sys/fs/cgroup/memory.max')
+  text = limit.read_text().strip() if limit.exists() else 'max'
+  return min(size, int(text)) if text.isdigit() else size

@@ -29,6 +29,8 @@ LAYOUTS = {
 _WRAPPERS = ('opt/target/params/', 'opt/target/', 'params/')
 _BOOKKEEPING = re.compile(r'(opt|opt_state|optimizer|step|extra|chrono|rng)(/.*)?')
 
+_CHANGED = re.compile(r'MixerBlock_\d+/(\w+_token_mixing)/')  # `mixer.models.variants`
+
 _OLDER_TOP = {'embedding': 'stem', 'Mixer/encoder_norm': 'pre_head_layer_norm'}
 _OLDER_LEAF = {
   'kernel1': 'Dense_0/kernel', 'bias1': 'Dense_0/bias',
@@ -116,8 +118,15 @@ def dimensions(flat: Flat) -> dict:
   grid of patches, or None where the tokens make no square.
 
   Raises:
-    InputError: a parameter that tells one of them is missing or has another rank.
+    InputError: a parameter that tells one of them is missing or has another rank, or token mixing
+      is not the paper's own.
   """
+  changed = sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
+  if changed:
+    raise InputError(
+      f'token mixing is changed as in appendix A of the paper ({", ".join(changed)}), which the '
+      'shapes alone do not tell: use the run with its config, or the .npz with its .json.'
+    )
   wanted = {
     'stem/kernel': 4,
     'MixerBlock_0/token_mixing/Dense_0/kernel': 2,

@@ -1,6 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, progress, and the facts it starts from."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import json
 import math
@@ -12,8 +12,8 @@ from etils import epath
 import jax
 import tqdm
 
-from mixer import files, hardware, runtime
-from mixer.errors import Diverged
+from mixer import distributed, files, hardware, runtime
+from mixer.errors import Diverged, InputError
 
 METRICS_FILE = 'metrics.jsonl'
 _SECONDS_BETWEEN_PICTURES = 60
@@ -34,7 +34,8 @@ class Reporter:
 
   A step's metrics are fetched when the next step has been dispatched, so the device never
   waits for the host. On restart the rows after `first_step` are dropped: they come again.
-  `draw` is given the rows at the end, and at evaluations a minute or more apart.
+  `draw` is given the rows at the end, and at evaluations a minute or more apart. `once` goes into
+  the first row, `lags` (step -> more of a row) into every row.
   """
 
   def __init__(
@@ -48,6 +49,8 @@ class Reporter:
     flops_per_image: int,
     tensorboard: bool = True,
     draw: Callable[[list[dict]], None] | None = None,
+    once: Mapping[str, float] | None = None,
+    lags: Callable[[int], dict[str, float]] = lambda step: {},
   ):
     self._path = workdir / METRICS_FILE
     self._total_steps, self._batch_size, self._num_examples = total_steps, batch_size, num_examples
@@ -55,8 +58,9 @@ class Reporter:
     self._primary = jax.process_index() == 0
     rows = [row for row in read_rows(workdir) if row['step'] <= first_step]
     if self._primary:
-      files.write(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
-    self._core_hours = rows[-1]['core_hours'] if rows else 0.0
+      self._rewrite(rows)
+    last = distributed.agreed(lambda: rows[-1] if rows else {})
+    self._core_hours = last.get('core_hours', 0.0)
     self._writer = _tensorboard_writer(workdir) if tensorboard and self._primary else None
     self._bar = None
     if self._primary and sys.stderr.isatty():
@@ -64,6 +68,12 @@ class Reporter:
     self._draw, self._drawn = draw, time.monotonic()
     self._held = None  # (step, device metrics, whether its row is kept)
     self._row = None  # the held step's row, once its metrics are here
+    self._once, self._lags = dict(once or {}), lags
+    # Whether the last row still waits for its evaluation, before which the run was stopped.
+    self.postponed = last.pop('postponed', False)
+    if self.postponed:
+      self._held = (first_step, None, True)
+      self._row = last
     self._last_step = first_step
     self._first_step, self._started = first_step, time.perf_counter()
     self._restart_clock(first_step)
@@ -86,13 +96,20 @@ class Reporter:
 
   def step(self, step: int, metrics: dict[str, jax.Array], *, keep: bool) -> None:
     """Holds this step's metrics, and finishes with those of the step before."""
+    more = self._lags(step) if keep else {}  # now, when the step has just been dispatched
     self.write()
     self._held = (step, metrics, keep)
+    self._more = more
 
   def add(self, results: dict[str, float]) -> None:
     """Puts the results of an evaluation into the held step's row."""
     self._settle()
     self._row.update(results)
+
+  def postpone(self) -> None:
+    """Marks the held step's row: its evaluation comes at the next start."""
+    self._settle()
+    self._row['postponed'] = True
 
   def write(self) -> None:
     """Checks the held step and writes its row, if it is to be kept."""
@@ -153,9 +170,15 @@ class Reporter:
       'tflops_per_device': flops / 1e12,
       **({'mfu': flops / peak} if peak else {}),
       'core_hours': self._core_hours,
+      **self._more,
+      **self._once,
     }
+    self._once = {}
     self._restart_clock(step)
     return row
+
+  def _rewrite(self, rows: list[dict]) -> None:
+    files.write(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
 
   def _restart_clock(self, step: int) -> None:
     self._clock, self._clock_step = time.perf_counter(), step
@@ -172,15 +195,26 @@ class Reporter:
   def _emit(self, row: dict) -> None:
     if not self._primary:
       return
-    with self._path.open('a') as file:
-      file.write(json.dumps(row) + '\n')
+    if not self._path.exists():
+      raise InputError(
+        f'{self._path} is gone: it was moved or removed, or its disk is no longer there. The run '
+        'ends, for nothing more of it could be kept.'
+      )
+    if self.postponed:
+      self._rewrite([*read_rows(self._path.parent)[:-1], row])
+      self.postponed = False
+    else:
+      with self._path.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+    if row.get('postponed'):
+      return
     if self._writer is not None:
       self._writer.write_scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
       self._writer.flush()
     if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
       self._picture()
     if self._bar is None:
-      done, left = row['step'] - self._first_step, self._total_steps - row['step']
+      done, left = max(row['step'] - self._first_step, 1), self._total_steps - row['step']
       eta = _duration((time.perf_counter() - self._started) / done * left)
       print(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}', flush=True)
     else:
@@ -201,6 +235,11 @@ def _line(row: dict) -> str:
     'images/s': f'{row["images_per_sec"]:.0f}',
     'input wait': f'{row["input_wait"]:.0%}',
     **({'mfu': f'{row["mfu"]:.1%}'} if 'mfu' in row else {}),
+    **(
+      {'slowest': f'process {row["slowest_process"]} by {row["lag_seconds"]:.2f} s'}
+      if 'lag_seconds' in row
+      else {}
+    ),
     **{name: f'{value:.4g}' for name, value in _results(row).items()},
   }
   return ', '.join(f'{name} {value}' for name, value in shown.items())

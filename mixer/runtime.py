@@ -1,6 +1,8 @@
 """The machine a program finds itself on, and what must be set before JAX looks at it."""
 
 from collections.abc import Mapping
+import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
@@ -8,6 +10,7 @@ import platform
 from absl import logging
 import jax
 
+from mixer import files
 from mixer.errors import InputError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets')
@@ -17,8 +20,10 @@ DETERMINISM_SCOPE = (
 )
 
 
-def configure(*, deterministic: bool) -> None:
+def configure(*, deterministic: bool, compilation_cache: str | None = None) -> None:
   """Sets what JAX reads when it starts; call it before any other use of JAX."""
+  if compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', str(files.absolute(compilation_cache)))
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
@@ -44,6 +49,7 @@ def check_backend(require: str | None) -> None:
 
 def tensorflow():
   """TensorFlow, with every accelerator hidden from it: they are JAX's."""
+  _keep_memory()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # its greetings are not news
   import tensorflow as tf
 
@@ -51,6 +57,21 @@ def tensorflow():
     if tf.config.get_visible_devices(kind):
       tf.config.set_visible_devices([], kind)
   return tf
+
+
+@functools.cache
+def _keep_memory() -> None:
+  """Has glibc keep freed memory, where it would give it back and fetch it anew for every image.
+
+  docs/input.md has what it gains and costs. MALLOC_* variables of the user's own come first.
+  """
+  if platform.libc_ver()[0] != 'glibc' or any(name.startswith('MALLOC_') for name in os.environ):
+    return
+  mallopt = ctypes.CDLL(None).mallopt
+  trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
+  if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):  # 32 MiB: older versions
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
 
 
 def versions() -> dict[str, str]:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 import difflib
 import inspect
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
+import jax
 
-from mixer.errors import Diverged, InputError
+from mixer.errors import Diverged, InputError, Interrupted
 
 
 def call(section: str, function: Callable, values: Mapping[str, Any], **computed):
@@ -52,11 +54,17 @@ def config(flag: flags.FlagHolder) -> dict:
     raise InputError(str(fault)) from fault
 
 
-def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
+def run(
+  main: Callable[..., None],
+  *,
+  keep_unknown: bool = False,
+  leave: Callable[[int, str], int] = lambda status, text: status,
+) -> None:
   """Runs an entry point under absl; what the user can mend is told in words, with status 2.
 
   What stands on the command line beside the flags are the positional arguments of `main`; with
-  `keep_unknown`, so are the flags that nobody defined.
+  `keep_unknown`, so are the flags that nobody defined. `leave` is given the exit status and its
+  reason, and may end all processes of a run.
   """
 
   def guarded(argv):
@@ -65,10 +73,14 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
     try:
       _check_arguments(main, argv[1:])
       main(*argv[1:])
-    except InputError as error:
-      sys.exit(_fail(error, 2))
-    except Diverged as error:
-      sys.exit(_fail(error, 3))
+    except (InputError, Diverged, Interrupted) as error:
+      sys.exit(leave(_fail(error, error.status), str(error)))
+    except (Exception, KeyboardInterrupt) as error:
+      if jax.distributed.is_initialized():
+        traceback.print_exc()
+        leave(1, f'{type(error).__name__}: {error}')
+      raise
+    leave(0, 'done')
 
   def parse(argv):
     try:
@@ -94,5 +106,6 @@ def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
 
 def _fail(error: Exception, status: int) -> int:
   text = error.args[0] if isinstance(error, KeyError) else error
-  print(f'error: {text}', file=sys.stderr, flush=True)
+  kind = 'stopped' if isinstance(error, Interrupted) else 'error'
+  print(f'{kind}: {text}', file=sys.stderr, flush=True)
   return status

@@ -83,6 +83,14 @@ def gather(tree):
   return jax.device_get(tree)
 
 
+def same_everywhere(values: np.ndarray) -> np.ndarray:
+  """Whether each of the values (n,) is the same on every process; bool (n,), on each of them."""
+  if jax.process_count() == 1:
+    return np.ones(len(values), bool)
+  everyone = multihost_utils.process_allgather(values)  # (processes, n)
+  return (everyone == everyone[0]).all(axis=0)
+
+
 def bytes_per_device(tree) -> int:
   """What one device holds of arrays or ShapeDtypeStructs that carry shardings."""
   leaves = jax.tree.leaves(tree)

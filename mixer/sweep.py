@@ -8,8 +8,12 @@ highest dev/top1 and runs stage=final with it. Flags it does not know go to trai
 workdir of its own below DIR, so a sweep that was stopped goes on where it was.
 """
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -17,7 +21,7 @@ from absl import flags
 from etils import epath
 
 from mixer import files, reporting, settings
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
 
@@ -26,28 +30,63 @@ def sweep(config: str, workdir: epath.Path, rates: list[str], rest: list[str]) -
   """{'dev': {rate: top-1}, 'learning_rate': the best, 'final': the last row of the final run}."""
   if 'stage=' in config:
     raise InputError(f'--config={config}: the sweep sets the stage itself; leave it out.')
-  dev = {rate: _train(config, 'dev', rate, workdir, rest)['dev/top1'] for rate in rates}
+
+  def run(stage: str, rate: str) -> dict:
+    return train(config, stage, rate, workdir / f'{stage}-{rate}', rest)
+
+  dev = {rate: run('dev', rate)['dev/top1'] for rate in rates}
   best = max(dev, key=dev.get)
-  return {'dev': dev, 'learning_rate': best, 'final': _train(config, 'final', best, workdir, rest)}
+  return {'dev': dev, 'learning_rate': best, 'final': run('final', best)}
 
 
-def _train(config: str, stage: str, rate: str, workdir: epath.Path, rest: list[str]) -> dict:
-  """The last row of a run of train.py, which is started or goes on or is done already."""
-  directory = workdir / f'{stage}-{rate}'
+def train(config: str, stage: str, rate: str, directory: epath.Path, rest: list[str]) -> dict:
+  """The last row of a run of train.py, which is started or goes on or is done already.
+
+  Raises:
+    InputError: it did not end well.
+  """
   separator = ',' if ':' in config else ':'
   command = [
     sys.executable, str(TRAIN), f'--config={config}{separator}stage={stage}',
     f'--workdir={directory}', f'--config.optim.learning_rate={rate}', *rest,
   ]  # fmt: skip
   print(' '.join(command), flush=True)
-  status = subprocess.run(command, check=False).returncode
+  with _alone(directory) as inherited:
+    status = subprocess.run(command, check=False, pass_fds=inherited).returncode
+  if status == Interrupted.status:
+    raise Interrupted(f'in {directory}; the same command again goes on there.')
   if status:
     raise InputError(f'the run in {directory} ended with status {status}; see its message above.')
   return reporting.read_rows(directory)[-1]
 
 
+@contextlib.contextmanager
+def _alone(directory: epath.Path) -> Iterator[tuple[int, ...]]:
+  """Waits until no run is left in `directory`: kill -9 ends this program, but not its train.py.
+
+  Yields what train.py is to inherit, so that the lock is free when it has ended too.
+  """
+  if '://' in str(directory):
+    yield ()
+    return
+  directory.mkdir(parents=True, exist_ok=True)
+  with open(directory / '.sweep-lock', 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'waiting for the run that is still going on in {directory}', flush=True)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield (lock.fileno(),)
+
+
+def end_on_sigterm() -> None:
+  """Makes SIGTERM an exception, so that the run that has been started ends as well."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main(*rest: str) -> None:
-  workdir = epath.Path(flags.FLAGS.workdir)
+  end_on_sigterm()
+  workdir = files.absolute(flags.FLAGS.workdir)
   result = sweep(flags.FLAGS.config, workdir, flags.FLAGS.learning_rates, list(rest))
   for rate, top1 in result['dev'].items():
     chosen = '  <- chosen' if rate == result['learning_rate'] else ''

@@ -1,6 +1,6 @@
 """The train state, the train step, and the loop. Everything they work on is given to them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import optax
 
 from mixer import batch_ops, hardware, losses, optim, sharding
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -55,6 +55,7 @@ def make_step(
   microbatches: int,
   key: jax.Array,
   mesh: Mesh,
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
 
@@ -67,12 +68,17 @@ def make_step(
     loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
     mixup: p of Beta(p, p); 0 for none.
     microbatches: parts that the batch is worked through in, to save memory.
+    augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
+      comes before mixup.
   """
   if loss not in losses.LOSSES:
     raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
   if mixup < 0:
     raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
   microbatched = sharding.batch(mesh, microbatched=True)
+  if augment is not None:  # on every device, for its own rows
+    rows = jax.P(sharding.BATCH_AXES)
+    augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
   def loss_and_hits(params, part, weight):
     labels = batch_ops.label_vectors(part['label'], num_classes)
@@ -103,9 +109,12 @@ def make_step(
   def step(state, batch):
     mixup_key, example_key = jax.random.split(jax.random.fold_in(key, state.step))
     rows = jnp.arange(batch['image'].shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)
+    if augment is not None:
+      batch = {**batch, 'image': augment(batch['image'], keys)}
     weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
     batch = batch_ops.with_partners(batch) if mixup else batch
-    batch = {**batch, 'key': jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)}
+    batch = {**batch, 'key': keys}
     (value, accuracy), grads = gradient(state.params, batch, weight)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -148,9 +157,23 @@ def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
 
 
 def intervals(
-  *, log: int, evaluate: int, checkpoint: int, keep_best: str | None, evals: Iterable[str]
+  *,
+  log: int,
+  evaluate: int,
+  checkpoint: int,
+  keep_best: str | None,
+  evals: Mapping[str, Mapping],
+  rising: Sequence[str],
+  skipped: Iterable[str],
 ) -> dict[str, int]:
-  """The steps between log lines, evaluations and checkpoints; 0 means at the end only."""
+  """The steps between log lines, evaluations and checkpoints; 0 means at the end only.
+
+  Args:
+    keep_best: the result that chooses the best checkpoint.
+    evals: `config.evals`, whose sections may have an interval of their own.
+    rising: results, as '<section>/<result>', of which more is better.
+    skipped: the sections that are not run.
+  """
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
     raise InputError(
       f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
@@ -158,9 +181,20 @@ def intervals(
     )
   if min(log, evaluate, checkpoint) < 0:
     raise InputError('config.every has a negative number of steps; use 0 for at the end only.')
-  higher_is_better = [f'{name}/{result}' for name in evals for result in ('top1', 'top5')]
-  if keep_best is not None and keep_best not in higher_is_better:
-    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {higher_is_better}.')
+  own = {name: section['every'] for name, section in evals.items() if 'every' in section}
+  for name, steps in own.items():
+    if steps < 0 or (steps % evaluate if evaluate else steps):
+      raise InputError(
+        f'config.evals.{name}.every={steps} is not a multiple of config.every.evaluate={evaluate}.'
+      )
+  if keep_best is not None and keep_best.split('/')[0] in skipped:
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are not on '
+      'disk. Prepare them (the message above says how), or choose another result.'
+    )
+  usable = [result for result in rising if result.split('/')[0] not in (*own, *skipped)]
+  if keep_best is not None and keep_best not in usable:
+    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {usable}.')
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
 
 
@@ -221,32 +255,54 @@ def fit(
   batches: Iterable[dict],
   total_steps: int,
   every: dict[str, int],
-  evaluate: Callable[[Any], dict[str, float]],
+  evaluate: Callable[[Any, int], dict[str, float]],
   save: Callable[[int, TrainState, dict[str, float]], None],
   report,
+  boundary: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
   """Trains from `state.step` to `total_steps` and returns the last state.
 
   Args:
     batches: those of the steps to come, on the device.
     every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
-    evaluate: params -> results by name.
+    evaluate: (params, step) -> results by name.
     save: (step, state, results of an evaluation at this very step or {}).
     report: a `mixer.reporting.Reporter`; it raises Diverged one step after the fact, but
       always before that step's state is evaluated or saved.
+    boundary: step -> whether to save now and stop; called when the step has been dispatched. It
+      may raise what has gone wrong elsewhere.
+
+  Raises:
+    Interrupted: `boundary` said so, or `evaluate` raised it; the state is saved. An evaluation
+      that was due is made up for on restart.
   """
+
+  def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> None:
+    results = {}
+    if now['evaluate'] and not stop:
+      try:
+        with report.interlude():
+          results = evaluate(state.params, step)
+        report.add(results)
+      except Interrupted:
+        stop = True
+    if stop and now['evaluate']:
+      report.postpone()
+    if stop or now['checkpoint']:
+      report.write()
+      with report.interlude():
+        save(step, state, results)
+    if stop:
+      raise Interrupted(f'at step {step} of {total_steps}; its state is saved.')
+
+  if report.postponed:
+    step = int(state.step)
+    checkpoint = due(step, every['checkpoint'], total_steps)
+    finish(step, state, {'evaluate': True, 'checkpoint': checkpoint}, stop=False)
   for step, batch in zip(range(int(state.step) + 1, total_steps + 1), report.timed(batches)):
     state, metrics = step_fn(state, batch)
     now = {name: due(step, interval, total_steps) for name, interval in every.items()}
     report.step(step, metrics, keep=any(now.values()))
-    results = {}
-    if now['evaluate']:
-      with report.interlude():
-        results = evaluate(state.params)
-      report.add(results)
-    if now['checkpoint']:
-      report.write()
-      with report.interlude():
-        save(step, state, results)
+    finish(step, state, now, stop=boundary(step))
   report.write()
   return state

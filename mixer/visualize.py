@@ -1,11 +1,28 @@
-"""Pictures."""
+"""Pictures: curves of a run, and what the units of a Mixer have learned.
 
+python -m mixer.visualize --checkpoint=FILE_OR_WORKDIR --output=DIR draws the token-mixing units of
+some blocks and the patches of the stem (figures 5 to 7 of the paper), as PNG and SVG, of whatever
+`mixer.pretrained.load` reads. See docs/figures.md.
+"""
+
+import base64
 from collections.abc import Mapping, Sequence
 import io
+import json
+import re
 
+from absl import flags
 from etils import epath
+import numpy as np
+from PIL import Image
 
-from mixer import files
+from mixer import files, pretrained, settings, units
+from mixer.errors import InputError
+from mixer.models import layers
+
+_TILE = 48  # pixels of a tile's longer side, about
+_GAP, _PAIR_GAP = 3, 14  # pixels between tiles, and between pairs of them
+_BACKGROUND = 196
 
 
 def curves(rows: Sequence[dict], path: epath.Path) -> None:
@@ -69,3 +86,161 @@ def lines(
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=90)
   files.write(path, buffer.getvalue())
+
+
+def draw_units(
+  path: epath.PathLike,
+  output: epath.Path,
+  *,
+  blocks: Sequence[int] | None = None,
+  count: int = 64,
+  grid: tuple[int, int] | None = None,
+) -> list[epath.Path]:
+  """Writes block_I.png and .svg for each of `blocks`, stem.png and stem.svg; returns the files.
+
+  Args:
+    path: what `pretrained.load` reads.
+    output: a directory.
+    blocks: 0 is the first; None for the first three.
+    count: how many units of each block, those of low frequency; 0 for all. The stem's are all
+      drawn.
+    grid: (rows, columns) of patches; None for what the model.json beside it says, or a square.
+
+  Raises:
+    InputError: the parameters cannot be read or drawn so.
+  """
+  written = []
+  for name, (tiles, titles, paired) in pictures(path, blocks, count, grid).items():
+    for ending, draw in (('png', png), ('svg', svg)):
+      written.append(output / f'{name}.{ending}')
+      files.write(written[-1], draw(tiles, titles, paired=paired))
+  return written
+
+
+def pictures(
+  path: epath.PathLike,
+  blocks: Sequence[int] | None = None,
+  count: int = 64,
+  grid: tuple[int, int] | None = None,
+) -> dict[str, tuple[np.ndarray, list[str], bool]]:
+  """{'block_0' and so on, 'stem': (RGB tiles, their titles, whether they come in pairs)}."""
+  path = epath.Path(path).expanduser()
+  flat, source = pretrained.flatten(pretrained.load(path)), str(path)
+  if blocks is None:
+    blocks = range(min(3, units.count_blocks(flat)))
+  stem, found = units.of_stem(flat, source), {}
+  described = _described_grid(path, stem.shape[1:3])
+  for block in blocks:
+    shape = grid or described or units.square_grid(flat, block, source)
+    weights = units.of_token_mixing(flat, block, shape, source)
+    order = units.in_pairs(weights)[: count or None]
+    found[f'block_{block}'] = units.red_and_blue(weights[order]), _titles(weights, order), True
+  order = units.by_frequency(stem)
+  found['stem'] = units.as_colours(stem[order]), _titles(stem, order), False
+  return found
+
+
+def png(tiles: np.ndarray, titles: Sequence[str], *, paired: bool) -> bytes:
+  """One image of all `tiles`, uint8 (n, rows, columns, 3); it has no place for the titles."""
+  scale = _scale(tiles)
+  tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+  places, (height, width) = _arrange(len(tiles), tiles.shape[1:3], paired)
+  image = np.full((height, width, 3), _BACKGROUND, np.uint8)
+  for (y, x), tile in zip(places, tiles, strict=True):
+    image[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+  return _encode(image)
+
+
+def svg(tiles: np.ndarray, titles: Sequence[str], *, paired: bool) -> bytes:
+  """The same with one <image> for each tile, sharp at any size, its title as a tooltip."""
+  scale = _scale(tiles)
+  rows, columns = tiles.shape[1] * scale, tiles.shape[2] * scale
+  places, (height, width) = _arrange(len(tiles), (rows, columns), paired)
+  lines = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+    f'height="{height}">',
+    '<style>image { image-rendering: pixelated }</style>',
+    f'<rect width="100%" height="100%" fill="rgb({_BACKGROUND},{_BACKGROUND},{_BACKGROUND})"/>',
+  ]
+  for (y, x), tile, title in zip(places, tiles, titles, strict=True):
+    data = base64.b64encode(_encode(tile)).decode()
+    lines.append(
+      f'<image x="{x}" y="{y}" width="{columns}" height="{rows}" preserveAspectRatio="none" '
+      f'href="data:image/png;base64,{data}"><title>{title}</title></image>'
+    )
+  return '\n'.join([*lines, '</svg>\n']).encode()
+
+
+def _described_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int] | None:
+  """(rows, columns) of patches that the model's own description tells, if it has one."""
+  description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
+  if not description.exists():
+    return None
+  try:
+    size = json.loads(description.read_text())['image_size']
+  except (ValueError, KeyError, TypeError) as fault:
+    raise InputError(
+      f'{description} does not describe a model as train.py does: {fault!r}. Move it away, or give '
+      '--grid=ROWSxCOLUMNS.'
+    ) from fault
+  return layers.patch_grid(size, patch)
+
+
+def _titles(weights: np.ndarray, order: Sequence[int]) -> list[str]:
+  frequency = units.frequencies(weights)
+  return [f'unit {i}, frequency {frequency[i]:.3f} cycles per step' for i in order]
+
+
+def _scale(tiles: np.ndarray) -> int:
+  return max(1, round(_TILE / max(tiles.shape[1:3])))
+
+
+def _arrange(
+  count: int, tile: tuple[int, int], paired: bool
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+  """((y, x) of each tile, (height, width) of the whole), row by row."""
+  across = min(units.columns(count), count)
+  gaps = [_PAIR_GAP if paired and i % 2 else _GAP for i in range(across)]
+  lefts = [_PAIR_GAP + i * tile[1] + sum(gaps[:i]) for i in range(across)]
+  step = tile[0] + (_PAIR_GAP if paired else _GAP)
+  places = [(_PAIR_GAP + i // across * step, lefts[i % across]) for i in range(count)]
+  height = places[-1][0] + tile[0] + _PAIR_GAP
+  return places, (height, lefts[-1] + tile[1] + _PAIR_GAP)
+
+
+def _encode(image: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(image)).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def main() -> None:
+  blocks, grid = flags.FLAGS.blocks, flags.FLAGS.grid
+  if blocks is not None and not all(block.isdecimal() for block in blocks):
+    raise InputError(f'--blocks={",".join(blocks)}: give numbers from 0 on, as in 0,1,2.')
+  sides = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', grid or '1x1')
+  if sides is None:
+    raise InputError(f'--grid={grid}: give ROWSxCOLUMNS of patches, as in 14x14.')
+  output = files.absolute(flags.FLAGS.output)
+  try:
+    output.mkdir(parents=True, exist_ok=True)
+  except OSError as fault:
+    raise InputError(f'--output={output}: cannot be made a directory: {fault}.') from fault
+  written = draw_units(
+    flags.FLAGS.checkpoint,
+    output,
+    blocks=None if blocks is None else [int(block) for block in blocks],
+    count=flags.FLAGS.units,
+    grid=(int(sides[1]), int(sides[2])) if grid else None,
+  )
+  print('\n'.join(map(str, written)))
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('checkpoint', None, 'A file of parameters, or the workdir of a run.')
+  flags.DEFINE_string('output', None, 'A directory for the pictures.')
+  flags.DEFINE_list('blocks', None, 'Which blocks, from 0 on; by default 0,1,2 as far as there.')
+  flags.DEFINE_integer('units', 64, 'Of each block, low frequencies first; 0: all.', lower_bound=0)
+  flags.DEFINE_string('grid', None, 'ROWSxCOLUMNS of patches, where neither file nor square tells.')
+  flags.mark_flags_as_required(['checkpoint', 'output'])
+  settings.run(main)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mixer import growth, models, pretrained
 from mixer.errors import InputError
-from mixer.models import bit_resnet, layers, mlp_mixer
+from mixer.models import bit_resnet, layers, mlp_mixer, variants
 
 Model = mlp_mixer.MlpMixer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
@@ -76,10 +76,37 @@ def has_zero_head(params: Mapping) -> bool:
   return 'head' in params and not np.any(params['head']['kernel'])
 
 
+def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
+  """The number of classes of the head that the evaluations `tests` need; None where there are none.
+
+  Args:
+    tests: {section of `config.evals`: its `mixer.input.Input`}.
+
+  Raises:
+    InputError: the parameters have no trained head for the classes of a test.
+  """
+  if not tests:
+    return None
+  hint = 'fine-tune it first (configs/finetune.py), or evaluate its features (configs/fewshot.py).'
+  if 'head' not in params:
+    raise InputError(f'{source} has no head, so it classifies nothing: {hint}')
+  if has_zero_head(params):
+    raise InputError(f'the head of {source} is all zeros, so it classifies nothing: {hint}')
+  outputs = len(params['head']['bias'])
+  for name, data in tests.items():
+    if outputs != data.num_classes:
+      raise InputError(
+        f'{source} tells {outputs} classes apart, and config.evals.{name}.input has '
+        f'{data.num_classes}: {hint}'
+      )
+  return outputs
+
+
 def _grown(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:
   """(the parameters for the grid of such images, what was done, in words)."""
   grid = layers.patch_grid(image_size, model.patch_size)
-  old = _grid(params, model, from_size, source)
+  # Changed token mixing cannot grow: it fits this very grid, or `check` says what does not.
+  old = grid if variants.active(model) else _grid(params, model, from_size, source)
   if old == grid:
     return params, []
   tiles = growth.tiling(old, grid)

@@ -1,12 +1,15 @@
 """The directory of a run: is it usable, and is it this run's?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import socket
 
+from absl import logging
 from etils import epath
 import jax
 
@@ -14,6 +17,7 @@ from mixer import files, settings
 from mixer.errors import InputError
 
 CONFIG_FILE = 'config.json'
+LOCK_FILE = '.lock'
 # Where a computation runs and what is kept of it, not what it computes: these may change when a
 # run goes on.
 _MAY_CHANGE = re.compile(r'(mesh|every|checkpoints)\..*|.*\.data_dir')
@@ -39,6 +43,36 @@ def prepare(path: str) -> epath.Path:
   if found != 'probe':
     raise InputError(f'--workdir={workdir} does not give back what is written to it.')
   return workdir
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+  """Process 0 holds the run's place in `workdir`, and the system frees it however it ends.
+
+  Raises:
+    InputError: another process trains there.
+  """
+  if '://' in str(workdir) or jax.process_index():
+    yield
+    return
+  with open(workdir / LOCK_FILE, 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as fault:
+      file.seek(0)
+      raise InputError(
+        f'another run is at work in --workdir={workdir}: {file.read() or "unknown"}. Wait for its '
+        'end, stop it, or give this one a directory of its own.'
+      ) from fault
+    except OSError as fault:  # some network filesystems have no locks
+      logging.warning(
+        'cannot lock %s (%s): see to it that no other run uses this directory.', workdir, fault
+      )
+    else:
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
+    yield
 
 
 def check_space(workdir: epath.Path, needed: int) -> None:
@@ -71,8 +105,7 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
       + '\n'.join(differing)
       + '\nGive each run its own --workdir, or the same config to go on with this one.'
     )
-  if jax.process_index() == 0:
-    files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
+  files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
 
 
 def jsonable(config: Mapping) -> dict:

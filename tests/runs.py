@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -46,8 +47,41 @@ def start(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> subproces
 def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, str]:
   """(exit status, everything printed)."""
   process = start(program, *flags, env=env, cwd=cwd)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=900)
   return process.returncode, output
+
+
+def start_faulty(fault: str, *flags: str, marks, env: dict[str, str]) -> subprocess.Popen:
+  """train.py with a fault of tests/faulty.py, which tells of itself by files in `marks`."""
+  marks.mkdir(exist_ok=True)
+  env = {**env, 'MARKS': str(marks), 'PYTHONPATH': str(ROOT)}
+  return start('tests/faulty.py', fault, 'train.py', *flags, env=env)
+
+
+def places(count: int, **more: float) -> list[tuple[str, ...]]:
+  """The flags of each of `count` processes of one run on this machine."""
+  with socket.create_server(('localhost', 0)) as server:
+    port = server.getsockname()[1]
+  shared = {'startup_timeout': 300, 'heartbeat_timeout': 10, **more}
+  return [
+    (
+      f'--coordinator=localhost:{port}',
+      f'--num_processes={count}',
+      f'--process_id={i}',
+      *(f'--{name}={value}' for name, value in shared.items()),
+    )
+    for i in range(count)
+  ]
+
+
+def ends(*processes: subprocess.Popen) -> list[tuple[int, str]]:
+  """(exit status, everything printed) of each, when all have ended."""
+  outputs = [process.communicate(timeout=900)[0] for process in processes]
+  return [(process.returncode, output) for process, output in zip(processes, outputs)]
+
+
+def saved_steps(workdir) -> list[int]:
+  return sorted(int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit())
 
 
 def train_flags(workdir, *overrides: str, config='configs/digits.py', tensorboard=False):
@@ -70,7 +104,7 @@ def learned(row: dict) -> dict:
           and not k.endswith('images_per_sec')}  # fmt: skip
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> bool:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> bool:
   """Polls until `condition()` holds (True) or the process has ended (False)."""
   end = time.monotonic() + seconds
   while time.monotonic() < end:

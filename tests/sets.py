@@ -68,7 +68,9 @@ def write_examples(
   num_classes: int,
   file_format: str = 'tfrecord',
   label_sequence: bool = False,
+  label_key: str = 'label',
   version: str = '1.0.0',
+  config: str | None = None,
   num_shards: int | None = None,
 ) -> None:
   """Writes the given (image file, label or labels); TFDS reorders them within a split."""
@@ -78,7 +80,7 @@ def write_examples(
   label = tfds.features.ClassLabel(num_classes=num_classes)
   features = {
     'image': tfds.features.Image(shape=(None, None, 3)),
-    'label': tfds.features.Sequence(label) if label_sequence else label,
+    label_key: tfds.features.Sequence(label) if label_sequence else label,
     'file_name': tfds.features.Text(),
   }
   tfds.dataset_builders.store_as_tfds_dataset(
@@ -87,15 +89,68 @@ def write_examples(
     features=tfds.features.FeaturesDict(features),
     split_datasets={
       split: [
-        (i, {'image': io.BytesIO(file), 'label': label, 'file_name': f'{split}{i}'})
+        (i, {'image': io.BytesIO(file), label_key: label, 'file_name': f'{split}{i}'})
         for i, (file, label) in enumerate(rows)
       ]
       for split, rows in splits.items()
     },
+    config=config,
     data_dir=data_dir,
     file_format=file_format,
     download_config=tfds.download.DownloadConfig(num_shards=num_shards),
   )
+
+
+def numbered(n: int, sides: tuple[int, int] = (24, 40)) -> list[tuple[bytes, int]]:
+  """(image file, i) for i in range(n), so that a label names its image; JPEGs and PNGs in turn."""
+  rng = np.random.default_rng(0)
+  images = [smooth(rng, *rng.integers(sides[0], sides[1] + 1, 2)) for _ in range(n)]
+  return [(encode(image, ('JPEG', 'PNG')[i % 2]), i) for i, image in enumerate(images)]
+
+
+def example(**features) -> bytes:
+  """A serialised tf.train.Example; values are bytes, ints, floats, or lists of one of them."""
+  import tensorflow as tf
+
+  made = {}
+  for key, value in features.items():
+    values = value if isinstance(value, list) else [value]
+    kind, of = {
+      bytes: ('bytes_list', tf.train.BytesList),
+      float: ('float_list', tf.train.FloatList),
+      int: ('int64_list', tf.train.Int64List),
+    }[type(values[0] if values else 0)]
+    made[key] = tf.train.Feature(**({kind: of(value=values)} if values else {}))
+  return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
+
+
+def write_records(path, records: Sequence[bytes], file_format: str = 'tfrecord') -> None:
+  """Writes a TFRecord or an ArrayRecord file."""
+  if file_format == 'tfrecord':
+    import tensorflow as tf
+
+    writer = tf.io.TFRecordWriter(str(path))
+  else:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), 'group_size:1')
+  for record in records:
+    writer.write(record)
+  writer.close()
+
+
+def write_registered(
+  data_dir, name: str, splits: Mapping[str, Sequence[Mapping]], *, file_format: str = 'tfrecord'
+) -> None:
+  """Writes the given examples as the set that TFDS knows by `name`, with its real features."""
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  builder = tfds.builder(name, data_dir=data_dir, file_format=file_format)
+  builder._split_generators = lambda _: {
+    split: enumerate(examples) for split, examples in splits.items()
+  }
+  builder.download_and_prepare()
 
 
 def assert_same(batches: Sequence[Mapping], others: Sequence[Mapping]) -> None:

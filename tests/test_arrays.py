@@ -91,7 +91,7 @@ def test_shift_moves_an_image_and_fills_up_with_zeros():
 def test_every_shift_is_as_likely():
   image = np.zeros((1, 3, 3, 1), np.uint8)
   image[0, 1, 1] = 255
-  data = arrays.Arrays(image, np.zeros(1), ['dot'], batch_size=9000, shift_pixels=1)
+  data = arrays.Arrays(image, np.zeros(1, int), ['dot'], batch_size=9000, shift_pixels=1)
   counts = next(data.train_batches(0, seed=0))['image'].astype(int).sum(0).ravel() / 255
   assert counts.sum() == 9000
   assert ((counts - 1000) ** 2 / 1000).sum() < 26.1  # chi2, 8 degrees of freedom, p = 0.001
@@ -245,7 +245,8 @@ def test_placed_digits():
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
-      "unknown input source 'mnist'; use one of ['digits', 'folder', 'placed_digits', 'tfds'].",
+      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', "
+      "'placed_digits', 'shards', 'tfds'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
@@ -289,3 +290,131 @@ def test_a_source_whose_package_is_not_installed(monkeypatch):
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     input.build(source='tfds')
+
+
+# Files of arrays
+
+
+@pytest.fixture
+def held():
+  rng = np.random.default_rng(0)
+  return {
+    'images': rng.integers(0, 256, (10, 6, 5, 3), np.uint8),
+    'labels': rng.permutation(10).astype(np.int16),
+  }
+
+
+@pytest.fixture
+def npz(tmp_path, held):
+  np.savez(tmp_path / 'set.npz', **held)
+  return str(tmp_path / 'set.npz')
+
+
+def files(**arguments):
+  return input.build(source='arrays', **{'batch_size': 5} | arguments)
+
+
+def test_a_npz_and_two_npys(npz, held, tmp_path):
+  for key, array in held.items():
+    np.save(tmp_path / f'{key}.npy', array)
+  one = files(images=npz, num_classes=10)
+  two = files(images=f'{tmp_path}/images.npy', labels=f'{tmp_path}/labels.npy', num_classes=10)
+  (batch,) = one.eval_batches(10)
+  np.testing.assert_array_equal(batch['image'], held['images'])
+  assert batch['label'].tolist() == held['labels'].tolist() and batch['label'].dtype == np.int32
+  assert one.class_names == tuple('0123456789') and one.image_size == (6, 5)
+  sets.assert_same(list(two.eval_batches(10)), [batch])
+  sets.assert_same(*(list(islice(data.train_batches(1, 2), 4)) for data in (one, two)))
+  assert one.host_bytes(1)['arrays'] == 10 * 6 * 5 * 3 + 40
+  assert two.host_bytes(1)['arrays'] == 40  # the images stay on the disk
+
+
+def test_a_part_of_the_arrays(npz, held):
+  for bound in (7, 0.7):
+    first, rest = (files(images=npz, num_classes=10, **part) for part in (
+      {'last': bound}, {'first': bound}))  # fmt: skip
+    assert next(first.eval_batches(7))['label'].tolist() == held['labels'][:7].tolist()
+    assert next(rest.eval_batches(3))['label'].tolist() == held['labels'][7:].tolist()
+
+
+def test_class_names_in_the_file(tmp_path, held):
+  names = np.array(['cat', 'dog'])
+  np.savez(tmp_path / 'set.npz', **held | {'labels': held['labels'] % 2, 'class_names': names})
+  data = files(images=f'{tmp_path}/set.npz')
+  assert data.class_names == ('cat', 'dog') and data.num_classes == 2
+
+
+def test_labels_of_several_classes(tmp_path, held):
+  hot = np.random.default_rng(0).integers(0, 2, (10, 4)).astype(bool)
+  np.savez(tmp_path / 'set.npz', **held | {'labels': hot})
+  batch = next(files(images=f'{tmp_path}/set.npz', num_classes=4).eval_batches(10))
+  assert batch['label'].dtype == np.uint8
+  np.testing.assert_array_equal(batch['label'], hot)
+
+
+def test_flips_are_half_of_the_time_and_mirror(npz, held):
+  data = files(images=npz, num_classes=10, flip=True, batch_size=2000)
+  batch = next(data.train_batches(0, seed=5))
+  plain = held['images'][np.argsort(held['labels'])][batch['label']]
+  flipped = (batch['image'] != plain).any(axis=(1, 2, 3))
+  np.testing.assert_array_equal(batch['image'][flipped], plain[flipped][:, :, ::-1])
+  assert abs(flipped.mean() - 0.5) < 0.04  # 3.6 standard deviations
+
+
+@pytest.mark.parametrize(
+  ('change', 'arguments', 'text'),
+  [
+    ({}, {}, '{path} names 0 classes and num_classes is None; give num_classes.'),
+    (
+      {'class_names': np.array(['a', 'b'])},
+      {'num_classes': 3},
+      '{path} names 2 classes and num_classes is 3; they differ.',
+    ),
+    (
+      {},
+      {'num_classes': 9},
+      'image 8 has the label 9; there are 9 classes, counted from 0.',
+    ),
+    (
+      {'labels': np.full((10, 2), 3)},
+      {'num_classes': 2},
+      'image 0 has the label 3; there are 2 classes, each 0 or 1.',
+    ),
+    (
+      {'labels': np.zeros(10)},
+      {'num_classes': 2},
+      'labels are ints (n,) or, of 2 classes, zeros and ones (n, 2); got float64 (10,).',
+    ),
+    ({'labels': np.zeros(9, int)}, {'num_classes': 2}, IMAGES + 'got uint8 (10, 6, 5, 3) and 9...'),
+    ({'images': np.uint8(3)}, {'num_classes': 2}, IMAGES + 'got uint8 () and 10 labels.'),
+    (
+      {},
+      {'num_classes': 10, 'first': 10},
+      '{path}: first=10 and last=None are no part of the 10 examples; ...',
+    ),
+    (
+      {},
+      {'num_classes': 10, 'labels': 'x.npy'},
+      "images='{path}' with labels='x.npy': give one .npz with both, or two .npy files.",
+    ),
+  ],
+)
+def test_arrays_that_do_not_do(tmp_path, held, change, arguments, text):
+  path = f'{tmp_path}/set.npz'
+  np.savez(path, **held | change)
+  pattern = '.*'.join(re.escape(part) for part in text.format(path=path).split('...'))
+  with pytest.raises(InputError, match=f'^{pattern}$'):
+    files(images=path, **arguments)
+
+
+def test_array_files_that_are_not_there_or_damaged(npz, tmp_path):
+  with pytest.raises(InputError, match=f'^no file {tmp_path}/absent.npz.$'):
+    files(images=f'{tmp_path}/absent.npz', num_classes=10)
+  np.savez(tmp_path / 'other.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
+  with pytest.raises(InputError, match=r"other.npz has no array \['labels'\]; it has \['images'\]"):
+    files(images=f'{tmp_path}/other.npz', num_classes=10)
+  content = (tmp_path / 'set.npz').read_bytes()
+  for damaged in (content[:-40], b'', b'other'):
+    (tmp_path / 'set.npz').write_bytes(damaged)
+    with pytest.raises(InputError, match='^.*set.npz is no readable .npy or .npz file: '):
+      files(images=npz, num_classes=10)

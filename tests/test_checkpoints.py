@@ -92,6 +92,21 @@ def test_the_newest_and_the_best_stay(directory):
   assert on_disk(directory) == [5] and again.best() == 5
 
 
+def test_results_come_to_a_checkpoint_that_had_none(directory):
+  """As when a run was stopped in an evaluation, and makes up for it."""
+  saved = checkpoints.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.close()
+  again = checkpoints.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  again.restore(1, like(mesh(1, 1)))
+  again.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+  assert checkpoints.damage(directory / '1') is None and again.best() == 1
+  again.save(2, state(2, mesh(1, 1)), {'val/top1': 0.25})
+  again.close()
+  assert on_disk(directory) == [1, 2] and again.best() == 1
+  assert_holds(checkpoints.Checkpoints(directory).restore(1, like(mesh(1, 1))), 1)
+
+
 def test_keep_best_must_be_a_result(directory):
   saved = checkpoints.Checkpoints(directory, keep_best='val/top2')
   with pytest.raises(errors.InputError, match=r"'val/top2' is no result .* \['val/top1'\]"):
@@ -183,7 +198,11 @@ def test_a_failed_save_is_raised_by_the_next(directory, monkeypatch):
 
   monkeypatch.setattr(checkpoints, 'fingerprint', full)
   saved.save(2, state(2, mesh(1, 1)), {})
-  with pytest.raises(OSError, match='No space left on device'):
+  text = 'step 2 could not be written .*No space left on device. The checkpoint of step 1 is intact'
+  with pytest.raises(errors.InputError, match=text):
+    while True:  # at a step soon after
+      saved.check()
+  with pytest.raises(errors.InputError, match=text):
     saved.save(3, state(3, mesh(1, 1)), {})
   monkeypatch.undo()
   assert checkpoints.Checkpoints(directory).latest_intact() == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixer import sharding
+from mixer.errors import InputError
 from mixer.evaluators import classification
 
 
@@ -16,6 +17,7 @@ class Given:
 
   def __init__(self, labels, num_classes, claimed=None):
     self._labels, self.num_classes = labels, num_classes
+    self.multi_label = labels.ndim == 2
     self.num_examples = claimed or len(labels)
 
   def eval_batches(self, batch_size, shard, num_shards):
@@ -28,12 +30,13 @@ class Given:
       yield {'image': image, 'label': self._labels[index], 'mask': mask}
 
 
-def run(logits, data, loss):
+def run(logits, data, **given):
   def apply(params, images):
     index = jnp.round((images[:, 0, 0, 0] + 1.0) * 127.5).astype(jnp.int32)
     return params[index]
 
-  evaluate = classification.make(apply=apply, data=data, loss=loss, mesh=sharding.make_mesh())
+  make = classification.make if given else classification.make_real
+  evaluate = make(apply=apply, data=data, mesh=sharding.make_mesh(), **given)
   return evaluate(jax.device_put(logits, sharding.replicated(sharding.make_mesh())))
 
 
@@ -61,15 +64,42 @@ def test_against_numpy(loss, num_classes, multi_label):
     each = -(hot * log_sigmoid(x) + (1 - hot) * log_sigmoid(-x)).sum(1)
   else:
     each = -(hot * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1)
-  found = run(logits, Given(labels, num_classes), loss)
+  found = run(logits, Given(labels, num_classes), loss=loss)
   assert found['n'] == n
   assert found['top1'] == right[:, 0].sum() / n
   assert found['top5'] == right[:, :5].any(1).sum() / n
   assert found['loss'] == pytest.approx(each.mean(), rel=1e-6)
   assert found['images_per_sec'] > 0
+  assert ('precision_at_1' in found) == multi_label and 'n_without_labels' not in found
+  if multi_label:
+    assert found['precision_at_1'] == found['top1']
+    five = [np.isin(row[:5], np.flatnonzero(of)).mean() for row, of in zip(ranked, labels)]
+    assert found['precision_at_5'] == pytest.approx(np.mean(five), rel=1e-6)
+
+
+def test_real_leaves_out_images_without_labels():
+  """A hit is a highest class among the labels; the denominator counts labelled images alone."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(53, 12)).astype(np.float32)
+  labels = (rng.random((53, 12)) < 0.1).astype(np.uint8)
+  sets_of = [set(np.flatnonzero(row)) for row in labels]
+  labelled = [i for i in range(53) if sets_of[i]]
+  assert 20 < len(labelled) < 53
+  found = run(logits, Given(labels, 12))
+  hits = sum(int(np.argmax(logits[i])) in sets_of[i] for i in labelled)
+  assert hits > 0 and found['top1'] == hits / len(labelled)
+  assert found['n'] == len(labelled) and found['n_without_labels'] == 53 - len(labelled)
+  assert set(found) == {'top1', 'n', 'n_without_labels', 'images_per_sec'}
+
+
+def test_real_refuses_what_it_is_not_for():
+  with pytest.raises(InputError, match='^kind="real" needs images with a list of labels each'):
+    run(np.zeros((20, 3), np.float32), Given(np.zeros(20, np.int32), 3))
+  with pytest.raises(InputError, match='^none of the 20 images has a label'):
+    run(np.zeros((20, 3), np.float32), Given(np.zeros((20, 3), np.uint8), 3))
 
 
 def test_a_count_that_is_not_the_data_sets_is_an_error():
   labels = np.zeros(20, np.int32)
   with pytest.raises(RuntimeError, match='evaluated 20 examples of a data set of 21'):
-    run(np.zeros((20, 3), np.float32), Given(labels, 3, claimed=21), 'softmax')
+    run(np.zeros((20, 3), np.float32), Given(labels, 3, claimed=21), loss='softmax')

@@ -6,11 +6,13 @@ import re
 from types import SimpleNamespace
 
 from absl import flags
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer import training
+from mixer import model_files, models, pretrained, training
+from mixer.errors import InputError
 import runs
 import sets
 import train
@@ -29,7 +31,17 @@ def load(name: str, *argument: str) -> ConfigDict:
 def data_dir(tmp_path_factory):
   """Small sets under the real names, with the real splits' names."""
   path = tmp_path_factory.mktemp('sets')
-  sets.write(path, 'imagenet2012', {'train': 200, 'validation': 13}, num_classes=1000)
+  # Of the versions that TFDS knows, so that the classes have its names for them.
+  sets.write(
+    path, 'imagenet2012', {'train': 200, 'validation': 13}, num_classes=1000, version='5.1.0'
+  )
+  sets.write(
+    path, 'imagenet_v2', {'test': 11}, num_classes=1000, version='3.0.0', config='matched-frequency'
+  )
+  sets.write(
+    path, 'imagenet2012_real', {'validation': 13}, num_classes=1000,
+    label_sequence=True, label_key='real_label',
+  )  # fmt: skip
   sets.write(path, 'imagenet21k', {'full': 40}, num_classes=10)
   sets.write(path, 'jft_300m', {'train': 40, 'validation': 13}, label_sequence=True)
   return path
@@ -48,6 +60,9 @@ def shrink(config: ConfigDict, data_dir) -> ConfigDict:
     config.train_input.image_size = 2 * patch
     for section in config.evals.values():
       section.input.resize = 2 * patch + 4
+    config.evals.fewshot_imagenet.train_input.resize = 2 * patch + 4
+    config.evals.fewshot_imagenet.train_input.split = 'train[:65]'
+    config.evals.fewshot_imagenet.images_per_device = 4
     if config.train_input.name == 'imagenet21k':  # the slices begin beyond the few images here
       config.train_input.split = 'full[13:]'
       config.evals.val.input.split = 'full[:13]'
@@ -66,13 +81,35 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
-  small = {'digits', 'cifar10_scratch', 'permutations_small', 'data_size_small'}
-  assert files == {*small, 'finetune', 'upstream', 'bit', 'permutations', *UPSTREAM}
+  trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
+  evaluated = {'fewshot', 'imagenet'}  # by tests/test_evaluation.py: there is nothing to train
+  studies = {'permutations', 'permutations_small', 'data_size_small', 'bit'}
+  assert files == {*trained, *evaluated, *studies, *UPSTREAM}
   assert len(UPSTREAM) == 7
 
 
 def test_digits(tmp_path):
   assert train_two_steps(shrink(load('digits'), None), tmp_path)[-1]['test/n'] == 360
+
+
+def test_ablations(tmp_path):
+  config = shrink(load('ablations', 'data=digits,change=pyramid'), None)
+  config.model.pyramid = ((1, 4),)  # the block that it was for is gone
+  assert train_two_steps(config, tmp_path)[-1]['test/n'] == 360
+  trained = model_files.read(tmp_path)  # by model.json
+  assert 'pyramid_token_mixing' in trained.params['MixerBlock_1']
+
+
+def test_ablations_of_the_paper(data_dir, tmp_path):
+  config = shrink(load('ablations', 'model=S/32,data=jft,change=untied'), data_dir)
+  assert train_two_steps(config, tmp_path)[-1]['val/n'] == 13
+
+
+def test_ablations_change_nothing_else():
+  plain, changed = load('mixer_s32', 'jft').to_dict(), load('ablations', 'change=pyramid').to_dict()
+  assert changed['model'].pop('pyramid') == ((4, 12),)  # the middle of 8 blocks, 49 tokens
+  off = {'untie_tokens': False, 'channel_groups': 1, 'grouping': 'concat'}
+  assert changed == {**plain, 'model': {**plain['model'], **off}}
 
 
 def test_cifar10_from_scratch(tmp_path):
@@ -86,10 +123,68 @@ def test_cifar10_from_scratch(tmp_path):
   assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
 
 
+def test_vtab(tmp_path, monkeypatch):
+  """A task at 448 pixels with grown weights, shrunk by seven."""
+  from mixer.input import vtab
+
+  monkeypatch.setattr(vtab, 'TRAIN', 8)
+  monkeypatch.setattr(vtab, 'VAL', 4)
+  grey = np.random.default_rng(0).integers(0, 256, (96, 96, 1), np.uint8)
+  labels = ('instance', 'label_lighting', 'label_category', 'label_azimuth', 'label_elevation')
+  example = {'image': grey, 'image2': grey, **dict.fromkeys(labels, 1)}
+  splits = {'train': [example] * 40, 'test': [example] * 26}
+  sets.write_registered(tmp_path / 'sets', 'smallnorb', splits)
+  model = models.build('Mixer', num_classes=3, patch_size=16, **SMALL_MODEL)
+  pretrained.save(tmp_path / 'small.npz', models.init(model, jax.random.key(0), 32))
+
+  config = load('vtab', 'task=smallnorb_azimuth')
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  for section in (config.train_input, config.evals.test.input):
+    section.resize = tuple(side // 7 for side in section.resize)
+  config.train_input.image_size = tuple(side // 7 for side in config.train_input.image_size)
+  config.train_input.data_dir = str(tmp_path / 'sets')
+  config.train_input.batch_size = 16
+  config.total_steps = 2
+  config.init.path = str(tmp_path / 'small.npz')
+  row = train_two_steps(config, tmp_path / 'run')[-1]
+  assert row['test/n'] == 13
+  changes = json.loads((tmp_path / 'run' / 'init.json').read_text())['changes']
+  assert 'grown from a grid of (2, 2) patches to (4, 4)' in changes and 'head RESET' in changes
+
+
 @pytest.mark.parametrize('name', UPSTREAM)
 def test_upstream(name, data_dir, tmp_path):
-  rows = train_two_steps(shrink(load(name), data_dir), tmp_path)
-  assert rows[-1]['val/n'] == 13
+  row = train_two_steps(shrink(load(name), data_dir), tmp_path)[-1]
+  assert row['val/n'] == 13
+  assert row['fewshot_imagenet/n'] == 13 and row['fewshot_imagenet/5shot'] >= 0
+
+
+def test_upstream_on_plain_record_files(tmp_path):
+  """Of JFT's class count, with several labels an image; the first 13 examples are held out."""
+  rows = [
+    sets.example(**{'image/encoded': file, 'image/class/label': [i, 18_290 - i][: i % 3]})
+    for file, i in sets.numbered(40)
+  ]
+  for part in range(2):
+    sets.write_records(tmp_path / f'jft-{part}', rows[20 * part : 20 * part + 20])
+  config = load('mixer_b32', 'jft_shards')
+  assert config.total_epochs == 7.0 and config.optim.weight_decay == 0.03
+  with config.unlocked():
+    config.model.update(SMALL_MODEL)
+  config.total_steps = 2
+  config.train_input.update({'files': str(tmp_path / 'jft-*'), 'first': 13})
+  config.train_input.update({'batch_size': 16, 'image_size': 64})
+  config.evals.val.input.resize = 68
+  row = train_two_steps(config, tmp_path / 'run')[-1]
+  assert row['val/n'] == 13
+
+
+def test_upstream_on_plain_record_files_needs_their_names(tmp_path):
+  with pytest.raises(
+    InputError, match=r'^files is None; give a glob, such as --config\.train_input'
+  ):
+    train_two_steps(load('mixer_b32', 'jft_shards'), tmp_path)
 
 
 @pytest.mark.parametrize('data', DATA[1:])
@@ -98,6 +193,46 @@ def test_upstream_on_other_data(data, data_dir, tmp_path):
   assert row['val/n'] == 13
   if data == 'imagenet2012':  # a zero head with the bias -6.9: paper.md 12, one positive class
     assert row['train/loss'] == pytest.approx(7.907, abs=0.01)
+    # Every fourth image has no label in this set, beginning with the first.
+    assert (row['real/n'], row['real/n_without_labels']) == (9, 4)
+    assert row['v2/n'] == 11 and row['minival/n'] == 2
+
+
+@pytest.mark.parametrize('data', DATA)
+def test_synthetic_data(data, tmp_path):
+  """The recipe's model, optimiser and classes without any data."""
+  real, config = load('mixer_b16', data), load('mixer_b16', f'{data},synthetic')
+  changed = {key for key in real if real[key].__eq__(config[key]) is not True}
+  assert changed == {'train_input', 'evals'} and not config.evals
+  for key in ('batch_size', 'image_size'):
+    assert config.train_input[key] == real.train_input[key]
+  if data == 'jft':
+    assert config.train_input.num_classes == 18_291 and config.train_input.multi_label
+    return
+  config = shrink(config, None)
+  config.train_input.image_size = 32
+  row = train_two_steps(config, tmp_path)[-1]
+  assert row['train/loss'] == pytest.approx(
+    {'imagenet2012': 7.907, 'imagenet21k': 11.0}[data], 0.01
+  )
+
+
+@pytest.mark.parametrize('argument', ['imagenet2012,fast', 'synthetic', 'jft,synthetic,synthetic'])
+def test_an_argument_that_is_not_known(argument):
+  with pytest.raises(ValueError, match=f'unknown data {argument!r}; use one of .*",synthetic" for'):
+    load('mixer_b16', argument)
+
+
+def test_randaugment_on_the_device(data_dir, tmp_path):
+  config = shrink(load('mixer_b16', 'imagenet2012'), data_dir)
+  assert config.train_input.randaugment_on == 'host'
+  config.train_input.randaugment_on = 'device'
+  rows = train_two_steps(config, tmp_path / 'device')
+  config.train_input.randaugment_on = 'host'
+  with config.unlocked():
+    config.train_input.randaugment_layers = 0
+  plain = train_two_steps(config, tmp_path / 'plain')
+  assert rows[-1]['val/n'] == 13 and rows[0] != plain[0]
 
 
 # Table 4 of the paper, typed again: epochs, learning rate, weight decay, RandAugment magnitude,
@@ -206,7 +341,8 @@ def test_a_resnet_on_a_subset_of_a_tfds_set(data_dir, tmp_path):
   [
     ('mixer_b16', 'jft,subset=0', 'subset=0: write percent above 0 and up to 100'),
     ('mixer_b16', 'jft,subset=all', 'subset=all: write percent above 0 and up to 100'),
-    ('mixer_b16', 'jft,part=3', "'part=3' in 'jft,part=3': after the data set come "),
+    ('mixer_b16', 'jft,part=3', "unknown data 'jft,part=3'; use one of "),
+    ('mixer_b16', 'jft,subset=3,synthetic', "unknown data 'jft,subset=3,synthetic'; use one of "),
     ('permutations', 'kind=pixel', "kind='pixel'; use one of "),
     ('permutations', 'models=B/16', "'models=B/16' is not KEY=VALUE with a key of "),
     ('permutations_small', 'model=vit', "model='vit'; use one of "),
@@ -235,6 +371,14 @@ def test_table_4(model, data):
   assert config.train_input.batch_size == 4096 and config.train_input.image_size == 224
   assert config.optim.clip_norm == 1.0 and config.optim.schedule.warmup_steps == 10_000
   assert config.train_input.randaugment_layers == (2 if found[3] else 0)
+
+
+def test_few_shot_is_evaluated_every_25000_steps():
+  for data in DATA:
+    section = load('mixer_b16', data).evals.fewshot_imagenet
+    assert section.every == 25_000 and section.shots == (5,) and section.l2 == 1024
+    assert section.seeds == (0, 1, 2) and section.input.resize == 256
+    assert section.train_input.split == 'train[:65000]' and section.input.split == 'validation'
 
 
 def test_unknown_data():

@@ -249,6 +249,29 @@ def test_random_crops_scale_as_those_of_evaluation(random, fixed):
   assert images == {whole.tobytes(), whole[:, ::-1].tobytes()}
 
 
+def test_without_a_flip_the_windows_are_the_same():
+  file, seeds = sets.encode(noise(50, 60)), [(3, i) for i in range(40)]
+  flipped = crop_many(file, seeds, name='resize_random', resize=(40, 40))
+  found = crop_many(file, seeds, name='resize_random_unflipped', resize=(40, 40))
+  same = (found == flipped).all(axis=(1, 2, 3))
+  mirrored = (found[:, :, ::-1] == flipped).all(axis=(1, 2, 3))
+  assert (same ^ mirrored).all() and 8 < same.sum() < 32
+  whole = crops.resize_crop(file, (40, 40), resize=(40, 40)).numpy()
+  windows = {
+    whole[y : y + SIZE, x : x + SIZE].tobytes() for y in range(25) for x in range(25)
+  }  # fmt: skip
+  assert {one.tobytes() for one in found} <= windows
+
+
+def test_a_flip_of_the_whole_image_is_made_half_of_the_time():
+  file = sets.encode(noise(50, 75))
+  found = crop_many(file, [(3, i) for i in range(400)], (20, 30), 'direct_flip')
+  whole = crops.direct(file, (20, 30)).numpy()
+  same = (found == whole).all(axis=(1, 2, 3))
+  mirrored = (found == whole[:, ::-1]).all(axis=(1, 2, 3))
+  assert (same ^ mirrored).all() and abs(same.mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
+
+
 @pytest.mark.parametrize('name', ['resize_random', 'resize_small_random'])
 def test_draws_of_random_crops_depend_on_both_words_of_the_seed(name):
   file, seeds = sets.encode(ramp()), [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]
@@ -262,9 +285,11 @@ def test_the_table_of_crops():
   facts = {name: (crop.random, crop.resizes) for name, crop in crops.CROPS.items()}
   assert facts == {
     'direct': (False, False),
+    'direct_flip': (True, False),
     'inception': (True, False),
     'resize': (False, True),
     'resize_random': (True, True),
+    'resize_random_unflipped': (True, True),
     'resize_small': (False, True),
     'resize_small_random': (True, True),
   }

@@ -38,13 +38,16 @@ def test_programs_links_and_overrides_are_there(page):
 
 
 def test_overrides_exist():
-  from configs import digits, finetune, upstream
+  from configs import digits, fewshot, finetune, imagenet, upstream
 
   configs = [
     digits.get_config(),
+    fewshot.get_config(),
+    imagenet.get_config(),
     finetune.get_config(),
     finetune.get_config('data=/a/folder'),
     upstream.get_config('Mixer-B/16', 'imagenet21k'),
+    upstream.get_config('Mixer-B/16', 'jft_shards'),
   ]
   for page, text in TEXTS.items():
     for path in set(re.findall(r'--config\.([a-z_.]+)=', text)):

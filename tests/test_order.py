@@ -1,8 +1,10 @@
 from collections import Counter
+import re
 
 import numpy as np
 import pytest
 
+from mixer.errors import InputError
 from mixer.input import order
 
 MASK = 2**64 - 1
@@ -97,6 +99,90 @@ def test_draws_share_no_words_with_each_other_or_with_the_shuffle():
   assert len(np.unique(np.concatenate([*words, shuffle]))) == 4 * 2000
 
 
+# Beyond order.SORTED examples: the Feistel network
+
+
+# Among them primes, and 4^k + 1.
+@pytest.mark.parametrize('n', [1, 2, 3, 4, 5, 16, 17, 257, 1009, 65_537, 262_145])
+def test_the_network_has_every_index_once(n):
+  for seed, epoch in ((0, 0), (7, 123_456)):
+    found = order.permuted(np.arange(n), n, seed, epoch)
+    assert found.dtype == np.int64
+    assert np.array_equal(np.sort(found), np.arange(n))
+
+
+def splitmix(word):
+  """The finaliser of SplitMix64 in whole numbers."""
+  word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & MASK
+  word = (word ^ word >> 27) * 0x94D049BB133111EB & MASK
+  return word ^ word >> 31
+
+
+@pytest.mark.parametrize(
+  ('n', 'seed', 'epoch'), [(1, 0, 0), (6, 3, 2), (300_000_000, 2**62 + 5, 9)]
+)
+def test_the_network_by_hand(n, seed, epoch):
+  """Numbers one at a time: 16 times a half is changed by a hash of the other and a Philox word."""
+  keys = [key for key, _ in zip(philox((seed, epoch), (0, 0, 0, 2)), range(16))]
+  bits = max(len(bin(n - 1)) - 2, 2)
+  low = bits // 2
+  for index in {0, n // 3, n - 1}:
+    expected = index
+    while True:
+      high_half, low_half = expected >> low, expected % 2**low
+      for first, second in zip(keys[::2], keys[1::2]):
+        high_half ^= splitmix(low_half ^ first) % 2 ** (bits - low)
+        low_half ^= splitmix(high_half ^ second) % 2**low
+      expected = high_half << low | low_half
+      if expected < n:
+        break
+    assert order.permuted(np.array([index]), n, seed, epoch).tolist() == [expected]
+
+
+def test_the_network_is_uniform():
+  runs = 3600
+  counts = Counter(
+    tuple(order.permuted(np.arange(5), 5, seed, epoch=1).tolist()) for seed in range(runs)
+  )
+  assert len(counts) == 120
+  chi2 = sum((count - runs / 120) ** 2 / (runs / 120) for count in counts.values())
+  assert chi2 < 173.6  # 119 degrees of freedom, p = 0.001
+
+
+def test_epochs_and_seeds_of_the_network_are_uncorrelated():
+  n = 50_000
+  orders = [order.permuted(np.arange(n), n, seed, e) for seed in (0, 1) for e in range(4)]
+  r = np.corrcoef(orders) - np.eye(len(orders))
+  assert np.abs(r).max() < 0.02  # 4.5 standard deviations
+  neighbours = [np.corrcoef(p[:-1], p[1:])[0, 1] for p in orders]
+  assert np.abs(neighbours).max() < 0.02
+
+
+def test_the_number_of_examples_alone_decides_between_sort_and_network(monkeypatch):
+  positions = np.array([4, 8, 9, 11, 13, 29])  # of epochs 0, 1 and 2
+  monkeypatch.setattr(order, '_BLOCK', 4)
+  monkeypatch.setattr(order, 'SORTED', 10)
+  order._permuted_block.cache_clear()
+  sort = np.concatenate([order.permutation(10, 3, epoch) for epoch in range(3)])
+  assert order.examples(positions, 10, seed=3).tolist() == sort[positions].tolist()
+  network = np.concatenate([order.permuted(np.arange(11), 11, 3, epoch) for epoch in range(3)])
+  assert order.examples(positions, 11, seed=3).tolist() == network[positions].tolist()
+  order._permuted_block.cache_clear()
+  assert order.host_bytes(10) == 320 and order.host_bytes(11) == 0
+
+
+def test_the_bound_does_not_move():
+  assert order.SORTED == 20_000_000  # another one would change the order of runs
+
+
+def test_three_hundred_million_examples():
+  n = 300_000_000
+  found = order.examples(np.arange(3 * n - 500, 3 * n + 500), n, seed=0)
+  assert len(set(found[:500])) == len(set(found[500:])) == 500
+  assert found.min() >= 0 and n * 0.98 < found.max() < n
+  assert found.mean() == pytest.approx(n / 2, rel=0.06)  # 3 standard deviations
+
+
 @pytest.mark.parametrize('num_shards', [1, 2, 3, 4])
 def test_rows_of_the_shards_make_up_the_batch_in_order(num_shards):
   for batch in (0, 5):
@@ -120,3 +206,35 @@ def test_padded_batches_have_each_example_once(n, num_shards, rows):
       assert index.min() >= 0 and index.max() < n
       seen += index[mask].tolist()
   assert seen == list(range(n))
+
+
+def test_a_batch_that_does_not_divide_into_the_processes():
+  text = 'a batch of 10 does not divide into 4 processes; use a multiple of 4.'
+  for call in (order.rows, lambda *a: next(order.padded_batches(20, *a[1:]))):
+    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+      call(0, 10, 1, 4)
+
+
+@pytest.mark.parametrize(
+  ('first', 'last', 'expected'),
+  [
+    (0, None, (0, 1000)),
+    (10, None, (10, 1000)),
+    (0, 10, (0, 10)),
+    (0.0, 0.99, (0, 990)),
+    (0.99, None, (990, 1000)),
+    (0.25, 1.0, (250, 1000)),
+    (1, 0.5, (1, 500)),
+  ],
+)
+def test_parts(first, last, expected):
+  assert order.part(1000, first, last, 'it') == expected
+
+
+@pytest.mark.parametrize(
+  ('first', 'last'), [(5, 5), (6, 5), (-1, 5), (0, 1001), (0.5, 0.4), (0.0, 1.5), (1000, None)]
+)
+def test_parts_that_there_are_not(first, last):
+  text = f'it: first={first} and last={last} are no part of the 1000 examples; use counts such as '
+  with pytest.raises(InputError, match=f'^{re.escape(text)}'):
+    order.part(1000, first, last, 'it')

@@ -1,11 +1,18 @@
-"""RandAugment: every operation against PIL or arithmetic by hand, then how they are drawn."""
+"""RandAugment: every operation against PIL or arithmetic by hand, then how they are drawn.
 
+The operations are tested in both forms, TensorFlow's for the host and JAX's for the device.
+"""
+
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 import pytest
 
+from mixer import randaugment as jax_randaugment
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.input import randaugment
@@ -32,11 +39,23 @@ on_both_images = pytest.mark.parametrize('image', [noise(), scene()], ids=['nois
 at_magnitudes = pytest.mark.parametrize('magnitude', [3, 10, 15, 20])
 
 
-def changed(image, name, magnitude, sign=1.0):
+def by_tensorflow(image, name, magnitude, sign=1.0):
   to = randaugment.operations(
     tf.constant(image), magnitude, tf.constant(sign), tf.constant(CENTRE, tf.float32)
   )
   return to[name]().numpy()
+
+
+def by_jax(image, name, magnitude, sign=1.0):
+  to = jax_randaugment.operations(
+    jnp.array(image), magnitude, jnp.float32(sign), jnp.float32(CENTRE)
+  )
+  return np.asarray(to[name]())
+
+
+@pytest.fixture(params=[by_tensorflow, by_jax], ids=['tensorflow', 'jax'])
+def changed(request):
+  return request.param
 
 
 def blend(degenerate, image, magnitude):
@@ -66,7 +85,7 @@ def test_arguments(magnitude, factor, degrees, slope, pixels, bits, threshold, a
 
 
 @on_both_images
-def test_invert(image):
+def test_invert(changed, image):
   np.testing.assert_array_equal(
     changed(image, 'Invert', 15), ImageOps.invert(Image.fromarray(image))
   )
@@ -74,20 +93,20 @@ def test_invert(image):
 
 @on_both_images
 @pytest.mark.parametrize('magnitude, bits', [(3, 1), (10, 4), (15, 6), (20, 8), (0, 1), (25, 1)])
-def test_posterize(image, magnitude, bits):
+def test_posterize(changed, image, magnitude, bits):
   expected = ImageOps.posterize(Image.fromarray(image), bits)
   np.testing.assert_array_equal(changed(image, 'Posterize', magnitude), expected)
 
 
 @on_both_images
 @pytest.mark.parametrize('magnitude, threshold', [(3, 76), (10, 0), (15, 128), (20, 0)])
-def test_solarize(image, magnitude, threshold):
+def test_solarize(changed, image, magnitude, threshold):
   expected = ImageOps.solarize(Image.fromarray(image), threshold)
   np.testing.assert_array_equal(changed(image, 'Solarize', magnitude), expected)
 
 
 @pytest.mark.parametrize('magnitude', [10, 20])
-def test_solarize_acts_as_invert_where_its_threshold_wraps_to_0(magnitude):
+def test_solarize_acts_as_invert_where_its_threshold_wraps_to_0(changed, magnitude):
   np.testing.assert_array_equal(changed(noise(), 'Solarize', magnitude), 255 - noise())
 
 
@@ -95,14 +114,14 @@ def test_solarize_acts_as_invert_where_its_threshold_wraps_to_0(magnitude):
 @pytest.mark.parametrize(
   'magnitude, addition', [(3, 33), (10, 110), (15, 165), (20, 220), (30, 330)]
 )
-def test_solarize_add(image, magnitude, addition):
+def test_solarize_add(changed, image, magnitude, addition):
   levels = image.astype(int)
   expected = np.where(levels < 128, np.minimum(levels + addition, 255), levels)
   np.testing.assert_array_equal(changed(image, 'SolarizeAdd', magnitude), expected)
 
 
 @on_both_images
-def test_autocontrast(image):
+def test_autocontrast(changed, image):
   got = changed(image, 'AutoContrast', 15)
   for channel in range(3):
     levels = image[..., channel].astype(float)
@@ -112,12 +131,12 @@ def test_autocontrast(image):
 
 
 @on_both_images
-def test_equalize(image):
+def test_equalize(changed, image):
   expected = ImageOps.equalize(Image.fromarray(image))
   np.testing.assert_array_equal(changed(image, 'Equalize', 15), expected)
 
 
-def test_equalize_leaves_a_channel_with_too_few_pixels_below_its_brightest():
+def test_equalize_leaves_a_channel_with_too_few_pixels_below_its_brightest(changed):
   image = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
   image[:4, :50] = 9  # 200 pixels, less than one for each of 255 steps
   np.testing.assert_array_equal(changed(image, 'Equalize', 15), image)
@@ -125,14 +144,14 @@ def test_equalize_leaves_a_channel_with_too_few_pixels_below_its_brightest():
 
 @on_both_images
 @at_magnitudes
-def test_brightness(image, magnitude):
+def test_brightness(changed, image, magnitude):
   got = changed(image, 'Brightness', magnitude)
   assert_rounds_down_to(got, blend(np.zeros(image.shape), image, magnitude))
 
 
 @on_both_images
 @at_magnitudes
-def test_color(image, magnitude):
+def test_color(changed, image, magnitude):
   grey = (image.astype(float) @ (0.2989, 0.587, 0.114))[..., None] * 255.5 / 255
   degenerates = np.floor(grey - 1e-3), np.floor(grey + 1e-3)
   got = changed(image, 'Color', magnitude)
@@ -141,7 +160,7 @@ def test_color(image, magnitude):
 
 @at_magnitudes
 @pytest.mark.parametrize('height, width, level', [(40, 56, 8), (224, 224, 196), (256, 300, 255)])
-def test_contrast_blends_with_the_number_of_pixels(height, width, level, magnitude):
+def test_contrast_blends_with_the_number_of_pixels(changed, height, width, level, magnitude):
   image = noise(height, width)
   got = changed(image, 'Contrast', magnitude)
   assert_rounds_down_to(got, blend(np.full(image.shape, level), image, magnitude))
@@ -149,7 +168,7 @@ def test_contrast_blends_with_the_number_of_pixels(height, width, level, magnitu
 
 @on_both_images
 @at_magnitudes
-def test_sharpness(image, magnitude):
+def test_sharpness(changed, image, magnitude):
   windows = np.lib.stride_tricks.sliding_window_view(image.astype(int), (3, 3), axis=(0, 1))
   degenerate = image.astype(int)
   degenerate[1:-1, 1:-1] = (windows.sum((-2, -1)) + 4 * degenerate[1:-1, 1:-1]) // 13
@@ -182,7 +201,7 @@ def pil_affine(image, matrix):
 @at_magnitudes
 @pytest.mark.parametrize('sign', [1.0, -1.0])
 @pytest.mark.parametrize('name', ['Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'])
-def test_places(image, name, magnitude, sign):
+def test_places(changed, image, name, magnitude, sign):
   level = sign * magnitude / 10
   cos, sin = math.cos(math.radians(30 * level)), math.sin(math.radians(30 * level))
   middle_x, middle_y = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
@@ -209,7 +228,7 @@ def test_places(image, name, magnitude, sign):
   np.testing.assert_array_equal(got[decided], np.asarray(expected)[decided])
 
 
-def test_halfway_between_two_pixels_the_one_away_from_0_is_nearest():
+def test_halfway_between_two_pixels_the_one_away_from_0_is_nearest(changed):
   image, grey = noise(), np.full((HEIGHT, 1, 3), 128, np.uint8)
   forward = changed(image, 'TranslateX', 0.05)  # by half a pixel
   np.testing.assert_array_equal(forward, np.concatenate([image[:, 1:], grey], axis=1))
@@ -219,7 +238,7 @@ def test_halfway_between_two_pixels_the_one_away_from_0_is_nearest():
 
 @on_both_images
 @pytest.mark.parametrize('magnitude, pad', [(0, 0), (1, 4), (3, 12), (10, 40)])
-def test_cutout(image, magnitude, pad):
+def test_cutout(changed, image, magnitude, pad):
   expected = image.copy()
   expected[max(0, ROW - pad) : ROW + pad, max(0, COLUMN - pad) : COLUMN + pad] = 128
   np.testing.assert_array_equal(changed(image, 'Cutout', magnitude), expected)
@@ -322,3 +341,78 @@ def test_no_layers_leave_the_image():
 def test_negative_arguments_are_refused(arguments):
   with pytest.raises(InputError, match=r'=-1.*neither may be negative.*layers=2'):
     randaugment.randaugment(tf.constant(noise()), tf.constant((1, 2), tf.int64), **arguments)
+
+
+# On the device.
+
+
+@functools.cache
+def device_step(layers, at_once):
+  return jax.jit(jax_randaugment.make(layers=layers, magnitude=15, at_once=at_once))
+
+
+def on_device(images, keys, layers=2, at_once=None):
+  return np.asarray(device_step(layers, at_once)(images, keys))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  images = np.stack([noise(20, 24), *(scene()[i : i + 20, i : i + 24] for i in range(15))] * 5)
+  return images, jax.random.split(jax.random.key(3), len(images))
+
+
+def test_on_the_device_the_drawn_operations_follow_each_other(batch):
+  """In TensorFlow's form, on what JAX drew: the same but for rounding halfway between pixels."""
+  drawn = set()
+  for image, key, got in zip(*batch, on_device(*batch), strict=True):
+    expected, names = tf.constant(image), []
+    for layer in range(2):
+      index, sign, centre = jax.device_get(jax_randaugment.draw(key, layer))
+      operations = randaugment.operations(expected, 15, tf.constant(sign), tf.constant(centre))
+      names.append(list(operations)[index])
+      expected = operations[names[-1]]()
+    assert tuple(operations) == jax_randaugment.NAMES
+    drawn |= set(names)
+    if {'Rotate', 'ShearX', 'ShearY'} & set(names):
+      # A pixel that is moved elsewhere may shift the levels of Equalize or AutoContrast a little.
+      far = np.abs(got.astype(int) - expected.numpy()) > 4
+      assert far.mean() < 0.05, names
+    else:
+      np.testing.assert_array_equal(got, expected, err_msg=str(names))
+  assert drawn == set(jax_randaugment.NAMES)
+
+
+def test_on_the_device_an_image_depends_on_its_key_alone(batch):
+  images, keys = batch
+  whole = on_device(images, keys)
+  np.testing.assert_array_equal(on_device(images[::-1], keys[::-1]), whole[::-1])
+  other = on_device(images, jax.random.split(jax.random.key(4), len(images)))
+  assert (other != whole).any(axis=(1, 2, 3)).mean() > 0.8
+
+
+def test_images_worked_on_together_are_those_of_one_at_a_time(batch):
+  together = on_device(*batch, layers=1, at_once=32)  # 80 images: 32, 32 and the rest
+  np.testing.assert_array_equal(together, on_device(*batch, layers=1))
+
+
+def test_draws_on_the_device_are_uniform():
+  count = 16_000
+  keys = jax.random.split(jax.random.key(0), count)
+  first, second = (jax.vmap(lambda key, i=i: jax_randaugment.draw(key, i))(keys) for i in (0, 1))
+  pairs = np.zeros((16, 16))
+  np.add.at(pairs, (np.asarray(first[0]), np.asarray(second[0])), 1)
+  expected = count / 256
+  assert ((pairs - expected) ** 2).sum() / expected < 256 + 5 * math.sqrt(2 * 256)
+  _, sign, centre = jax.device_get(first)
+  assert set(sign) == {-1.0, 1.0} and abs(sign.mean()) < 0.05
+  assert centre.min() >= 0 and centre.max() < 1 and np.allclose(centre.mean(0), 0.5, atol=0.02)
+
+
+def test_no_layers_on_the_device(batch):
+  np.testing.assert_array_equal(on_device(*batch, layers=0), batch[0])
+
+
+@pytest.mark.parametrize('arguments', [(-1, 15), (2, -1)])
+def test_negative_arguments_are_refused_on_the_device_too(arguments):
+  with pytest.raises(InputError, match=r'=-1.*neither may be negative.*layers=2'):
+    jax_randaugment.make(layers=arguments[0], magnitude=arguments[1])

@@ -3,9 +3,12 @@
 import json
 import math
 import sys
+import time
 
 from etils import epath
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mixer import errors, hardware, reporting
@@ -125,6 +128,50 @@ def test_plain_lines(tmp_path, monkeypatch, capsys):
   assert line.endswith('val/top1 0.75\n')
 
 
+@pytest.mark.parametrize(('input_seconds', 'done', 'told'), [
+  (0.25, True, '83%'),  # the device has finished before the batch is there
+  (0.25, False, '0%'),  # it is still at work, so the slow input has cost nothing
+  (0.0, True, '0%'),
+])  # fmt: skip
+def test_the_line_tells_the_share_of_time_that_input_cost(
+  tmp_path, monkeypatch, capsys, input_seconds, done, told
+):
+  class Result(float):
+    def is_ready(self):
+      return done
+
+  clock = Clock(monkeypatch)
+  report = make(tmp_path)
+
+  def slow():
+    while True:
+      clock.now += input_seconds
+      yield
+
+  for step, _ in zip(range(1, 6), report.timed(slow())):
+    clock.now += 0.05
+    report.step(step, {name: Result(value) for name, value in METRICS.items()}, keep=step in (1, 5))
+  report.write()
+  assert f'input wait {told}' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_slow_input_shows_with_a_real_step(tmp_path, capsys):
+  def slow():
+    while True:
+      time.sleep(0.05)
+      yield np.ones(8, np.float32)
+
+  step_fn = jax.jit(lambda x: {name: x.mean() * value for name, value in METRICS.items()})
+  jax.block_until_ready(step_fn(next(slow())))
+  report = make(tmp_path)
+  for step, batch in zip(range(1, 7), report.timed(slow())):
+    report.step(step, step_fn(batch), keep=step == 6)
+  report.write()
+  row = rows(tmp_path)[-1]
+  assert 0.5 < row['input_wait'] <= 1.0
+  assert f'input wait {row["input_wait"]:.0%}' in capsys.readouterr().out
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
   report = make(tmp_path)
@@ -144,3 +191,40 @@ def test_peaks():
   assert hardware.peak_flops('NVIDIA H100 PCIe') == 756e12
   assert hardware.peak_flops('TPU v5 lite') == 197e12 and hardware.peak_flops('TPU v5') == 459e12
   assert hardware.peak_flops('cpu') is None
+
+
+def test_a_row_whose_evaluation_is_made_up_for(tmp_path):
+  """Stopped in the evaluation of step 2: the row is there at once, and completed after a start."""
+  report = make(tmp_path)
+  report.step(2, metrics(loss=1.5), keep=True)
+  report.postpone()
+  report.write()
+  (row,) = rows(tmp_path)
+  assert row['step'] == 2 and row['train/loss'] == 1.5 and row['postponed'] is True
+  again = make(tmp_path, first_step=2)
+  assert again.postponed and rows(tmp_path) == [row]  # killed now, nothing would be lost
+  again.add({'val/top1': 0.75})
+  again.write()
+  again.step(3, metrics(), keep=True)
+  again.write()
+  first, second = rows(tmp_path)
+  expected = {name: value for name, value in row.items() if name != 'postponed'}
+  assert first == {**expected, 'val/top1': 0.75} and second['step'] == 3
+  assert not make(tmp_path, first_step=3).postponed
+
+
+def test_metrics_that_are_gone(tmp_path):
+  report = make(tmp_path)
+  (tmp_path / 'metrics.jsonl').unlink()
+  report.step(1, metrics(), keep=True)
+  with pytest.raises(errors.InputError, match='metrics.jsonl is gone: it was moved or removed'):
+    report.write()
+  assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_what_comes_once(tmp_path):
+  report = make(tmp_path, once={'compile_seconds': 2.5})
+  for step in (1, 2):
+    report.step(step, metrics(), keep=True)
+  report.write()
+  assert [row.get('compile_seconds') for row in rows(tmp_path)] == [2.5, None]

@@ -4,9 +4,11 @@ import random
 import signal
 import time
 
+from etils import epath
 import numpy as np
 import pytest
 
+from mixer import checkpoints
 import runs
 
 STEPS = 120
@@ -69,26 +71,47 @@ def test_three_kills(straight, env, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills(env, tmp_path):
-  steps = 1000
+def test_fifty_kills_during_saves(env, tmp_path, kills=50):
+  """Each at a moment of chance after a save has begun; the step before it is never lost."""
+  steps, killed = 1000, tmp_path / 'killed'
   straight = run_straight(tmp_path / 'straight', env, steps)
-  run_with_kills(tmp_path / 'killed', env, steps, kills=20, seed=2)
-  assert_same_run(tmp_path / 'killed', straight)
+  chance, cut_short = random.Random(3), 0
+
+  def unfinished():
+    return list(killed.glob('checkpoints/*.orbax-checkpoint-tmp'))
+
+  for _ in range(kills):
+    left = set(unfinished())
+    process = runs.start('train.py', *flags(killed, steps), env=env)
+    assert runs.wait_for(lambda: set(unfinished()) - left, process)  # noqa: B023
+    complete = runs.saved_steps(killed)
+    time.sleep(chance.uniform(0.0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    cut_short += bool(unfinished())
+    intact = [
+      s
+      for s in runs.saved_steps(killed)
+      if checkpoints.damage(epath.Path(killed / 'checkpoints' / str(s))) is None
+    ]
+    assert not complete or (intact and intact[-1] >= complete[-1])
+  assert cut_short >= kills // 5  # the others came after its end
+  status, output = runs.run('train.py', *flags(killed, steps), env=env)
+  assert status == 0, output
+  assert 'is damaged' not in output
+  assert_same_run(killed, straight)
 
 
 def test_a_damaged_checkpoint_is_not_used(straight, env, tmp_path):
   """One flipped bit in the newest checkpoint: the one before is used, and said."""
   process = runs.start('train.py', *flags(tmp_path, STEPS), env=env)
-  checkpoints = tmp_path / 'checkpoints'
-
-  def saved():
-    return sorted(int(p.name) for p in checkpoints.glob('*') if p.name.isdigit())
-
-  assert runs.wait_for(lambda: len(saved()) >= 2, process)
+  assert runs.wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 2, process)
   process.kill()
   process.communicate()
-  older, newest = saved()[-2:]
-  victim = max((checkpoints / str(newest) / 'state').rglob('*'), key=lambda p: p.stat().st_size)
+  older, newest = runs.saved_steps(tmp_path)[-2:]
+  victim = max(
+    (tmp_path / 'checkpoints' / str(newest) / 'state').rglob('*'), key=lambda p: p.stat().st_size
+  )
   content = bytearray(victim.read_bytes())
   content[len(content) // 2] ^= 1
   victim.write_bytes(bytes(content))

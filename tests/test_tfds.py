@@ -4,6 +4,7 @@ import os
 import re
 import socket
 
+import jax
 import numpy as np
 import pytest
 
@@ -153,6 +154,19 @@ def test_randaugment_changes_pixels_and_resumes_and_shards_like_all_else(open_se
     assert (batch['image'] != before['image']).any(axis=(1, 2, 3)).sum() >= 6  # of 8
   shards = [take(data.train_batches(4, 1, shard, 2), 3) for shard in range(2)]
   sets.assert_same(sets.join(shards), whole[4:])
+
+
+def test_randaugment_left_to_the_device(open_set):
+  """The host hands over crop and flip alone, and with them what the step has to do."""
+  facts = dict(randaugment_layers=2, randaugment_magnitude=15)
+  there, plain = open_set(**facts, randaugment_on='device'), open_set()
+  sets.assert_same(take(there.train_batches(0, 5), 2), take(plain.train_batches(0, 5), 2))
+  images = next(there.train_batches(0, 5))['image']
+  keys = jax.random.split(jax.random.key(0), len(images))
+  assert (np.asarray(there.augment(images, keys)) != images).any(axis=(1, 2, 3)).mean() > 0.5
+  assert plain.augment is None and open_set(**facts).augment is None
+  with pytest.raises(InputError, match="randaugment_on='gpu'; use 'host' or 'device'"):
+    open_set(**facts, randaugment_on='gpu')
 
 
 def test_an_example_is_cropped_anew_in_every_epoch_and_with_every_seed(open_set):

@@ -282,6 +282,27 @@ def test_a_disk_that_is_too_full(tmp_path):
     workdirs.check_space(workdirs.prepare(str(tmp_path)), 10**18)
 
 
+def test_one_run_in_a_workdir(tmp_path):
+  directory = workdirs.prepare(str(tmp_path))
+  with (
+    workdirs.locked(directory),
+    pytest.raises(errors.InputError, match=f'another run is at work in .*: process {os.getpid()} '),
+    workdirs.locked(directory),
+  ):
+    pytest.fail('two runs')
+  with workdirs.locked(directory):
+    pass
+
+
+def test_a_filesystem_without_locks(tmp_path, monkeypatch, caplog):
+  def flock(*_):
+    raise OSError(37, 'No locks available')
+
+  monkeypatch.setattr(workdirs.fcntl, 'flock', flock)
+  with workdirs.locked(workdirs.prepare(str(tmp_path))):
+    assert 'No locks available' in caplog.text and 'no other run uses' in caplog.text
+
+
 def test_rows_cut_short_by_a_kill_are_left_out(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"st')
   assert reporting.read_rows(tmp_path) == [{'step': 1}, {'step': 2}]

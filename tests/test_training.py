@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from mixer import batch_ops, models, optim, sharding, training
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 
 def make_mesh(data, fsdp):
@@ -132,7 +132,7 @@ def test_step_by_hand(loss, microbatches, multi_hot):
 # --- Mixup and the example keys ------------------------------------------------------------
 
 
-def seen_by_the_model(step_number, mixup, key=7, n=6):
+def seen_by_the_model(step_number, mixup, key=7, n=6, augment=None):
   """What `apply` is given, and the loss, when the step runs uncompiled."""
   seen = {}
 
@@ -144,7 +144,7 @@ def seen_by_the_model(step_number, mixup, key=7, n=6):
   tx, rate = chain()
   step = training.make_step(
     apply=apply, tx=tx, learning_rate=rate, loss='softmax', num_classes=5, mixup=mixup,
-    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1),
+    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1), augment=augment,
   )  # fmt: skip
   params = linear_params()
   state = training.TrainState(step=jnp.int32(step_number), params=params, opt_state=tx.init(params))
@@ -193,6 +193,39 @@ def test_example_keys():
   np.testing.assert_array_equal(with_mixup, keys[7, 1])
   larger_batch = seen_by_the_model(1, 0.0, n=10)[0]['keys']
   np.testing.assert_array_equal(larger_batch[:6], keys[7, 1])
+
+
+def test_augmentation_comes_before_mixup_and_is_the_same_on_any_mesh():
+  """Each image gets a value drawn from its key; both parts of a mixture have theirs."""
+
+  def augment(images, keys):
+    draws = jax.vmap(lambda key: jax.random.randint(key, (), 1, 100))(keys)
+    return images // 2 + draws.astype(jnp.uint8)[:, None, None, None]
+
+  def metrics_on(data, microbatches, given=augment):
+    tx, rate = chain()
+    step, state, like = linear_setup(
+      make_mesh(data, 1), tx, rate, linear_params(), mixup=0.8, microbatches=microbatches,
+      augment=given,
+    )  # fmt: skip
+    batch = sharding.put(batch_of(16, side=2), make_mesh(data, 1))
+    compiled = training.compile_step(step, like, batch, make_mesh(data, 1))
+    return compiled(state, batch)[1]
+
+  losses = {
+    (data, microbatches): float(metrics_on(data, microbatches)['loss'])
+    for data, microbatches in ((1, 1), (8, 1), (2, 4))
+  }
+  assert losses[8, 1] == pytest.approx(losses[1, 1], rel=1e-5)
+  assert losses[2, 4] == pytest.approx(losses[1, 1], rel=1e-5)
+
+  seen, *_ = seen_by_the_model(0, 0.8, augment=augment)
+  keys = jax.random.wrap_key_data(seen['keys'])
+  own = np.float64(augment(jnp.array(batch_of(6, side=2)['image']), keys)) / 127.5 - 1
+  previous = np.concatenate([own[-1:], own[:-1]])
+  difference = (own - previous).ravel()
+  weight = difference @ (seen['images'] - previous).ravel() / (difference @ difference)
+  np.testing.assert_allclose(seen['images'], weight * own + (1 - weight) * previous, atol=1e-6)
 
 
 # --- One result on any mesh, in any number of microbatches, in any layout ------------------
@@ -439,9 +472,15 @@ def test_describe_data():
   )
 
 
-def intervals(evaluate, checkpoint, keep_best):
+def intervals(evaluate, checkpoint, keep_best, every=0):
   return training.intervals(
-    log=5, evaluate=evaluate, checkpoint=checkpoint, keep_best=keep_best, evals=['val', 'real']
+    log=5,
+    evaluate=evaluate,
+    checkpoint=checkpoint,
+    keep_best=keep_best,
+    evals={'val': {}, 'shots': {'every': every}, 'real': {}},
+    rising=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
+    skipped=['real'],
   )
 
 
@@ -461,12 +500,24 @@ def test_the_best_must_be_saved_when_it_is_measured(evaluate, checkpoint):
 
 
 def test_the_best_must_be_measured():
-  text = (
-    "config.checkpoints.keep_best='test/top1'; use one of "
-    "['val/top1', 'val/top5', 'real/top1', 'real/top5']."
-  )
-  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    intervals(20, 10, 'test/top1')
+  for unknown in ('test/top1', 'shots/5shot'):  # the latter is not measured each time
+    text = f"config.checkpoints.keep_best={unknown!r}; use one of ['val/top1', 'val/top5']."
+    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+      intervals(20, 10, unknown)
+  text = "config.checkpoints.keep_best='real/top1', but the data of that evaluation are not on disk"
+  with pytest.raises(InputError, match=f'^{re.escape(text)}. Prepare them'):
+    intervals(20, 10, 'real/top1')
+
+
+def test_an_evaluations_own_interval_is_a_multiple():
+  assert intervals(20, 10, None, every=60)['evaluate'] == 20
+  assert intervals(0, 10, None, every=0)['evaluate'] == 0
+  for evaluate, every in ((20, 30), (0, 30), (20, -20)):
+    text = (
+      f'config.evals.shots.every={every} is not a multiple of config.every.evaluate={evaluate}.'
+    )
+    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+      intervals(evaluate, 10, None, every=every)
 
 
 def test_due():
@@ -500,6 +551,8 @@ def test_check_batch_size():
 class Events(list):
   """A report that keeps what it is told, in order."""
 
+  postponed = False
+
   def timed(self, batches):
     return batches
 
@@ -509,6 +562,9 @@ class Events(list):
   def add(self, results):
     self.append(('add', results))
 
+  def postpone(self):
+    self.append(('postpone',))
+
   def write(self):
     self.append(('write',))
 
@@ -517,20 +573,26 @@ class Events(list):
     yield
 
 
-def fit(first, total, every, batches):
+def fit(first, total, every, batches, *, postponed=False, **more):
+  """(the last step, or what was said on being stopped; events)."""
   events = Events()
-  state = training.fit(
-    training.TrainState(step=jnp.int32(first), params=first, opt_state=None),
-    step_fn=lambda state, batch: (
+  events.postponed = postponed
+  arguments = {
+    'step_fn': lambda state, batch: (
       state.replace(step=state.step + 1, params=state.params + 1), {'batch': batch}
     ),
-    batches=batches,
-    total_steps=total,
-    every=every,
-    evaluate=lambda params: {'val/top1': params / 10},
-    save=lambda step, state, results: events.append(('save', step, int(state.step), results)),
-    report=events,
-  )  # fmt: skip
+    'batches': batches,
+    'total_steps': total,
+    'every': every,
+    'evaluate': lambda params, step: {'val/top1': params / 10} if params == step else {},
+    'save': lambda step, state, results: events.append(('save', step, int(state.step), results)),
+    'report': events,
+  }  # fmt: skip
+  begin = training.TrainState(step=jnp.int32(first), params=first, opt_state=None)
+  try:
+    state = training.fit(begin, **{**arguments, **more})
+  except Interrupted as stop:
+    return str(stop), events
   return int(state.step), events
 
 
@@ -556,3 +618,27 @@ def test_loop_goes_on_where_the_state_is():
   assert step == 5 and next(batches) == 5
   assert [event[1] for event in events if event[0] == 'step'] == [4, 5]
   assert fit(5, 5, {'log': 1, 'evaluate': 1, 'checkpoint': 1}, batches) == (5, [('write',)])
+
+
+def test_loop_saves_where_it_is_told_to_stop():
+  every = {'log': 0, 'evaluate': 0, 'checkpoint': 0}
+  text, events = fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 3)
+  assert text == 'at step 3 of 5; its state is saved.'
+  assert [event for event in events if event[0] != 'step'] == [('write',), ('save', 3, 3, {})]
+
+
+def test_an_evaluation_that_is_left_is_made_up_for():
+  def left(params):
+    raise Interrupted('by a signal')
+
+  every = {'log': 0, 'evaluate': 2, 'checkpoint': 4}
+  text, events = fit(0, 5, every, iter(range(9)), evaluate=left)
+  assert text == 'at step 2 of 5; its state is saved.'
+  assert events[-3:] == [('postpone',), ('write',), ('save', 2, 2, {})]
+  # Told to stop when the evaluation was due: it is not begun.
+  assert fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 2) == (text, events)
+
+  step, events = fit(2, 3, every, iter([2]), postponed=True)
+  assert step == 3 and events[:2] == [('add', {'val/top1': 0.2}), ('step', 3, {'batch': 2}, True)]
+  step, events = fit(4, 5, every, iter([4]), postponed=True)
+  assert events[:3] == [('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4, {'val/top1': 0.4})]

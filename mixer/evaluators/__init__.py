@@ -1,42 +1,131 @@
 """Evaluators by name. An evaluator is a callable: params -> {result: float}."""
 
 from collections.abc import Callable, Mapping
+import functools
+import json
+from typing import NamedTuple
 
+from etils import epath
+import jax
 from jax.sharding import Mesh
+import numpy as np
 
-from mixer import settings
+from mixer import files, settings, sharding, training
 from mixer.errors import InputError
-from mixer.evaluators import classification
+from mixer.evaluators import classification, fewshot
 
-EVALUATORS = {'classification': classification.make}
+_NOT_THEIRS = ('kind', 'input', 'train_input', 'every')  # of a section's keys
+
+
+class Kind(NamedTuple):
+  """A sort of evaluation."""
+
+  make: Callable  # of an evaluator; takes what is `given` and the rest of its section
+  given: tuple[str, ...]  # of what `build` has
+  rising: Callable[[Mapping], tuple[str, ...]]  # section -> results of which more is better
+
+
+EVALUATORS = {
+  'classification': Kind(
+    classification.make, ('apply', 'data', 'loss', 'mesh'), lambda _: ('top1', 'top5')
+  ),
+  'real': Kind(classification.make_real, ('apply', 'data', 'mesh'), lambda _: ('top1',)),
+  'fewshot': Kind(
+    fewshot.make,
+    ('features', 'data', 'pool', 'mesh', 'sources', 'record'),
+    lambda section: tuple(f'{k}shot' for k in section.get('shots', ())),
+  ),
+}
 
 
 def build(
-  sections: Mapping[str, Mapping], opened: Mapping, *, apply: Callable, loss: str, mesh: Mesh
-) -> Callable[[Mapping], dict[str, float]]:
-  """One evaluator of all the sections: params -> {'<section>/<result>': float}.
+  sections: Mapping[str, Mapping],
+  opened: Mapping[str, Mapping],
+  *,
+  apply: Callable,
+  features: Callable,
+  loss: str,
+  mesh: Mesh,
+  records: epath.Path,
+  total_steps: int = 0,
+) -> Callable[..., dict[str, float]]:
+  """One evaluator of all that was opened: (params, step=None) -> {'<section>/<result>': float}.
+
+  With a step, it leaves out the sections whose own `every` is not due at it.
 
   Args:
-    sections: `config.evals`: by name, 'kind' (one of EVALUATORS), 'input' and the kind's own
+    sections: `config.evals`: by name, 'kind' (one of EVALUATORS), 'input', for some kinds
+      'train_input', if wanted 'every' (steps; 0 for the last one only), and the kind's own
       keyword arguments.
-    opened: their inputs, from `mixer.input.open_evals`.
+    opened: the inputs of those to be run, from `mixer.input.open_evals`.
     apply: (params, images) -> logits.
+    features: (params, images) -> pre-logits.
     loss: the training loss, a name in `losses.LOSSES`.
     mesh: the devices that share the work.
+    records: what an evaluation has to tell beside numbers goes to '<records>.<section>.json'.
+    total_steps: the last step.
   """
+  _check_agreement(sections, opened)
   parts = {}
-  for name, section in sections.items():
-    own = {key: value for key, value in section.items() if key not in ('kind', 'input')}
-    if section.get('kind') not in EVALUATORS:
+  for name, inputs in opened.items():
+    section = sections[name]
+    kind = _kind(name, section)
+    network = {'apply': apply, 'features': features, 'loss': loss, 'mesh': mesh}
+    sources = {'data': section['input'], 'pool': section.get('train_input')}
+    record = functools.partial(_record, records.with_name(f'{records.name}.{name}.json'), name)
+    have = {**network, **inputs, 'sources': sources, 'record': record}
+    wanted = {'data', 'pool'} & set(kind.given)
+    if wanted != set(inputs):
       raise InputError(
-        f'config.evals.{name}.kind is {section.get("kind")!r}; use one of {sorted(EVALUATORS)}.'
+        f'config.evals.{name}: kind={section["kind"]!r} takes '
+        f'{"an input and a train_input" if "pool" in wanted else "an input and no train_input"}.'
       )
-    parts[name] = settings.call(
-      f'config.evals.{name}', EVALUATORS[section['kind']], own,
-      apply=apply, data=opened[name], loss=loss, mesh=mesh,
-    )  # fmt: skip
+    own = {key: value for key, value in section.items() if key not in _NOT_THEIRS}
+    given = {key: have[key] for key in kind.given}
+    parts[name] = settings.call(f'config.evals.{name}', kind.make, own, **given)
 
-  def evaluate(params) -> dict[str, float]:
-    return {f'{name}/{k}': v for name, part in parts.items() for k, v in part(params).items()}
+  def evaluate(params, step: int | None = None) -> dict[str, float]:
+    results = {}
+    for name, part in parts.items():
+      every = sections[name].get('every', 1)
+      if step is None or training.due(step, every, total_steps):
+        results |= {f'{name}/{key}': value for key, value in part(params).items()}
+    return results
 
   return evaluate
+
+
+def rising(sections: Mapping[str, Mapping]) -> list[str]:
+  """The results, as '<section>/<result>', of which more is better."""
+  return [
+    f'{name}/{result}'
+    for name, section in sections.items()
+    for result in _kind(name, section).rising(section)
+  ]
+
+
+def _kind(name: str, section: Mapping) -> Kind:
+  if section.get('kind') not in EVALUATORS:
+    raise InputError(
+      f'config.evals.{name}.kind is {section.get("kind")!r}; use one of {sorted(EVALUATORS)}.'
+    )
+  return EVALUATORS[section['kind']]
+
+
+def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
+  if jax.process_index() == 0:
+    files.write(path, json.dumps(facts).encode())
+    print(f'{name}: {line}; all in {path}', flush=True)
+
+
+def _check_agreement(sections: Mapping, opened: Mapping) -> None:
+  """Raises InputError if this process opened other evaluations than the others did."""
+  mine = np.array([name in opened for name in sections])
+  differing = [
+    name for name, same in zip(sections, sharding.same_everywhere(mine), strict=True) if not same
+  ]
+  if differing:
+    raise InputError(
+      f'config.evals: the data of {differing} are on disk for some processes only; put them where '
+      'every process sees them.'
+    )

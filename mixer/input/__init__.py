@@ -1,13 +1,14 @@
 """Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import importlib
 from typing import Protocol
 
+from absl import logging
 import numpy as np
 
-from mixer import settings
-from mixer.errors import InputError
+from mixer import hardware, settings
+from mixer.errors import InputError, MissingData
 
 
 class Input(Protocol):
@@ -16,11 +17,13 @@ class Input(Protocol):
   num_examples: int
   num_classes: int
   class_names: tuple[str, ...]
+  multi_label: bool  # whether an image may have several labels, or none
   image_size: tuple[int, int]  # height, width
   channels: int
   batch_size: int  # global
   for_evaluation: bool  # whether images come without randomness
   preprocessing: dict  # what evaluation does to an image, for model.json
+  augment: Callable | None  # of `training.make_step`: what is left to the train step
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int, num_shards: int
@@ -36,14 +39,21 @@ class Input(Protocol):
   ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once; 'mask' is True for examples and False for padding."""
 
+  def host_bytes(self, num_shards: int) -> dict[str, int]:
+    """What each part takes of a process's memory, about: {part: bytes}."""
+
 
 # name -> (module, function); a module is imported when its source is asked for, since those of
-# 'folder' and 'tfds' load TensorFlow.
+# image files load TensorFlow.
 SOURCES = {
+  'arrays': ('mixer.input.arrays', 'make'),
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
   'placed_digits': ('mixer.input.arrays', 'placed_digits'),
+  'shards': ('mixer.input.shards', 'make'),
+  'synthetic': ('mixer.input.synthetic', 'Synthetic'),
   'tfds': ('mixer.input.tfds', 'make'),
+  'vtab': ('mixer.input.vtab', 'make'),
 }
 
 
@@ -64,15 +74,22 @@ def build(*, source: str, **arguments) -> Input:
   return settings.call(f'input source {source!r}', found, arguments)
 
 
-def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) -> dict:
-  """The input of every section of `config.evals`, opened before any long work starts.
+def open_evals(
+  sections: Mapping[str, Mapping], trained: Input | None = None, *, require: bool = False
+) -> tuple[dict[str, dict[str, Input]], dict[str, str]]:
+  """The inputs of every section of `config.evals`, opened before any long work starts.
+
+  Returns ({section: {'data': its input} and, of one with a `train_input`, 'pool'}, {section that
+  is left out: why}). Left out is what is not on disk, and nothing else.
 
   Args:
     sections: `config.evals`.
-    trained: the training input; an evaluation needs the same classes and image shape.
+    trained: the training input; an evaluation needs the same image shape, and the same classes
+      unless it learns its own from a `train_input`.
+    require: raise MissingData instead of leaving anything out.
 
   Raises:
-    InputError: an input is not there, or does not fit `trained`.
+    InputError: an input is not as it should be, or does not fit `trained` or its `train_input`.
   """
   without = [name for name, section in sections.items() if 'input' not in section]
   if without:
@@ -83,21 +100,91 @@ def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) ->
       f'config.evals: the names {reserved} would mix with the training metrics; use others, '
       'without "/".'
     )
-  opened = {name: build(**section['input']) for name, section in sections.items()}
-  for name, data in opened.items():
-    if not data.for_evaluation:
+  opened, skipped = {}, {}
+  for name, section in sections.items():
+    try:
+      opened[name] = _open(name, section)
+    except MissingData as fault:
+      if require:
+        raise MissingData(f'config.evals.{name}, and --require_evals is set: {fault}') from fault
+      skipped[name] = str(fault)
+  for name, inputs in opened.items():
+    own = f'config.evals.{name}.input'
+    if 'pool' in inputs:
+      _compare(own, inputs['data'], f'config.evals.{name}.train_input', inputs['pool'],
+               (*_CLASSES, *_SHAPE, 'preprocessing'))  # fmt: skip
+    if trained is not None:
+      facts = _SHAPE if 'pool' in inputs else (*_CLASSES, *_SHAPE)
+      _compare(own, inputs['data'], 'config.train_input', trained, facts)
+  return opened, skipped
+
+
+def describe_skipped(skipped: Mapping[str, str]) -> str:
+  """What `open_evals` left out and how to get it, each reason once."""
+  names: dict[str, list[str]] = {}
+  for name, reason in skipped.items():
+    names.setdefault(reason, []).append(name)
+  return '\n'.join(f'{", ".join(of)}: {reason}' for reason, of in names.items())
+
+
+_CLASSES, _SHAPE = ('num_classes', 'class_names'), ('image_size', 'channels')
+
+
+def _open(name: str, section: Mapping) -> dict[str, Input]:
+  """'data' of the section's `input`, and 'pool' of its `train_input` where it has one."""
+  inputs = {}
+  for key, role in (('input', 'data'), ('train_input', 'pool')):
+    if key not in section:
+      continue
+    arguments = dict(section[key])
+    if 'images_per_device' in section:
+      if 'batch_size' in arguments:
+        raise InputError(
+          f'config.evals.{name} has images_per_device, so {key} takes no batch_size.'
+        )
+      arguments['batch_size'] = section['images_per_device']
+    inputs[role] = build(**arguments)
+    if not inputs[role].for_evaluation:
       raise InputError(
-        f'config.evals.{name}.input: an evaluation needs a crop without randomness; '
+        f'config.evals.{name}.{key}: an evaluation needs a crop without randomness; '
         'use crop="resize_small".'
       )
-    for fact in ('num_classes', 'class_names', 'image_size', 'channels'):
-      have, want = getattr(data, fact), getattr(trained, fact, None)
-      if trained is not None and have != want:
-        raise InputError(
-          f'config.evals.{name}.input and config.train_input differ in {fact}: '
-          f'{_short(have)} and {_short(want)}.'
-        )
-  return opened
+  return inputs
+
+
+def _compare(name: str, data: Input, other_name: str, other: Input, facts) -> None:
+  for fact in facts:
+    have, want = getattr(data, fact), getattr(other, fact)
+    if have != want:
+      raise InputError(
+        f'{name} and {other_name} differ in {fact}: {_short(have)} and {_short(want)}.'
+      )
+
+
+def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) -> str:
+  """What the inputs of a run take of this process's memory; warns if the host has less.
+
+  Args:
+    data: the training input; its batches are made ahead all the time.
+    tests: what `open_evals` opened, of which one input is read at a time.
+    num_shards: processes of the run.
+  """
+  training = data.host_bytes(num_shards)
+  evaluations = [one.host_bytes(num_shards) for of in tests.values() for one in of.values()]
+  kept = sum(of.get('index', 0) + of.get('arrays', 0) for of in evaluations)
+  passing = [of.get('read-ahead', 0) + of['batches'] for of in evaluations]  # no order: unshuffled
+  parts = {**training, 'evaluations': kept + max(passing, default=0)}
+  total, limit = sum(parts.values()), hardware.host_memory()
+  if total > limit:
+    logging.warning(
+      'THE INPUT NEEDS ABOUT %.1f GiB, AND THIS HOST HAS %.1f. Use a smaller batch, or more hosts.',
+      total / 2**30,
+      limit / 2**30,
+    )
+  told = ', '.join(f'{size / 2**20:.1f} MiB {part}' for part, size in parts.items() if size)
+  return (
+    f'input: about {total / 2**20:.1f} MiB of {limit / 2**20:.0f}, beside the libraries: {told}'
+  )
 
 
 def _short(value) -> str:

@@ -1,6 +1,9 @@
 """Images held in memory as numpy arrays. Needs no TensorFlow."""
 
 from collections.abc import Iterator, Sequence
+import os
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -9,7 +12,7 @@ from mixer.input import order
 
 
 class Arrays:
-  """An input over uint8 images (n, height, width, channels) and class numbers (n,)."""
+  """An input over uint8 images (n, height, width, channels) with their classes."""
 
   def __init__(
     self,
@@ -19,6 +22,7 @@ class Arrays:
     *,
     batch_size: int,
     shift_pixels: int = 0,
+    flip: bool = False,
     subset_fraction: float = 1.0,
     subset_seed: int = 0,
   ):
@@ -26,12 +30,16 @@ class Arrays:
 
     Args:
       images: uint8 (n, height, width, channels).
-      labels: (n,), in range(len(class_names)).
+      labels: (n,), in range(len(class_names)), or uint8 (n, len(class_names)) of zeros and ones.
       class_names: in the order of the class numbers.
       batch_size: the global one.
       shift_pixels: training images are moved by up to this many pixels along each axis, by
         uniform draws, and filled up with 0.
+      flip: training images are mirrored half of the time.
       subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
+
+    Raises:
+      InputError: the arrays are of another kind or shape, or a label is no class.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
       raise InputError(
@@ -40,16 +48,19 @@ class Arrays:
       )
     if shift_pixels < 0:
       raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
+    _check_labels(labels, len(class_names))
     if subset_fraction != 1.0:
       chosen = order.subset(len(images), subset_fraction, subset_seed)
       images, labels = images[chosen], labels[chosen]
-    self.for_evaluation = True  # there, images are not shifted
-    self._images, self._labels = images, labels.astype(np.int32)
-    self._shift = shift_pixels
+    self.for_evaluation = True  # there, images are neither shifted nor flipped
+    self._images, self._shift, self._flip = images, shift_pixels, flip
+    self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
+    self.multi_label = labels.ndim == 2
     self.batch_size, self.num_examples = batch_size, len(images)
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]
     self.preprocessing = {'name': 'none', 'value_range': [-1, 1]}
+    self.augment = None
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
@@ -60,7 +71,8 @@ class Arrays:
       positions = order.rows(batch, self.batch_size, shard, num_shards)
       index = order.examples(positions, self.num_examples, seed)
       words = order.draws(int(positions[0]), len(positions), seed)
-      yield {'image': self._shifted(self._images[index], words), 'label': self._labels[index]}
+      image = self._flipped(self._shifted(np.asarray(self._images[index]), words), words)
+      yield {'image': image, 'label': self._labels[index]}
       batch += 1
 
   def eval_batches(
@@ -69,7 +81,17 @@ class Arrays:
     """Every example once, with a bool 'mask' that is False for padding."""
     batches = order.padded_batches(self.num_examples, batch_size, shard, num_shards)
     for index, mask in batches:
-      yield {'image': self._images[index], 'label': self._labels[index], 'mask': mask}
+      image = np.asarray(self._images[index])
+      yield {'image': image, 'label': self._labels[index], 'mask': mask}
+
+  def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
+    """What each part takes of a process's memory, about."""
+    on_disk = isinstance(self._images, np.memmap)
+    return {
+      'arrays': self._labels.nbytes + (0 if on_disk else self._images.nbytes),
+      'order': order.host_bytes(self.num_examples),
+      'batches': 2 * self.batch_size // num_shards * self._images[0].nbytes,
+    }
 
   def _shifted(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
     if not self._shift:
@@ -79,6 +101,99 @@ class Arrays:
     windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], axis=(1, 2))
     down, right = (words[:, :2] % np.uint64(2 * reach + 1)).astype(np.int64).T
     return windows[np.arange(len(images)), down, right].transpose(0, 2, 3, 1)  # (n, h, w, c)
+
+  def _flipped(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
+    if not self._flip:
+      return images
+    mirror = (words[:, 2] >> np.uint64(63)).astype(bool)[:, None, None, None]
+    return np.where(mirror, images[:, :, ::-1], images)
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+  numbers = labels.ndim == 1
+  whole = labels.dtype.kind in 'iub'
+  limit = num_classes if numbers else 2
+  if not len(labels):
+    raise InputError('the arrays hold no images.')
+  if not whole or not (numbers or labels.shape[1:] == (num_classes,)):
+    raise InputError(
+      f'labels are ints (n,) or, of {num_classes} classes, zeros and ones (n, {num_classes}); got '
+      f'{labels.dtype} {labels.shape}.'
+    )
+  bad = np.argwhere((labels < 0) | (labels >= limit))
+  if len(bad):
+    raise InputError(
+      f'image {bad[0, 0]} has the label {labels[tuple(bad[0])]}; there are {num_classes} classes, '
+      + ('counted from 0.' if numbers else 'each 0 or 1.')
+    )
+
+
+def make(
+  *,
+  images: str,
+  batch_size: int,
+  labels: str | None = None,
+  num_classes: int | None = None,
+  first: float = 0,
+  last: float | None = None,
+  shift_pixels: int = 0,
+  flip: bool = False,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+) -> Arrays:
+  """Arrays from one .npz or two .npy files; those stay on the disk and are read as they are needed.
+
+  Args:
+    images: path of a .npz with 'images', 'labels' and, if there are, 'class_names'; or of a .npy
+      with uint8 (n, height, width, channels).
+    batch_size, shift_pixels, flip, subset_fraction, subset_seed: see `Arrays`.
+    labels: path of a .npy with the labels that `Arrays` takes, where `images` is one.
+    num_classes: None for the number of 'class_names'.
+    first, last: the part that is read: ints count images, floats are fractions of them, `last`
+      itself is not in it, None is the end.
+
+  Raises:
+    InputError: a file or array is not there, or not as `Arrays` needs it.
+  """
+  if str(images).endswith('.npz') == (labels is not None):
+    raise InputError(
+      f'images={images!r} with labels={labels!r}: give one .npz with both, or two .npy files.'
+    )
+  if labels is None:
+    held = _load(images)
+    missing = [key for key in ('images', 'labels') if key not in held]
+    if missing:
+      raise InputError(f'{images} has no array {missing}; it has {sorted(held)}.')
+  else:
+    held = {'images': _load(images), 'labels': _load(labels)}
+  names = [str(name) for name in held.get('class_names', range(num_classes or 0))]
+  if not names or num_classes not in (None, len(names)):
+    raise InputError(
+      f'{images} names {len(names)} classes and num_classes is {num_classes}; '
+      + ('they differ.' if names else 'give num_classes.')
+    )
+  if held['images'].ndim and held['images'].shape[:1] == held['labels'].shape[:1]:
+    begin, end = order.part(len(held['images']), first, last, images)
+    held = {key: held[key][begin:end] for key in ('images', 'labels')}
+  return Arrays(
+    held['images'], held['labels'], names,
+    batch_size=batch_size, shift_pixels=shift_pixels, flip=flip,
+    subset_fraction=subset_fraction, subset_seed=subset_seed,
+  )  # fmt: skip
+
+
+def _load(path: str):
+  """The array of a .npy, read from the disk when it is needed, or those of a .npz by name."""
+  path = os.path.expanduser(path)
+  try:
+    if not path.endswith('.npz'):
+      return np.lib.format.open_memmap(path, mode='r')
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except FileNotFoundError as fault:
+    raise InputError(f'no file {path}.') from fault
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as fault:
+    raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
 
 
 def digits(

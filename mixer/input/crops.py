@@ -27,9 +27,27 @@ def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
   The paper's pre-training crop: area 5-100 %, aspect 3/4 to 4/3, bilinear, only the crop is
   decoded. So a JPEG whose data end early passes where the crop lies in the part that is there.
   """
-  is_jpeg = tf.io.is_jpeg(encoded)
-  decoded = tf.cond(is_jpeg, lambda: tf.zeros((1, 1, 3), tf.uint8), lambda: _decode(encoded))
-  shape = tf.cond(is_jpeg, lambda: _jpeg_shape(encoded), lambda: tf.shape(decoded))
+  image = tf.cond(
+    tf.io.is_jpeg(encoded),
+    lambda: jpeg_window(encoded, seed, area_range),
+    lambda: _window_of(_decode(encoded), seed, area_range),
+  )
+  return _flip(_bilinear(image, size), seed)
+
+
+def jpeg_window(encoded, seed, area_range=(0.05, 1.0)):
+  """A random part of a JPEG, of which no other is decoded."""
+  window = _draw_window(_jpeg_shape(encoded), seed, area_range)
+  return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+
+
+def _window_of(image, seed, area_range):
+  top, left, height, width = tf.unstack(_draw_window(tf.shape(image), seed, area_range))
+  return image[top : top + height, left : left + width]
+
+
+def _draw_window(shape, seed, area_range):
+  """(top, left, height, width), int32."""
   begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
     shape,
     tf.zeros((1, 0, 4), tf.float32),
@@ -39,18 +57,17 @@ def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
     area_range=area_range,
     use_image_if_no_bounding_boxes=True,
   )
-  window = tf.concat([begin[:2], extent[:2]], axis=0)
-  image = tf.cond(
-    is_jpeg,
-    lambda: tf.io.decode_and_crop_jpeg(encoded, window, channels=3),
-    lambda: tf.slice(decoded, [begin[0], begin[1], 0], [extent[0], extent[1], -1]),
-  )
-  return _flip(_bilinear(image, size), seed)
+  return tf.concat([begin[:2], extent[:2]], axis=0)
 
 
 def direct(encoded, size):
   """The whole image, its shape not kept: vision_transformer's evaluation."""
   return _bilinear(_decode(encoded), size)
+
+
+def direct_flip(encoded, size, seed):
+  """The whole image, flipped half of the time: for labels that depend on its edges."""
+  return _flip(direct(encoded, size), seed)
 
 
 def resize_crop(encoded, size, *, resize):
@@ -60,7 +77,12 @@ def resize_crop(encoded, size, *, resize):
 
 def resize_random_crop(encoded, size, seed, *, resize):
   """A random part of the image resized to `resize`, flipped half of the time: BiT's fine-tuning."""
-  return _flip(_window(_bilinear(_decode(encoded), resize), size, seed), seed)
+  return _flip(resize_random_unflipped_crop(encoded, size, seed, resize=resize), seed)
+
+
+def resize_random_unflipped_crop(encoded, size, seed, *, resize):
+  """The same without a flip: for labels that mirroring would change."""
+  return _window(_bilinear(_decode(encoded), resize), size, seed)
 
 
 def resize_small_crop(encoded, size, *, resize):
@@ -79,9 +101,11 @@ def resize_small_random_crop(encoded, size, seed, *, resize):
 
 CROPS = {
   'direct': Crop(direct, random=False, resizes=False),
+  'direct_flip': Crop(direct_flip, random=True, resizes=False),
   'inception': Crop(inception_crop, random=True, resizes=False),
   'resize': Crop(resize_crop, random=False, resizes=True),
   'resize_random': Crop(resize_random_crop, random=True, resizes=True),
+  'resize_random_unflipped': Crop(resize_random_unflipped_crop, random=True, resizes=True),
   'resize_small': Crop(resize_small_crop, random=False, resizes=True),
   'resize_small_random': Crop(resize_small_random_crop, random=True, resizes=True),
 }
@@ -106,7 +130,9 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _bilinear(image, size):
-  return tf.ensure_shape(_to_uint8(tf.image.resize(image, size, 'bilinear')), (*size, 3))
+  # From float32 the op takes two thirds of its time from uint8. A mean of levels needs no clipping.
+  resized = tf.image.resize(tf.cast(image, tf.float32), size, 'bilinear')
+  return tf.ensure_shape(tf.cast(resized, tf.uint8), (*size, 3))
 
 
 def _cover(image, resize):

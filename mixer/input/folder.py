@@ -4,13 +4,14 @@ from collections.abc import Sequence
 import hashlib
 import io
 import os
+import sys
 
 from absl import logging
 import numpy as np
 from PIL import Image
 
 from mixer import runtime
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 from mixer.files import IMAGE_ENDINGS
 from mixer.input import images
 
@@ -24,6 +25,7 @@ SPLITS = {
   'test': ('test',),
 }
 _TOLD = 5  # names in a warning
+_SAMPLE = 100  # files whose sizes are taken for those of all
 
 
 def make(
@@ -39,6 +41,7 @@ def make(
   randaugment_magnitude: float = 0,
   subset_fraction: float = 1.0,
   subset_seed: int = 0,
+  randaugment_on: str = 'host',
 ) -> images.Images:
   """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
 
@@ -49,12 +52,14 @@ def make(
     split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
       themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      subset_fraction, subset_seed: see `images.Images`.
+      randaugment_on, subset_fraction, subset_seed: see `images.Images`.
     val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
       everything into 'train'.
 
   Raises:
-    InputError: a folder is not there, a class has no training images or is unknown in training.
+    MissingData: there is no folder PATH.
+    InputError: a folder in it is not there, a class has no training images or is unknown in
+      training.
   """
   return images.Images(
     lambda: _Files(*find(path, split, val_fraction)),
@@ -66,6 +71,7 @@ def make(
     randaugment_magnitude=randaugment_magnitude,
     subset_fraction=subset_fraction,
     subset_seed=subset_seed,
+    randaugment_on=randaugment_on,
   )
 
 
@@ -80,7 +86,7 @@ def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], 
   if not 0 <= val_fraction < 1:
     raise InputError(f'val_fraction={val_fraction}; it is at least 0 and below 1.')
   if not _is_folder(path):
-    raise InputError(f'no folder {path}.')
+    raise MissingData(f'no folder {path}.')
   own = [name for name in sum(SPLITS.values(), ()) if _folders(os.path.join(path, name))]
   if 'train' in own:
     return _split_folder(path, split, sorted(set(own)))
@@ -199,11 +205,15 @@ class _Files:
   """Image files with a class each; see `images.Examples`."""
 
   dtypes = (tf.string, tf.int32)
+  multi_label = False
 
   def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
     self._paths, self._labels = paths, np.array(labels, np.int32)
     self.num_examples, self.num_classes = len(paths), len(class_names)
     self.class_names = class_names
+    self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
+    sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
+    self.record_bytes = sum(sizes) // len(sizes)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     files = [_for_tensorflow(_read(self._paths[i])) for i in indices]
@@ -254,6 +264,12 @@ def _is_folder(path: str) -> bool:
 def _names(folder: str) -> list[str]:
   listed = tf.io.gfile.listdir(folder) if '://' in folder else os.listdir(folder)
   return sorted(name.rstrip('/') for name in listed)
+
+
+def _size(path: str) -> int:
+  if '://' in path:
+    return tf.io.gfile.stat(path).length
+  return os.path.getsize(path) if os.path.exists(path) else 0  # a link that leads nowhere
 
 
 def _read(path: str) -> bytes:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mixer import randaugment as device_randaugment
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.input import crops, order, randaugment
@@ -13,6 +14,8 @@ from mixer.input import crops, order, randaugment
 tf = runtime.tensorflow()
 
 _READ_AHEAD = 16  # examples that one call into Python fetches
+_CHUNKS = 4  # of those at once: two calls, and what waits behind each
+_BATCHES = 5  # at once: two ready, one in the making, one handed over, one on its way to the device
 _NAMED = 10  # of the bad examples in a batch
 
 
@@ -22,7 +25,10 @@ class Examples(Protocol):
   num_examples: int
   num_classes: int
   class_names: tuple[str, ...]
+  multi_label: bool
   dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
+  index_bytes: int  # of host memory, to find any example
+  record_bytes: int  # of a stored example, about
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     """What is stored of the examples, as columns; called from several threads."""
@@ -47,6 +53,7 @@ class Images:
     resize: int | tuple[int, int] | None = None,
     randaugment_layers: int = 0,
     randaugment_magnitude: float = 0,
+    randaugment_on: str = 'host',
     subset_fraction: float = 1.0,
     subset_seed: int = 0,
   ):
@@ -59,6 +66,7 @@ class Images:
       crop: a name in `crops.CROPS`.
       resize: an int or (height, width), for the crops that take it.
       randaugment_layers, randaugment_magnitude: see `randaugment`; after a random crop only.
+      randaugment_on: 'host', or 'device' to leave it to the train step.
       subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
@@ -71,7 +79,13 @@ class Images:
         f'randaugment_layers={randaugment_layers} after crop={crop!r}, which has no randomness: '
         f'use one of {random}, or 0 layers.'
       )
+    if randaugment_on not in ('host', 'device'):
+      raise InputError(f"randaugment_on={randaugment_on!r}; use 'host' or 'device'.")
     self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
+    self.augment = None
+    if randaugment_on == 'device' and randaugment_layers:
+      self.augment = device_randaugment.make(**self._randaugment)
+      self._randaugment['layers'] = 0
     self._resize = None if resize is None else crops.pair(resize)
     self.image_size, self.channels = crops.pair(image_size), 3
     self._examples = examples()
@@ -80,6 +94,7 @@ class Images:
     self.for_evaluation = not self._crop.random
     self.batch_size, self.num_examples = batch_size, self._examples.num_examples
     self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
+    self.multi_label = self._examples.multi_label
     self.preprocessing = {
       'name': crop,
       'resize': self._resize,
@@ -91,7 +106,7 @@ class Images:
     self, first_batch: int, seed: int, shard: int = 0, num_shards: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches from number `first_batch` on, without end."""
-    local = self.batch_size // num_shards
+    local = order.local_rows(self.batch_size, num_shards)
 
     def rows(first, count):
       sequence = first + np.arange(count)  # counts this process's rows since step 0
@@ -124,6 +139,16 @@ class Images:
 
     starts = tf.data.Dataset.range(0, len(indices), _READ_AHEAD)
     return self._batches(starts, rows, tf.bool, example, batch_size // num_shards)
+
+  def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
+    """What each part takes of a process's memory, about."""
+    height, width = self.image_size
+    return {
+      'index': self._examples.index_bytes,
+      'order': order.host_bytes(self.num_examples),
+      'read-ahead': _CHUNKS * _READ_AHEAD * self._examples.record_bytes,
+      'batches': _BATCHES * self.batch_size // num_shards * height * width * self.channels,
+    }
 
   def _batches(self, starts, rows, dtype, example: Callable, local: int, first_batch: int = 0):
     """Batches of `local` times `example`, of the numbers and the word that `rows` has for each."""

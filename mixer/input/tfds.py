@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import runtime
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 from mixer.input import images, records
 
 tf = runtime.tensorflow()
@@ -30,6 +30,7 @@ def make(
   randaugment_magnitude: float = 0,
   subset_fraction: float = 1.0,
   subset_seed: int = 0,
+  randaugment_on: str = 'host',
   data_dir: str | None = None,
   image_key: str = 'image',
   label_key: str = 'label',
@@ -40,15 +41,16 @@ def make(
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      subset_fraction, subset_seed: see `images.Images`.
+      randaugment_on, subset_fraction, subset_seed: see `images.Images`.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
   Raises:
-    InputError: the set, split or feature is not there; says where it looked and what to do.
+    MissingData: the set is not on disk; says where it looked and what to do.
+    InputError: the split or feature is not there, or files of the set are missing.
   """
   return images.Images(
-    lambda: _Records(_open_builder(name, data_dir), split, image_key, label_key),
+    lambda: _Records(open_builder(name, data_dir), split, image_key, label_key),
     batch_size=batch_size,
     image_size=image_size,
     crop=crop,
@@ -57,6 +59,7 @@ def make(
     randaugment_magnitude=randaugment_magnitude,
     subset_fraction=subset_fraction,
     subset_seed=subset_seed,
+    randaugment_on=randaugment_on,
   )
 
 
@@ -66,12 +69,13 @@ class _Records:
   dtypes = (tf.string,)
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
-    self._records = _open_records(builder, split)
+    self._records = open_records(builder, split)
     self._features, labels = _features(builder, image_key, label_key)
-    self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
+    self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
+    self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
     self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
@@ -81,7 +85,7 @@ class _Records:
     skip = {self._image_key: tfds.decode.SkipDecoding()}
     example = self._features.deserialize_example(record, decoders=skip)
     label = example[self._label_key]
-    if self._multi_label:
+    if self.multi_label:
       hot = tf.reduce_max(tf.one_hot(label, self.num_classes, dtype=tf.uint8), axis=0)
       return example[self._image_key], hot
     return example[self._image_key], tf.cast(label, tf.int32)
@@ -90,8 +94,12 @@ class _Records:
     return f'{self._where} {index}'
 
 
-def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """The builder of a prepared set; without a version in `name`, any version on disk serves."""
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared set; without a version in `name`, any version on disk serves.
+
+  Raises:
+    MissingData: it is not there.
+  """
   data_dir = os.path.expanduser(data_dir) if data_dir else None  # TFDS takes '~' for a name
   candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
   for candidate in candidates:
@@ -106,7 +114,7 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       continue
     if builder.info.splits:
       return builder
-  raise InputError(_how_to_get(name, data_dir))
+  raise MissingData(_how_to_get(name, data_dir))
 
 
 def _how_to_get(name: str, data_dir: str | None) -> str:
@@ -135,7 +143,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   )
 
 
-def _open_records(builder: tfds.core.DatasetBuilder, split: str):
+def open_records(builder: tfds.core.DatasetBuilder, split: str):
   """The records of a split, or InputError with the splits there are."""
   try:
     instructions = builder.info.splits[split].file_instructions

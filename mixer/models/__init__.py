@@ -95,6 +95,14 @@ def apply_function(model: nn.Module) -> Callable[..., jax.Array]:
   return apply
 
 
+def features_function(model: nn.Module) -> Callable[..., jax.Array]:
+  """(params, images, example_keys=None) -> pooled pre-logits (n, hidden_dim), float32.
+
+  The parameters may have a head of any width, or none: Flax leaves aside what a model lacks.
+  """
+  return apply_function(model.clone(num_classes=None))
+
+
 def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: int = 3) -> dict:
   """Fresh float32 parameters, a nested dict; the same numbers whether or not blocks are scanned."""
   if _has_patches(model):

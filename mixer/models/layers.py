@@ -73,16 +73,21 @@ def drop_path(x: jax.Array, rate: jax.Array, keys: jax.Array | None, *, rescale:
 
 
 class MlpBlock(nn.Module):
-  """Dense to `hidden_dim`, GELU (tanh form), Dense back: (n, a, b) -> (n, a, b)."""
+  """Dense to `hidden_dim`, GELU (tanh form), Dense back: (n, a, b) -> (n, a, b).
+
+  With `out_dim` the result is (n, a, out_dim); `dense` is the class of the two layers.
+  """
 
   hidden_dim: int
   dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  out_dim: int | None = None
+  dense: type[nn.Module] = nn.Dense
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-    out_dim = x.shape[-1]
-    x = nn.gelu(nn.Dense(self.hidden_dim, dtype=self.dtype)(x))
+    out_dim = self.out_dim or x.shape[-1]
+    x = nn.gelu(self.dense(self.hidden_dim, dtype=self.dtype, name='Dense_0')(x))
     x = dropout(x, self.dropout_rate, fold(keys, 0))
-    x = nn.Dense(out_dim, dtype=self.dtype)(x)
+    x = self.dense(out_dim, dtype=self.dtype, name='Dense_1')(x)
     return dropout(x, self.dropout_rate, fold(keys, 1))

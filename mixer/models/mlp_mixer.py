@@ -1,5 +1,6 @@
 """MLP-Mixer: sections 2 and 3 of the paper, under the released parameter names."""
 
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixer.models import layers
+from mixer.models import layers, variants
 
 # Table 1 of the paper: num_blocks, hidden_dim C, tokens_mlp_dim D_S, channels_mlp_dim D_C.
 SIZES = {
@@ -19,26 +20,31 @@ SIZES = {
 
 
 class MixerBlock(nn.Module):
-  """One Mixer layer, equation (1): (n, tokens S, channels C) -> (n, S, C)."""
+  """One Mixer layer, equation (1): (n, tokens S, channels C) -> (n, S, C).
+
+  `out_tokens` is what a block of a pyramid leaves of the tokens; None leaves them all.
+  """
 
   tokens_mlp_dim: int
   channels_mlp_dim: int
   dropout_rate: float = 0.0
   rescale_drop_path: bool = False
   dtype: jnp.dtype = jnp.float32
+  untie_tokens: bool = False
+  channel_groups: int = 1
+  grouping: str = 'concat'
+  out_tokens: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, drop_rate: jax.Array, keys: jax.Array | None) -> jax.Array:
     x = layers.split_examples(x)
-    tokens = nn.LayerNorm(dtype=self.dtype)(x)
-    tokens = jnp.swapaxes(tokens, 1, 2)  # (n, C, S)
-    tokens = layers.MlpBlock(
-      self.tokens_mlp_dim, self.dropout_rate, self.dtype, name='token_mixing'
-    )(tokens, layers.fold(keys, 0))
-    tokens = jnp.swapaxes(tokens, 1, 2)  # (n, S, C)
-    u = x + layers.drop_path(
-      tokens, drop_rate, layers.fold(keys, 1), rescale=self.rescale_drop_path
-    )
+    tokens = self._mix_tokens(nn.LayerNorm(dtype=self.dtype)(x), layers.fold(keys, 0))
+    if self.out_tokens is None:
+      u = x + layers.drop_path(
+        tokens, drop_rate, layers.fold(keys, 1), rescale=self.rescale_drop_path
+      )
+    else:
+      u = tokens
 
     channels = nn.LayerNorm(dtype=self.dtype)(u)
     channels = layers.MlpBlock(
@@ -47,6 +53,19 @@ class MixerBlock(nn.Module):
     return u + layers.drop_path(
       channels, drop_rate, layers.fold(keys, 3), rescale=self.rescale_drop_path
     )
+
+  def _mix_tokens(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+    mlp = dict(hidden_dim=self.tokens_mlp_dim, dropout_rate=self.dropout_rate, dtype=self.dtype)
+    if self.untie_tokens:
+      return variants.untied(x, keys, mlp)
+    if self.channel_groups > 1:
+      views = self.grouping == 'views'
+      return variants.grouped(x, keys, mlp, groups=self.channel_groups, views=views)
+    if self.out_tokens is not None:
+      return variants.shrinking(x, keys, mlp, tokens=self.out_tokens)
+    x = jnp.swapaxes(x, 1, 2)  # (n, C, S)
+    x = layers.MlpBlock(**mlp, name='token_mixing')(x, keys)
+    return jnp.swapaxes(x, 1, 2)  # (n, S, C)
 
 
 class MlpMixer(nn.Module):
@@ -72,6 +91,10 @@ class MlpMixer(nn.Module):
     remat: recompute each block in the backward pass instead of keeping its activations.
     scan: run the blocks as one `lax.scan` over parameters stacked under 'MixerBlocks'
       (`mixer.pretrained.stack_blocks` and `unstack_blocks` convert).
+    untie_tokens, channel_groups, grouping, pyramid: what did not help (appendix A of the paper,
+      `mixer.models.variants`), one at a time: a token-mixing MLP for each channel; G, and how
+      channels are grouped, 'concat' or 'views'; (block, tokens that its token-mixing MLP leaves)
+      for each block that reduces them.
   """
 
   num_classes: int | None
@@ -88,6 +111,14 @@ class MlpMixer(nn.Module):
   dtype: str = 'float32'
   remat: bool = False
   scan: bool = False
+  untie_tokens: bool = False
+  channel_groups: int = 1
+  grouping: str = 'concat'
+  pyramid: Sequence[Sequence[int]] = ()
+
+  def __post_init__(self):
+    variants.check(self)
+    super().__post_init__()
 
   @property
   def layer_names(self) -> tuple[str, ...]:
@@ -125,10 +156,15 @@ class MlpMixer(nn.Module):
       dropout_rate=self.dropout,
       rescale_drop_path=self.rescale_drop_path,
       dtype=self.dtype,
+      untie_tokens=self.untie_tokens,
+      channel_groups=self.channel_groups,
+      grouping=self.grouping,
     )
     if not self.scan:
+      left = dict(map(tuple, self.pyramid))
       for i in range(self.num_blocks):
-        x = block(name=f'MixerBlock_{i}', **sizes)(x, rates[i], layers.fold(example_keys, i))
+        layer = block(name=f'MixerBlock_{i}', out_tokens=left.get(i), **sizes)
+        x = layer(x, rates[i], layers.fold(example_keys, i))
       return x
 
     def body(stacked, carry, i):
@@ -154,9 +190,15 @@ def matmul_flops(model: MlpMixer, image_size: layers.Size, channels: int = 3) ->
   height, width = layers.pair(model.patch_size)
   tokens = rows * columns
   tokens_mlp_dim = math.prod(layers.pair(model.tiles)) * model.tokens_mlp_dim
+  left = dict(map(tuple, model.pyramid))
+  seen = [tokens]  # by the first block, by the second, ..., by the pool
+  for i in range(model.num_blocks):
+    seen.append(left.get(i, seen[-1]))
+  is_viewed = model.channel_groups > 1 and model.grouping == 'views'
+  views = model.num_blocks * 2 * tokens * model.hidden_dim**2 if is_viewed else 0
   return {
     'stem': 2 * tokens * height * width * channels * model.hidden_dim,
-    'tokens': 2 * model.num_blocks * 2 * tokens * tokens_mlp_dim * model.hidden_dim,
-    'channels': 2 * model.num_blocks * 2 * tokens * model.hidden_dim * model.channels_mlp_dim,
+    'tokens': 2 * (sum(seen[:-1]) + sum(seen[1:])) * tokens_mlp_dim * model.hidden_dim + views,
+    'channels': 2 * 2 * sum(seen[1:]) * model.hidden_dim * model.channels_mlp_dim,
     'head': 2 * model.hidden_dim * (model.num_classes or 0),
   }

@@ -1,0 +1,75 @@
+"""What did not help: the changes to token mixing of the paper's appendix A, on its own recipes.
+
+  python train.py --config=configs/ablations.py:model=S/32,data=jft,change=views --workdir=DIR
+  python train.py --config=configs/ablations.py:data=digits,change=untied --workdir=/tmp/untied
+
+The argument is a list of KEY=VALUE:
+
+  model   S/32 ... H/14; not with data=digits, which has its own small model
+  data    imagenet21k, imagenet2012, jft (configs/upstream.py) or digits (configs/digits.py)
+  change  none     the recipe as it is
+          untied   a token-mixing MLP of its own for each channel
+          concat   G neighbouring channels joined: a table of (S*G) x (C/G)
+          views    the same table, made by G trainable linear maps of the channels
+          pyramid  the token-mixing MLP of the middle block leaves a quarter of the tokens
+
+The paper (Mixers of several scales on JFT-300M) reports: untied, no noticeable gain; concat, less
+than 1-2 % of ImageNet 5-shot top-1; views, 3-4 % of ImageNet top-5 for S/32 and nothing for larger
+models; pyramid, much less training time for little loss, which did not carry over to ImageNet and
+ImageNet-21k. It gives neither G (here 2, `config.model.channel_groups`) nor where the tokens become
+fewer (here `config.model.pyramid`).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits, upstream
+
+# The options of the model that each change sets; the pyramid depends on the model.
+CHANGES = {
+  'none': {},
+  'untied': {'untie_tokens': True},
+  'concat': {'channel_groups': 2, 'grouping': 'concat'},
+  'views': {'channel_groups': 2, 'grouping': 'views'},
+  'pyramid': {},
+}
+_BLOCKS = {'S': 8, 'B': 12, 'L': 24, 'H': 32}
+_DEFAULTS = {'model': 'S/32', 'data': 'jft', 'change': 'none'}
+
+
+def get_config(argument: str = '') -> ConfigDict:
+  options = _parse(argument)
+  config, blocks, tokens = _recipe(options['model'], options['data'])
+  pyramid = ((blocks // 2, tokens // 4),) if options['change'] == 'pyramid' else ()
+  config.model.update({'untie_tokens': False, 'channel_groups': 1, 'grouping': 'concat'})
+  config.model.update({'pyramid': pyramid, **CHANGES[options['change']]})
+  return config
+
+
+def _recipe(model: str, data: str) -> tuple[ConfigDict, int, int]:
+  """(the config to change, its number of blocks, its number of tokens)."""
+  if data == 'digits':
+    config = digits.get_config()
+    return config, config.model.num_blocks, (8 // config.model.patch_size) ** 2
+  config = upstream.get_config(f'Mixer-{model}', data)
+  size, patch = model.split('/')
+  return config, _BLOCKS[size], (upstream.IMAGE_SIZE // int(patch)) ** 2
+
+
+def _parse(argument: str) -> dict[str, str]:
+  given = {}
+  for part in filter(None, argument.split(',')):
+    key, equals, value = part.partition('=')
+    if key not in _DEFAULTS or not equals:
+      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(_DEFAULTS)}.')
+    given[key] = value
+  options = {**_DEFAULTS, **given}
+  if options['change'] not in CHANGES:
+    raise ValueError(f'change={options["change"]!r}; use one of {sorted(CHANGES)}.')
+  if options['data'] not in ('digits', *upstream.TABLE_4):
+    raise ValueError(f'data={options["data"]!r}; use digits or one of {sorted(upstream.TABLE_4)}.')
+  if options['data'] == 'digits' and 'model' in given:
+    raise ValueError('data=digits has a small model of its own; leave out model=.')
+  size, slash, patch = options['model'].partition('/')
+  if size not in _BLOCKS or not slash or not patch.isdecimal():
+    raise ValueError(f'model={options["model"]!r}; write one as S/32, with a size of S, B, L, H.')
+  return options

@@ -1,0 +1,76 @@
+"""Results that the paper prints, as data: tables 2 and 3 of arXiv 2105.01601v4.
+
+Accuracies are in percent, throughput in images per second and TPU v3 core, cost in thousands of
+TPU v3 core-days. Table 3 evaluates with the shorter side resized to 256 and a centre crop, table 2
+with a resize to 256 x 256 and a centre crop; the two are not to be compared with each other.
+"""
+
+import dataclasses
+
+SOURCE = 'arXiv 2105.01601v4'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line; None where the paper prints nothing.
+
+  `imagenet`, `real` and `average5` (ImageNet, CIFAR-10 and -100, Pets, Flowers) are after
+  fine-tuning, but for models trained on ImageNet alone `imagenet` and `real` are of that training.
+  """
+
+  table: int
+  data: str  # that the model was pre-trained on, as config.train_input.name has it
+  model: str
+  resolution: int | None  # pixels of fine-tuning and evaluation
+  epochs: int | None
+  imagenet: float | None
+  real: float | None
+  average5: float | None
+  vtab: float | None
+  images_per_sec_per_core: int | None
+  kilo_core_days: float
+
+
+DATA_NAMES = {'imagenet2012': 'ImageNet', 'imagenet21k': 'ImageNet-21k', 'jft_300m': 'JFT-300M'}
+_I1K, _I21K, _JFT = DATA_NAMES
+
+# Of table 2, the lines of other architectures are left out.
+ROWS = (
+  Row(3, _I1K, 'Mixer-B/16', 224, 300, 76.44, 82.36, 88.33, None, 1384, 0.01),
+  Row(3, _I1K, 'ViT-B/16', 224, 300, 79.67, 84.97, 90.79, None, 861, 0.02),
+  Row(3, _I1K, 'Mixer-L/16', 224, 300, 71.76, 77.08, 87.25, None, 419, 0.04),
+  Row(3, _I1K, 'ViT-L/16', 224, 300, 76.11, 80.93, 89.66, None, 280, 0.05),
+  Row(3, _I21K, 'Mixer-B/16', 224, 300, 80.64, 85.80, 92.50, None, 1384, 0.15),
+  Row(3, _I21K, 'ViT-B/16', 224, 300, 84.59, 88.93, 94.16, None, 861, 0.18),
+  Row(3, _I21K, 'Mixer-L/16', 224, 300, 82.89, 87.54, 93.63, None, 419, 0.41),
+  Row(3, _I21K, 'ViT-L/16', 224, 300, 84.46, 88.35, 94.49, None, 280, 0.55),
+  Row(3, _I21K, 'Mixer-L/16', 448, 300, 83.91, 87.75, 93.86, None, 105, 0.41),
+  Row(3, _JFT, 'Mixer-S/32', 224, 5, 68.70, 75.83, 87.13, None, 11489, 0.01),
+  Row(3, _JFT, 'Mixer-B/32', 224, 7, 75.53, 81.94, 90.99, None, 4208, 0.05),
+  Row(3, _JFT, 'Mixer-S/16', 224, 5, 73.83, 80.60, 89.50, None, 3994, 0.03),
+  Row(3, _JFT, 'BiT-R50x1', 224, 7, 73.69, 81.92, None, None, 2159, 0.08),
+  Row(3, _JFT, 'Mixer-B/16', 224, 7, 80.00, 85.56, 92.60, None, 1384, 0.08),
+  Row(3, _JFT, 'Mixer-L/32', 224, 7, 80.67, 85.62, 93.24, None, 1314, 0.12),
+  Row(3, _JFT, 'BiT-R152x1', 224, 7, 79.12, 86.12, None, None, 932, 0.14),
+  Row(3, _JFT, 'BiT-R50x2', 224, 7, 78.92, 86.06, None, None, 890, 0.14),
+  Row(3, _JFT, 'BiT-R152x2', 224, 14, 83.34, 88.90, None, None, 356, 0.58),
+  Row(3, _JFT, 'Mixer-L/16', 224, 7, 84.05, 88.14, 94.51, None, 419, 0.23),
+  Row(3, _JFT, 'Mixer-L/16', 224, 14, 84.82, 88.48, 94.77, None, 419, 0.45),
+  Row(3, _JFT, 'ViT-L/16', 224, 14, 85.63, 89.16, 95.21, None, 280, 0.65),
+  Row(3, _JFT, 'Mixer-H/14', 224, 14, 86.32, 89.14, 95.49, None, 194, 1.01),
+  Row(3, _JFT, 'BiT-R200x3', 224, 14, 84.73, 89.58, None, None, 141, 1.78),
+  Row(3, _JFT, 'Mixer-L/16', 448, 14, 86.78, 89.72, 95.13, None, 105, 0.45),
+  Row(3, _JFT, 'ViT-H/14', 224, 14, 86.65, 89.56, 95.57, None, 87, 2.30),
+  Row(3, _JFT, 'ViT-L/16', 512, 14, 87.76, 90.54, 95.63, None, 32, 0.65),
+  Row(2, _I21K, 'Mixer-L/16', 448, None, 84.15, 87.86, 93.91, 74.95, 105, 0.41),
+  Row(2, _I21K, 'ViT-L/16', None, None, 85.30, 88.62, 94.39, 72.72, 32, 0.18),
+  Row(2, _I21K, 'BiT-R152x4', None, None, 85.39, None, 94.04, 70.64, 26, 0.94),
+  Row(2, _JFT, 'Mixer-H/14', 448, None, 87.94, 90.18, 95.71, 75.33, 40, 1.01),
+  Row(2, _JFT, 'BiT-R152x4', None, None, 87.54, 90.54, 95.33, 76.29, 26, 9.90),
+  Row(2, _JFT, 'ViT-H/14', None, None, 88.55, 90.72, 95.97, 77.63, 15, 2.30),
+)
+
+
+def rows(model: str, data: str | None = None) -> list[Row]:
+  """The lines of a model such as 'Mixer-B/16', of both tables; with `data` its own alone."""
+  return [row for row in ROWS if row.model == model and data in (None, row.data)]

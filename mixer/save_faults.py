@@ -1,0 +1,50 @@
+"""Why a save failed, at once and in words.
+
+Orbax raises the fault of a save only at the next one, and with several processes only when they
+have waited for each other in vain; at once it is in orbax's log alone. So that is listened to.
+"""
+
+import logging as std_logging
+import shutil
+
+from absl import logging
+from etils import epath
+
+from mixer.errors import InputError
+
+seen: list[BaseException] = []  # of the saves under way, in the order they came
+_OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
+
+
+def explained(fault: BaseException, *, step: int, directory: epath.Path, kept: int | None):
+  """The fault that made the save of `step` fail, as InputError if the disk is to blame.
+
+  `kept` is the newest step with a complete checkpoint in `directory`.
+  """
+  fault = seen[0] if seen else fault
+  if not isinstance(fault, OSError) and 'os_error_code' not in str(fault):
+    return fault
+  intact = 'No other was saved yet' if kept is None else f'The checkpoint of step {kept} is intact'
+  return InputError(
+    f'the checkpoint of step {step} could not be written to {directory}: {fault}. {intact}. '
+    f'{_free(directory)}Make room (quotas count too), then start the same command again.'
+  )
+
+
+def _free(directory: epath.Path) -> str:
+  try:
+    return f'{shutil.disk_usage(directory).free / 1e6:,.1f} MB are free there. '
+  except OSError:  # an object store, or the directory has gone
+    return ''
+
+
+def _heed(record: std_logging.LogRecord) -> bool:
+  """Whether a line of the log is to be shown: not the traceback that `seen` gets instead."""
+  of_a_save = record.exc_info and any(text in str(record.msg) for text in _OF_A_SAVE)
+  if of_a_save and '/orbax/' in record.pathname:
+    seen.append(record.exc_info[1])
+    return False
+  return True
+
+
+logging.get_absl_logger().addFilter(_heed)

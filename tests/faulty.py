@@ -1,0 +1,143 @@
+"""Runs an entry point with a fault built in: python tests/faulty.py FAULT[,FAULT] train.py FLAGS
+
+A fault tells of itself by a file in $MARKS, so that nobody has to wait for luck.
+"""
+
+import os
+import pathlib
+import resource
+import runpy
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixer import checkpoints, distributed, preemption, sharding, training
+from mixer.input import arrays
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEP = 25  # where faults come
+
+
+def mark(name: str) -> None:
+  pathlib.Path(os.environ['MARKS'], name).touch()
+
+
+def wait_for(name: str) -> None:
+  while not pathlib.Path(os.environ['MARKS'], name).exists():
+    time.sleep(0.02)
+
+
+def input_raises() -> None:
+  original = arrays.Arrays.train_batches
+
+  def train_batches(self, first_batch, *args):
+    for number, batch in enumerate(original(self, first_batch, *args), first_batch + 1):
+      if number == STEP:
+        raise OSError('the disk of the images has gone')
+      yield batch
+
+  arrays.Arrays.train_batches = train_batches
+
+
+def gradient_is_nan() -> None:
+  original = training.make_step
+
+  def make_step(*, tx, **arguments):
+    traced = {}
+
+    def update(grads, *rest):
+      bad = jnp.where(traced['step'] == STEP - 1, jnp.nan, 1.0)
+      return tx.update(jax.tree.map(lambda x: x * bad, grads), *rest)
+
+    step = original(tx=optax.GradientTransformation(tx.init, update), **arguments)
+
+    def traced_step(state, batch):
+      traced['step'] = state.step
+      return step(state, batch)
+
+    return traced_step
+
+  training.make_step = make_step
+
+
+def disk_is_full() -> None:
+  """From the third save on, no file can grow beyond 12 kB."""
+  original, steps = checkpoints.Checkpoints.save, []
+
+  def save(self, step, *args):
+    steps.append(step)
+    if len(steps) == 3:
+      self._finish()
+      resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+    return original(self, step, *args)
+
+  checkpoints.Checkpoints.save = save
+
+
+def stops_while_evaluating() -> None:
+  """The second evaluation waits in its middle until the run has been told to stop."""
+  original, calls = arrays.Arrays.eval_batches, []
+
+  def eval_batches(self, *args, **kwargs):
+    calls.append(args)
+    for i, batch in enumerate(original(self, *args, **kwargs)):
+      if len(calls) == 2 and i == 1:
+        mark(f'evaluating-{jax.process_index()}')
+        wait_for('go')
+        while not (preemption._stop_at if distributed.several() else preemption._asked.is_set()):
+          time.sleep(0.02)
+      yield batch
+
+  arrays.Arrays.eval_batches = eval_batches
+
+
+def compiles_long() -> None:
+  original = training.compile_step
+
+  def compile_step(*args):
+    mark(f'compiling-{jax.process_index()}')
+    wait_for('go')
+    return original(*args)
+
+  training.compile_step = compile_step
+
+
+def opens_long() -> None:
+  def digits(**_):
+    mark('opening')
+    wait_for('never')
+
+  arrays.digits = digits
+
+
+def step_stalls() -> None:
+  """Step 25 waits for its images until the stall has been told of."""
+  original = arrays.Arrays.train_batches
+
+  def train_batches(self, first_batch, *args):
+    for number, batch in enumerate(original(self, first_batch, *args), first_batch + 1):
+      if number == STEP:
+        mark('stalled')
+        wait_for('go')
+      yield batch
+
+  arrays.Arrays.train_batches = train_batches
+
+
+def shards_everything() -> None:
+  sharding._MIN_SHARDED_SIZE = 1
+
+
+def other_code() -> None:
+  distributed.code_version = lambda: 'changed'
+
+
+if __name__ == '__main__':
+  for fault in sys.argv[1].split(','):
+    globals()[fault]()
+  program = ROOT / sys.argv[2]
+  sys.argv = [str(program), *sys.argv[3:]]
+  runpy.run_path(str(program), run_name='__main__')

@@ -1,0 +1,467 @@
+"""What a run does when it is stopped, when something breaks, and when the machine changes.
+
+With real processes; they wait for events, never for a time.
+"""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import runs
+
+STEPS = 40
+FAULT_STEP = 25  # in faulty.py
+
+
+@pytest.fixture(scope='module')
+def env(tmp_path_factory):
+  cache = tmp_path_factory.mktemp('cache')
+  return runs.environment(
+    cache, JAX_DISABLE_MOST_OPTIMIZATIONS='1'
+  )  # it compiles more than it runs
+
+
+def flags(workdir, *more: str, steps: int = STEPS) -> tuple[str, ...]:
+  total = f'--config.total_steps={steps}'
+  small = (*runs.TINY, '--config.model.num_blocks=1')
+  return runs.train_flags(workdir, *small, total, '--config.checkpoints.keep_last=2', *more)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory, env):
+  """The workdir of a run of one process that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('straight')
+  status, output = runs.run('train.py', *flags(workdir), env=env)
+  assert status == 0, output
+  return workdir
+
+
+def assert_same_run(workdir, straight) -> None:
+  """Bit for bit, with no step lost or doubled."""
+  found, expected = runs.rows(workdir), runs.rows(straight)
+  assert [row['step'] for row in found] == list(range(1, STEPS + 1))
+  assert [runs.learned(row) for row in found] == [runs.learned(row) for row in expected]
+  assert not any('postponed' in row for row in found)
+  with np.load(workdir / 'model.npz') as a, np.load(straight / 'model.npz') as b:
+    assert all(a[name].tobytes() == b[name].tobytes() for name in b.files)
+
+
+def assert_same_losses(workdir, straight) -> None:
+  """To 1e-6, which is for another order of float32 additions."""
+  found, expected = runs.rows(workdir), runs.rows(straight)
+  assert [row['step'] for row in found] == list(range(1, STEPS + 1))
+  losses = [[row['train/loss'] for row in part] for part in (found, expected)]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+  for a, b in zip(found, expected):
+    assert a.get('test/n') == b.get('test/n')
+    assert a.get('test/loss', 0) == pytest.approx(b.get('test/loss', 0), rel=1e-6)
+
+
+def start_all(workdir, env, count: int, *more: str, timeouts=None) -> list[subprocess.Popen]:
+  return [
+    runs.start('train.py', *flags(workdir, *more), *place, env=env)
+    for place in runs.places(count, **(timeouts or {}))
+  ]
+
+
+def wait_for(condition, *processes) -> None:
+  """Until `condition()` holds; fails with what was printed if the first process ends before."""
+  if not runs.wait_for(condition, processes[0]):
+    for process in processes[1:]:
+      process.kill()
+    pytest.fail('\n---\n'.join(output for _, output in runs.ends(*processes)))
+
+
+def rows_written(workdir) -> int:
+  path = workdir / 'metrics.jsonl'
+  return path.read_text().count('\n') if path.exists() else 0
+
+
+def finish(workdir, env, *more: str) -> str:
+  status, output = runs.run('train.py', *flags(workdir, *more), env=env)
+  assert status == 0, output
+  return output
+
+
+def test_two_processes_one_is_told_to_stop_one_process_goes_on(straight, env, tmp_path):
+  processes = start_all(tmp_path, env, 2)
+  wait_for(lambda: rows_written(tmp_path) >= 3, *processes)
+  processes[1].send_signal(signal.SIGTERM)
+  (first, output), (second, other) = runs.ends(*processes)
+  assert (first, second) == (75, 75), output + other
+  (stop,) = re.findall(r'stopped: at step (\d+) of 40; its state is saved', output)
+  assert f'stopped: at step {stop} of 40' in other and int(stop) < STEPS
+  assert runs.saved_steps(tmp_path)[-1] == int(stop) == rows_written(tmp_path)
+  assert 'process 0 of 2' in output and '1 local devices' in other and 'slowest' in output
+  assert f'the checkpoint of step {stop}; step {stop} of 40' in finish(tmp_path, env)
+  assert_same_losses(tmp_path, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_during_an_evaluation(straight, env, tmp_path, number):
+  """The evaluation is left, its step saved, and the evaluation made up for."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  overrides = ('--config.evals.test.input.batch_size=100', '--config.every.evaluate=10')
+  process = runs.start_faulty(
+    'stops_while_evaluating', *flags(workdir, *overrides), marks=marks, env=env
+  )
+  wait_for((marks / 'evaluating-0').exists, process)
+  process.send_signal(number)
+  (marks / 'go').touch()
+  ((status, output),) = runs.ends(process)
+  assert status == 75, output
+  assert 'stopped: at step 20 of 40; its state is saved.' in output
+  assert runs.rows(workdir)[-1]['postponed'] and 'test/top1' not in runs.rows(workdir)[-1]
+  finish(workdir, env, *overrides)
+  rows = runs.rows(workdir)
+  assert [row['step'] for row in rows] == list(range(1, STEPS + 1))
+  assert [row['step'] for row in rows if 'test/top1' in row] == [10, 20, 30, 40]
+  for row, expected in zip(rows, runs.rows(straight)):
+    assert row['train/loss'] == expected['train/loss'] and 'postponed' not in row
+    if 'test/top1' in expected:
+      assert row['test/top1'] == expected['test/top1']
+  assert json.loads((workdir / 'checkpoints/20/metrics/metrics').read_text())['test/top1']
+
+
+@pytest.mark.slow
+def test_two_processes_told_to_stop_during_an_evaluation(straight, env, tmp_path):
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  overrides = ('--config.evals.test.input.batch_size=100', '--config.every.evaluate=10')
+  processes = [
+    runs.start_faulty(
+      'stops_while_evaluating', *flags(workdir, *overrides), *place, marks=marks, env=env
+    )
+    for place in runs.places(2)
+  ]
+  for i, process in enumerate(processes):
+    wait_for((marks / f'evaluating-{i}').exists, process)
+  processes[1].send_signal(signal.SIGTERM)
+  (marks / 'go').touch()
+  for status, output in runs.ends(*processes):
+    assert status == 75 and 'stopped: at step 20 of 40' in output, output
+  assert runs.rows(workdir)[-1]['postponed']
+  ended = runs.ends(*start_all(workdir, env, 2, *overrides))
+  assert [status for status, _ in ended] == [0, 0], ended
+  rows = runs.rows(workdir)
+  assert [row['step'] for row in rows if 'test/top1' in row] == [10, 20, 30, 40]
+  losses = [[row['train/loss'] for row in part] for part in (rows, runs.rows(straight))]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_told_to_stop_while_compiling(straight, env, tmp_path, count):
+  """Nothing is to be saved yet, so the end comes at once, whatever the main thread does."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  places = runs.places(2) if count == 2 else [()]
+  processes = [
+    runs.start_faulty('compiles_long', *flags(workdir), *place, marks=marks, env=env)
+    for place in places
+  ]
+  for i, process in enumerate(processes):
+    wait_for((marks / f'compiling-{i}').exists, process)
+  processes[-1].send_signal(signal.SIGTERM)
+  for status, output in runs.ends(*processes):
+    assert status == 75, output
+    assert 'SIGTERM before the first step' in output
+  finish(workdir, env)
+  assert_same_run(workdir, straight)
+
+
+@pytest.mark.slow
+def test_told_to_stop_while_opening_data(env, tmp_path):
+  marks = tmp_path / 'marks'
+  process = runs.start_faulty('opens_long', *flags(tmp_path / 'run'), marks=marks, env=env)
+  wait_for((marks / 'opening').exists, process)
+  process.send_signal(signal.SIGTERM)
+  ((status, output),) = runs.ends(process)
+  assert status == 75 and 'before the first step' in output
+
+
+@pytest.mark.slow
+def test_told_to_stop_again_and_again(straight, env, tmp_path):
+  """Each time at the third step after the start, from a checkpoint or not; bit for bit."""
+  for _ in range(3):
+    before = rows_written(tmp_path)
+    process = runs.start('train.py', *flags(tmp_path), env=env)
+    wait_for(lambda: rows_written(tmp_path) >= before + 3, process)  # noqa: B023
+    process.send_signal(signal.SIGTERM)
+    ((status, output),) = runs.ends(process)
+    assert status == 75, output
+    assert runs.saved_steps(tmp_path)[-1] == rows_written(tmp_path)
+  finish(tmp_path, env)
+  assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_others(straight, env, tmp_path, victim):
+  processes = start_all(tmp_path, env, 2)
+  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 1, *processes)
+  processes[victim].kill()
+  ended = runs.ends(*processes)
+  status, output = ended[1 - victim]
+  assert status not in (0, -9), output
+  assert 'Traceback' in output or 'JAX distributed service detected fatal errors' in output
+  ended = runs.ends(*start_all(tmp_path, env, 2))
+  assert [status for status, _ in ended] == [0, 0], ended
+  assert_same_losses(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_named(env, tmp_path):
+  places = runs.places(3, startup_timeout=20)
+  processes = [runs.start('train.py', *flags(tmp_path), *place, env=env) for place in places[:2]]
+  for status, output in runs.ends(*processes):
+    assert status == 2 and 'error: process 2 of 3 did not come within 20 s' in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['config', 'code', 'workdir'])
+def test_processes_that_do_not_agree(env, tmp_path, kind):
+  first, second = runs.places(2)
+  (tmp_path / 'marks').mkdir()
+  workdir = tmp_path / 'run'
+  processes = [runs.start('train.py', *flags(workdir), *first, env=env)]
+  if kind == 'config':
+    text = 'process 1: config.mixup is 0.7, on process 0 0.2'
+    more = flags(workdir, '--config.mixup=0.7')
+    processes.append(runs.start('train.py', *more, *second, env=env))
+  elif kind == 'code':
+    text = "process 1: code is 'changed', on process 0"
+    processes.append(
+      runs.start_faulty('other_code', *flags(workdir), *second, marks=tmp_path / 'marks', env=env)
+    )
+  else:
+    text = 'they do not share that directory'
+    processes.append(runs.start('train.py', *flags(tmp_path / 'other'), *second, env=env))
+  for status, output in runs.ends(*processes):
+    assert status == 2 and text in output, output
+  assert not (workdir / 'metrics.jsonl').exists()
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_ends_all(env, tmp_path):
+  """Only process 0 looks at the workdir of another run."""
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
+  (tmp_path / 'config.json').write_text('{"seed": 1}')
+  ended = runs.ends(*start_all(tmp_path, env, 2))
+  for status, output in ended:
+    assert status == 2 and 'belongs to a run with another config' in output, output
+  assert 'process 0 has ended with status 2' in ended[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_images_that_cannot_be_read_any_more(straight, env, tmp_path, count):
+  """On the last process alone."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  *others, last = runs.places(2) if count == 2 else [()]
+  processes = [runs.start('train.py', *flags(workdir), *place, env=env) for place in others]
+  processes.append(runs.start_faulty('input_raises', *flags(workdir), *last, marks=marks, env=env))
+  for status, output in runs.ends(*processes):
+    assert status == 1 and 'the disk of the images has gone' in output, output
+  assert runs.saved_steps(workdir)[-1] == 20
+  finish(workdir, env)
+  (assert_same_run if count == 1 else assert_same_losses)(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_gradient_that_is_not_finite(env, tmp_path, count):
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  places = runs.places(2) if count == 2 else [()]
+  processes = [
+    runs.start_faulty('gradient_is_nan', *flags(workdir), *place, marks=marks, env=env)
+    for place in places
+  ]
+  for status, output in runs.ends(*processes):
+    assert status == 3 and f'error: step {FAULT_STEP}: ' in output, output
+    assert 'The last good checkpoint is of step 20' in output
+  assert runs.rows(workdir)[-1]['step'] == FAULT_STEP - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_full_disk(straight, env, tmp_path, count):
+  """Files cannot grow beyond a limit from the save of step 30 on: on process 0 alone."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  first, *others = runs.places(2) if count == 2 else [()]
+  quiet = '--config.every.log=20'  # so that metrics.jsonl is not what grows too long
+  processes = [
+    runs.start_faulty('disk_is_full', *flags(workdir, quiet), *first, marks=marks, env=env),
+    *[runs.start('train.py', *flags(workdir, quiet), *place, env=env) for place in others],
+  ]
+  for status, output in runs.ends(*processes):
+    assert status == 2, output
+    assert (
+      'error: the checkpoint of step 30 could not be written' in output or 'process 0' in output
+    )
+  assert 'The checkpoint of step 20 is intact' in output and 'MB are free' in output
+  assert runs.saved_steps(workdir) == [10, 20]
+  assert 'step 20 of 40' in finish(workdir, env, quiet)
+  last = [runs.rows(where)[-1]['train/loss'] for where in (workdir, straight)]
+  assert last[0] == last[1] if count == 1 else last[0] == pytest.approx(last[1], rel=1e-6)
+
+
+def no_room(workdir, size: str) -> list[str]:
+  """A command that runs another with a small disk of its own at `workdir`, where one may."""
+  mount = f'mount -t tmpfs -o size={size} none {workdir} && exec "$@"'
+  command = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', mount, 'sh']
+  if shutil.which('unshare') is None or subprocess.run([*command, 'true'], check=False).returncode:
+    pytest.skip('no mounts in a user namespace here')
+  return command
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(env, tmp_path):
+  script = (
+    f'import sys, runpy\nsys.path.insert(0, {str(runs.ROOT)!r})\n'
+    'from mixer import workdir\nworkdir.check_space = lambda *_: None\n'
+    'sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name="__main__")\n'
+  )
+  command = [*no_room(tmp_path, '400k'), sys.executable, '-c', script]
+  process = subprocess.run(
+    [*command, str(runs.ROOT / 'train.py'), *flags(tmp_path, '--config.checkpoints.keep_last=20')],
+    env=env, text=True, capture_output=True, timeout=900, check=False,
+  )  # fmt: skip
+  output = process.stdout + process.stderr
+  assert process.returncode == 2 and 'No space left on device' in output, output
+  assert 'Traceback' not in output
+
+
+@pytest.mark.slow
+def test_a_workdir_that_vanishes(env, tmp_path):
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  process = runs.start_faulty('step_stalls', *flags(workdir), marks=marks, env=env)
+  wait_for((marks / 'stalled').exists, process)
+  workdir.rename(tmp_path / 'away')
+  (marks / 'go').touch()
+  ((status, output),) = runs.ends(process)
+  assert status == 2 and f'error: {workdir}/metrics.jsonl is gone' in output, output
+  assert 'Traceback' not in output and not (workdir / 'metrics.jsonl').exists()
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_workdir(straight, env, tmp_path):
+  """Started at the same moment, one refuses; the lock of a killed one does not stay."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  both = [
+    runs.start_faulty('compiles_long', *flags(workdir), marks=marks, env=env) for _ in range(2)
+  ]
+  wait_for(lambda: any(p.poll() is not None for p in both), both[0])
+  loser, winner = sorted(both, key=lambda p: p.poll() is None)
+  ((status, output),) = runs.ends(loser)
+  assert status == 2 and f'another run is at work in --workdir={workdir}: process ' in output
+  assert f'process {winner.pid} on ' in output
+  winner.kill()
+  winner.communicate()
+  finish(workdir, env)
+  assert_same_run(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_damaged_checkpoint(straight, env, tmp_path, count):
+  """Cut short: the one before is used on all processes, and said."""
+  processes = start_all(tmp_path, env, 2) if count == 2 else [
+    runs.start('train.py', *flags(tmp_path), env=env)
+  ]  # fmt: skip
+  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 2, *processes)
+  for process in processes:
+    process.kill()
+  runs.ends(*processes)
+  older, newest = runs.saved_steps(tmp_path)[-2:]
+  state = tmp_path / 'checkpoints' / str(newest) / 'state'
+  victim = max(state.rglob('*'), key=lambda p: p.stat().st_size)
+  victim.write_bytes(victim.read_bytes()[:-100])
+  processes = start_all(tmp_path, env, 2) if count == 2 else [
+    runs.start('train.py', *flags(tmp_path), env=env)
+  ]  # fmt: skip
+  ended = runs.ends(*processes)
+  assert [status for status, _ in ended] == [0] * count, ended
+  assert f'checkpoint {newest} is damaged' in ended[0][1] and f'step {older} of 40' in ended[0][1]
+  (assert_same_run if count == 1 else assert_same_losses)(tmp_path, straight)
+
+
+def start_on(workdir, env, layout: str) -> list[subprocess.Popen]:
+  """A run on 'processes x devices of each x fsdp', with even small leaves sharded."""
+  count, devices, fsdp = map(int, layout.split('x'))
+  env = {**env, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  command = flags(workdir, f'--config.mesh.fsdp={fsdp}')
+  marks = workdir.parent / 'marks'
+  return [
+    runs.start_faulty('shards_everything', *command, *place, marks=marks, env=env)
+    for place in (runs.places(count) if count > 1 else [()])
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('layout', ['1x8x1', '1x8x8', '1x8x4', '2x1x1', '2x1x2', '2x4x8', '4x1x1'])
+def test_any_layout_gives_the_same_losses(straight, env, tmp_path, layout):
+  ended = runs.ends(*start_on(tmp_path / 'run', env, layout))
+  assert not any(status for status, _ in ended), ended
+  assert_same_losses(tmp_path / 'run', straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'layouts', [('1x8x8', '1x1x1', '2x1x2', '1x8x1'), ('2x4x8', '4x1x1', '1x8x4', '2x1x1')]
+)
+def test_the_machine_changes_on_the_way(straight, env, tmp_path, layouts):
+  workdir = tmp_path / 'run'
+  for layout in layouts:
+    before = rows_written(workdir)
+    processes = start_on(workdir, env, layout)
+    wait_for(lambda: rows_written(workdir) >= before + 4, *processes)  # noqa: B023
+    processes[-1].send_signal(signal.SIGTERM)
+    ended = runs.ends(*processes)
+    assert {status for status, _ in ended} == {75}, ended
+  finish(workdir, env)
+  assert_same_losses(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('checkpoint', ['workdir', 'model.npz'])
+def test_two_processes_evaluate(straight, env, tmp_path, checkpoint):
+  path = straight if checkpoint == 'workdir' else straight / checkpoint
+  model = [flag for flag in flags(tmp_path) if 'model' in flag or 'config=' in flag]
+  ended = runs.ends(*[
+    runs.start(
+      'evaluate.py', *model, f'--checkpoint={path}', f'--output={tmp_path}/result.json',
+      '--require=cpu', '--config.evals.test.input.batch_size=77', *place, env=env,
+    )
+    for place in runs.places(2)
+  ])  # fmt: skip
+  assert [status for status, _ in ended] == [0, 0], ended
+  result = json.loads((tmp_path / 'result.json').read_text())
+  row = runs.rows(straight)[-1]
+  assert result['test/n'] == 360 and result['test/top1'] == row['test/top1']
+  assert result['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)
+  assert 'test/top1' in ended[0][1] and 'test/top1' not in ended[1][1]
+
+
+@pytest.mark.slow
+def test_watching(straight, env, tmp_path):
+  """A stalled step is told of and the run goes on; profile, cache and compile seconds are there."""
+  workdir, marks, cache = tmp_path / 'run', tmp_path / 'marks', tmp_path / 'cache'
+  more = ('--stall_seconds=1', '--profile_steps=5:7', f'--compilation_cache={cache}')
+  process = runs.start_faulty('step_stalls', *flags(workdir, *more), marks=marks, env=env)
+  wait_for((workdir / 'stall-0.txt').exists, process)
+  # A loaded machine may have stalled before; the built-in stall is the one in train_batches.
+  wait_for(lambda: 'in train_batches' in (workdir / 'stall-0.txt').read_text(), process)
+  (marks / 'go').touch()
+  ((status, output),) = runs.ends(process)
+  assert status == 0, output
+  assert f'nothing has come after step {FAULT_STEP - 1} for 1 s' in output
+  assert f'profile: {workdir}/profile' in output and list(workdir.rglob('*.xplane.pb'))
+  assert any(cache.iterdir())
+  assert_same_run(workdir, straight)
+  assert [row['step'] for row in runs.rows(workdir) if 'compile_seconds' in row] == [1]
