@@ -84,6 +84,7 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.train_input.crop = 'inception'
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
+  config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
   config.train_input.image_key = 'image'
   config.train_input.label_key = 'label'
 

@@ -34,7 +34,8 @@ class Reporter:
 
   A step's metrics are fetched when the next step has been dispatched, so the device never
   waits for the host. On restart the rows after `first_step` are dropped: they come again.
-  `draw` is given the rows at the end, and at evaluations a minute or more apart.
+  A row has what `counts` gives then. `draw` is given the rows at the end, and at evaluations a
+  minute or more apart.
   """
 
   def __init__(
@@ -47,11 +48,12 @@ class Reporter:
     num_examples: int,
     flops_per_image: int,
     tensorboard: bool = True,
+    counts: Callable[[], dict[str, int]] = dict,
     draw: Callable[[list[dict]], None] | None = None,
   ):
     self._path = workdir / METRICS_FILE
     self._total_steps, self._batch_size, self._num_examples = total_steps, batch_size, num_examples
-    self._flops_per_image = flops_per_image
+    self._flops_per_image, self._counts = flops_per_image, counts
     self._primary = jax.process_index() == 0
     rows = [row for row in read_rows(workdir) if row['step'] <= first_step]
     if self._primary:
@@ -153,6 +155,7 @@ class Reporter:
       'tflops_per_device': flops / 1e12,
       **({'mfu': flops / peak} if peak else {}),
       'core_hours': self._core_hours,
+      **self._counts(),
     }
     self._restart_clock(step)
     return row
@@ -201,6 +204,7 @@ def _line(row: dict) -> str:
     'images/s': f'{row["images_per_sec"]:.0f}',
     'input wait': f'{row["input_wait"]:.0%}',
     **({'mfu': f'{row["mfu"]:.1%}'} if 'mfu' in row else {}),
+    **({'bad images': str(row['bad_images'])} if row.get('bad_images') else {}),
     **{name: f'{value:.4g}' for name, value in _results(row).items()},
   }
   return ', '.join(f'{name} {value}' for name, value in shown.items())

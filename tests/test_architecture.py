@@ -16,7 +16,8 @@ LAYERS = [
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
   'mixer.workdir '
-  'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment',
+  'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment '
+  'mixer.input.bad_images',
   'mixer.settings mixer.runtime mixer.labels',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]

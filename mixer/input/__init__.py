@@ -21,6 +21,7 @@ class Input(Protocol):
   batch_size: int  # global
   for_evaluation: bool  # whether images come without randomness
   preprocessing: dict  # what evaluation does to an image, for model.json
+  bad_images: int | None  # replaced since the start; None where the first one stops the run
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int, num_shards: int
@@ -88,6 +89,11 @@ def open_evals(sections: Mapping[str, Mapping], trained: Input | None = None) ->
       raise InputError(
         f'config.evals.{name}.input: an evaluation needs a crop without randomness; '
         'use crop="resize_small".'
+      )
+    if data.bad_images is not None:
+      raise InputError(
+        f'config.evals.{name}.input: an evaluation counts every image and skips none; leave out '
+        'on_bad_image.'
       )
     for fact in ('num_classes', 'class_names', 'image_size', 'channels'):
       have, want = getattr(data, fact), getattr(trained, fact, None)

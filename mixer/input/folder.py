@@ -37,6 +37,7 @@ def make(
   val_fraction: float = 0.1,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  on_bad_image: str = 'fail',
 ) -> images.Images:
   """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
 
@@ -46,8 +47,8 @@ def make(
     path: the folder.
     split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
       themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude: see
-      `images.Images`.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude, on_bad_image:
+      see `images.Images`.
     val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
       everything into 'train'.
 
@@ -62,6 +63,7 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    on_bad_image=on_bad_image,
   )
 
 
@@ -223,8 +225,11 @@ def _for_tensorflow(encoded: bytes) -> bytes:
   if not odd_bmp and not odd_webp:
     return encoded
   plain = io.BytesIO()
-  with Image.open(io.BytesIO(encoded)) as image:
-    image.convert('RGB').save(plain, 'BMP')
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      image.convert('RGB').save(plain, 'BMP')
+  except (SyntaxError, Image.DecompressionBombError) as fault:
+    raise ValueError(str(fault)) from fault
   return plain.getvalue()
 
 

@@ -28,6 +28,7 @@ def make(
   resize: int | tuple[int, int] | None = None,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  on_bad_image: str = 'fail',
   data_dir: str | None = None,
   image_key: str = 'image',
   label_key: str = 'label',
@@ -37,8 +38,8 @@ def make(
   Args:
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude: see
-      `images.Images`.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude, on_bad_image:
+      see `images.Images`.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
@@ -53,6 +54,7 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    on_bad_image=on_bad_image,
   )
 
 
