@@ -11,7 +11,8 @@ LAYERS = [
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
-  'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images',
+  'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images '
+  'mixer.input.class_folders mixer.input.registered',
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '

@@ -307,13 +307,19 @@ def test_a_set_that_is_not_there(open_set, data_dir):
   )
 
 
-@pytest.mark.parametrize('name', ['imagenet2012', 'imagenet2012:5.1.0', 'eurosat/rgb'])
-def test_a_set_that_is_not_there_but_tfds_knows(open_set, data_dir, name):
-  bare = re.split('[:/]', name)[0]
+@pytest.mark.parametrize(
+  ('name', 'more'),
+  [
+    ('imagenet2012', ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'),
+    ('imagenet2012:5.1.0', ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'),
+    ('eurosat/rgb', '   (downloads)'),
+  ],
+)
+def test_a_set_that_is_not_there_but_tfds_knows(open_set, data_dir, name, more):
   fails_with(
     f"no prepared data set '{name}' in {data_dir}, which holds [...].\n"
-    f"  To prepare it:       tfds build {name} --data_dir={data_dir}   (downloads; TFDS's page on "
-    f'{bare} says what it wants in --manual_dir)\n...',
+    f'  To prepare it:       python -m mixer.input.prepare --name={name} --data_dir={data_dir}'
+    f'{more}\n...',
     open_set,
     name=name,
   )

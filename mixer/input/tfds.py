@@ -118,16 +118,16 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   found = 'which does not exist' if there is None else f'which holds {there or "nothing"}'
   bare = name.split(':')[0].split('/')[0]
   registered = bare in tfds.list_builders(with_community_datasets=False)
-  prepare = (
-    f"tfds build {name} --data_dir={where}   (downloads; TFDS's page on {bare} says what it wants "
-    'in --manual_dir)'
-    if registered
-    else f'python -m mixer.input.prepare --name={bare} --data_dir={where} --split=SPLIT '
-    '--images=FOLDER_OF_CLASS_FOLDERS'
-  )
+  prepare = f'python -m mixer.input.prepare --name={name if registered else bare}'
+  if not registered:
+    more = ' --split=SPLIT --images=FOLDER_OF_CLASS_FOLDERS'
+  elif tfds.builder_cls(bare).MANUAL_DOWNLOAD_INSTRUCTIONS:
+    more = ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'
+  else:
+    more = '   (downloads)'
   return (
     f'no prepared data set {name!r} in {where}, {found}.\n'
-    f'  To prepare it:       {prepare}\n'
+    f'  To prepare it:       {prepare} --data_dir={where}{more}\n'
     '  If it is elsewhere:  --config.train_input.data_dir=DIR, or set TFDS_DATA_DIR\n'
     '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
   )
