@@ -6,13 +6,13 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, and nobody an entry point.
 LAYERS = [
-  'train evaluate mixer.predict mixer.sweep mixer.convert mixer.input.prepare',
+  'train evaluate mixer.predict mixer.sweep mixer.convert mixer.input.prepare mixer.input.check',
   'mixer.model_files mixer.warmstart',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.tfds mixer.input.single_images '
-  'mixer.input.class_folders mixer.input.registered',
+  'mixer.input.class_folders mixer.input.registered mixer.input.inspection',
   'mixer.input.images',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
@@ -107,6 +107,7 @@ def test_slow_packages_load_late():
     'evaluate',
     'mixer.predict',
     'mixer.input.prepare',
+    'mixer.input.check',
     'mixer.pretrained',
     'mixer.convert',
     'mixer.sweep',

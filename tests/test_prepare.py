@@ -192,7 +192,7 @@ def test_an_archive_cut_short(prepare, folder, tmp_path):
   for content, fault in (
     (whole[:2000], f'{images}/bee.tar is cut short: it does not end as an archive does. Copy it '
                    'again.'),
-    (b'no archive' + bytes(1024), f'{images} holds a .tar that is none: invalid header.'),
+    (b'no archive' + bytes(1024), f'{images} holds a .tar that is none: bad checksum.'),
   ):  # fmt: skip
     (images / 'bee.tar').write_bytes(content)
     status, _, errors = prepare(*flags)

@@ -197,6 +197,7 @@ class _Files:
   """Image files with a class each; see `images.Examples`."""
 
   dtypes = (tf.string, tf.int32)
+  tfrecords = ()
 
   def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
     self._paths, self._labels = paths, np.array(labels, np.int32)

@@ -13,7 +13,7 @@ from mixer.input import bad_images, crops, order, randaugment
 tf = runtime.tensorflow()
 
 _READ_AHEAD = 16  # examples that one call into Python fetches
-_FAULTS = (tf.errors.OpError, OSError, ValueError)  # of an example
+FAULTS = (tf.errors.OpError, OSError, ValueError)  # of an example
 _AHEAD = 10_000  # rows that reading may be ahead, beside eight batches; only bad ones get there
 
 
@@ -24,6 +24,7 @@ class Examples(Protocol):
   num_classes: int
   class_names: tuple[str, ...]
   dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
+  tfrecords: Sequence[str]  # files whose records have checksums; `mixer.input.check` verifies them
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     """What is stored of the examples, as columns; called from several threads."""
@@ -188,11 +189,11 @@ class Images:
 
     An example that cannot be made is an InputError, or with `skip` left out without a word.
     """
-    read = self._fetch_all if skip else self._examples.fetch
 
     def fetch(first):
       indices, words = rows(first, _READ_AHEAD)
-      return words, *read(indices)
+      fetched = fetch_good(self._examples, indices) if skip else self._examples.fetch(indices)
+      return words, *fetched
 
     def call(first):
       columns = tf.numpy_function(fetch, [first], (dtype, *self._examples.dtypes), stateful=False)
@@ -218,18 +219,6 @@ class Images:
 
     return iterator if skip else guarded()
 
-  def _fetch_all(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """`fetch` with nothing, which no one can decode, in place of what cannot be read."""
-    try:
-      return self._examples.fetch(indices)
-    except _FAULTS:
-      if len(indices) > 1:
-        return tuple(map(np.concatenate, zip(*(self._fetch_all([i]) for i in indices))))
-      kinds = [
-        object if dtype == tf.string else dtype.as_numpy_dtype for dtype in self._examples.dtypes
-      ]
-      return tuple(np.array([b'' if kind is object else 0], kind) for kind in kinds)
-
   def _blame(self, indices, words, example: Callable) -> None:
     """Makes the examples of a batch that failed one by one, and names the bad ones."""
     attempts = ((i, self._attempt(i, word, example)[0]) for i, word in zip(indices, words))
@@ -241,8 +230,8 @@ class Images:
     """(what is wrong with an example or None, what was made of it)."""
     try:
       return None, example(word, *(column[0] for column in self._examples.fetch([index])))
-    except _FAULTS as fault:
-      return _reason(fault), None
+    except FAULTS as fault:
+      return reason(fault), None
 
   def _train_image(self, encoded, seed):
     if not self._crop.random:
@@ -255,7 +244,18 @@ class Images:
     return self._crop.function(encoded, self.image_size, **resize, **seed)
 
 
-def _reason(fault: Exception) -> str:
+def fetch_good(examples: Examples, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
+  """`examples.fetch` with nothing, which no one can decode, in place of what cannot be read."""
+  try:
+    return examples.fetch(indices)
+  except FAULTS:
+    if len(indices) > 1:
+      return tuple(map(np.concatenate, zip(*(fetch_good(examples, [i]) for i in indices))))
+    kinds = [object if dtype == tf.string else dtype.as_numpy_dtype for dtype in examples.dtypes]
+    return tuple(np.array([b'' if kind is object else 0], kind) for kind in kinds)
+
+
+def reason(fault: Exception) -> str:
   """TensorFlow's message without the names of its nodes."""
   text = fault.message if isinstance(fault, tf.errors.OpError) else str(fault)
   return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', text, flags=re.DOTALL)

@@ -65,10 +65,11 @@ def prepare(
 
   bare = name.split(':')[0].split('/')[0]
   expand = os.path.expanduser
+  data_dir = expand(data_dir) if data_dir else None
   try:
-    builder = tfds.builder(
-      name, data_dir=expand(data_dir) if data_dir else None, file_format=file_format
-    )
+    builder = tfds.builder(name, data_dir=data_dir)
+    if not builder.is_prepared():
+      builder = tfds.builder(name, data_dir=data_dir, file_format=file_format)
   except (tfds.core.DatasetNotFoundError, ValueError) as fault:
     close = difflib.get_close_matches(bare, tfds.list_builders(with_community_datasets=False))
     raise InputError(

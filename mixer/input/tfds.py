@@ -68,6 +68,9 @@ class _Records:
     self._features, labels = _features(builder, image_key, label_key)
     self._multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
+    tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
+    instructions = builder.info.splits[split].file_instructions if tfrecord else ()
+    self.tfrecords = tuple(dict.fromkeys(str(part.filename) for part in instructions))
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
     self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
