@@ -50,6 +50,16 @@ def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, 
   return process.returncode, output
 
 
+def run_module(module: str, *flags: str, env: dict[str, str]) -> tuple[int, str]:
+  """The same of `python -m module`."""
+  command = [sys.executable, '-m', module, *flags]
+  done = subprocess.run(
+    command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    timeout=300,
+  )  # fmt: skip
+  return done.returncode, done.stdout
+
+
 def train_flags(workdir, *overrides: str, config='configs/digits.py', tensorboard=False):
   return (
     f'--config={ROOT / config}',

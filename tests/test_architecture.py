@@ -18,7 +18,7 @@ LAYERS = [
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting mixer.visualize '
   'mixer.workdir '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment '
-  'mixer.input.bad_images',
+  'mixer.input.bad_images mixer.input.odd_files',
   'mixer.settings mixer.runtime mixer.labels',
   'mixer.files mixer.hardware mixer.errors mixer',
 ]

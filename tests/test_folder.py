@@ -14,7 +14,7 @@ import pytest
 
 from mixer import input
 from mixer.errors import InputError
-from mixer.input import order
+from mixer.input import order, single_images
 import runs
 import sets
 from test_configs import load
@@ -228,6 +228,8 @@ def odd_images():
   image = Image.fromarray(picture())
   clear = image.copy()
   clear.putalpha(Image.linear_gradient('L').resize((32, 32)))
+  turned = Image.Exif()
+  turned[0x0112] = 6  # a quarter turn, which is ignored
   frames = {'save_all': True, 'append_images': [image.rotate(90), image.rotate(180)]}
   files = {
     f'{mode}.{kind}': saved(image.convert(mode), kind)
@@ -245,6 +247,7 @@ def odd_images():
     'lossy.WEBP': saved(image, 'WEBP'),
     'moving.webp': saved(image, 'WEBP', lossless=True, **frames),
     'moving.gif': saved(image, 'GIF', **frames),
+    'turned.jpg': saved(image, 'JPEG', quality=95, exif=turned),
     'png_in_truth.jpg': saved(image, 'PNG'),
     'jpeg_in_truth.PNG': saved(image, 'JPEG', quality=95),
     'webp_in_truth.gif': saved(image, 'WEBP', lossless=True),
@@ -259,6 +262,7 @@ def test_odd_images_are_read_as_pillow_reads_them(tmp_path):
   put(tmp_path, 'train/~16/grey.png', saved(Image.fromarray(deep), 'PNG'))
   data = build(tmp_path, image_size=32, crop='direct', resize=None)
   (batch,) = data.eval_batches(data.num_examples)
+  decode = single_images.decoder(data.preprocessing, (32, 32), 3)
   for found, number in zip(batch['image'], batch['label']):
     name = data.class_names[number]
     if name == '~16':
@@ -267,6 +271,8 @@ def test_odd_images_are_read_as_pillow_reads_them(tmp_path):
       expected = np.asarray(Image.open(io.BytesIO(files[name])).convert('RGB')).astype(int)
     jpeg = files.get(name, b'').startswith(b'\xff\xd8')  # TensorFlow takes the faster transform
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 if jpeg else 0, err_msg=name)
+    if name in files:  # `mixer.predict` sees the same
+      np.testing.assert_array_equal(decode(files[name]), found, err_msg=name)
   random = build(tmp_path, batch_size=data.num_examples, crop='inception', resize=None)
   assert next(random.train_batches(0, seed=0))['image'].shape == (data.num_examples, 16, 16, 3)
 

@@ -11,6 +11,7 @@ from etils import epath
 from mixer import labels
 from mixer.errors import InputError
 from mixer.files import IMAGE_ENDINGS
+from mixer.input import odd_files
 
 FORMATS = tuple(ending for ending in IMAGE_ENDINGS if ending != '.webp')  # TFDS takes no WebP
 _IMAGENET_21K = 'imagenet21k'
@@ -23,8 +24,9 @@ def prepare(
   """Writes the set, and prints what is in it.
 
   Every file of FORMATS under IMAGES/CLASS/ or in IMAGES/CLASS.tar becomes an example with the
-  features 'image' (its bytes, as they are), 'label' and 'file_name'. The classes are those found,
-  in sorted order; of 'imagenet21k' they are always the 21,843 of Google's heads, by WordNet id.
+  features 'image' (its bytes, or a plain BMP where TensorFlow would misread them), 'label' and
+  'file_name'. The classes are those found, in sorted order; of 'imagenet21k' they are always the
+  21,843 of Google's heads, by WordNet id.
 
   Args:
     name: of the set; lower-case letters, digits and _.
@@ -124,14 +126,14 @@ class _Examples:
         yield name, {'image': image, 'label': label, 'file_name': name}
 
 
-def _images(path: epath.Path) -> Iterator[tuple[str, str | io.BytesIO]]:
+def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
   """(name within `path`, file) of every image of a class."""
   if path.is_dir():
     for parent, folders, files in path.walk():
       folders.sort()
       for file in sorted(files):
         if _is_image(file):
-          yield os.path.relpath(parent / file, path), str(parent / file)
+          yield os.path.relpath(parent / file, path), _stored((parent / file).read_bytes())
     return
   with path.open('rb') as file:
     file.seek(max(file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE, 0))
@@ -141,7 +143,14 @@ def _images(path: epath.Path) -> Iterator[tuple[str, str | io.BytesIO]]:
     with tarfile.open(fileobj=file, mode='r|') as archive:
       for member in archive:
         if member.isfile() and _is_image(os.path.basename(member.name)):
-          yield os.path.normpath(member.name), io.BytesIO(archive.extractfile(member).read())
+          yield os.path.normpath(member.name), _stored(archive.extractfile(member).read())
+
+
+def _stored(encoded: bytes) -> io.BytesIO:
+  try:
+    return io.BytesIO(odd_files.for_tensorflow(encoded))
+  except (OSError, ValueError):
+    return io.BytesIO(encoded)  # bad, as `mixer.input.check` will find
 
 
 def _is_image(file: str) -> bool:

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 import hashlib
-import io
 import os
 
 from absl import logging
 import numpy as np
-from PIL import Image
 
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.files import IMAGE_ENDINGS
-from mixer.input import images
+from mixer.input import images, odd_files
 
 tf = runtime.tensorflow()
 
@@ -205,7 +203,7 @@ class _Files:
     self.class_names = class_names
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [_for_tensorflow(_read(self._paths[i])) for i in indices]
+    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
     return np.array(files, dtype=object), self._labels[indices]
 
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
@@ -213,25 +211,6 @@ class _Files:
 
   def describe(self, index: int) -> str:
     return self._paths[index]
-
-
-def _for_tensorflow(encoded: bytes) -> bytes:
-  """The file, or as a plain BMP what TensorFlow 2.21 reads wrongly or not at all.
-
-  It takes the palette's indices in a BMP for grey values, refuses a WebP with an alpha channel, and
-  its op for animated WebP corrupts memory.
-  """
-  odd_bmp = encoded[:2] == b'BM' and encoded[28:30] not in (b'\x18\x00', b'\x20\x00')  # bits
-  odd_webp = encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP' and encoded[12:16] != b'VP8 '
-  if not odd_bmp and not odd_webp:
-    return encoded
-  plain = io.BytesIO()
-  try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      image.convert('RGB').save(plain, 'BMP')
-  except (SyntaxError, Image.DecompressionBombError) as fault:
-    raise ValueError(str(fault)) from fault
-  return plain.getvalue()
 
 
 def _is_image(file: str) -> bool:
