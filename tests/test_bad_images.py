@@ -220,6 +220,16 @@ def test_training_stops_where_it_is_told_to(build):
     take(build(on_bad_image='fail', batch_size=1).train_batches(0, SEED), N)
 
 
+@pytest.mark.parametrize('source', ['tfrecord', 'array_record'])
+def test_a_set_names_the_number_of_the_bad_example(build, source):
+  data = build(source, crop='direct', on_bad_image='fail')
+  with pytest.raises(InputError, match='4 bad images in one batch') as error:
+    next(data.eval_batches(N))
+  told = re.findall(rf"\n  {source}/1.0.0, split 'train', example (\d+): ", str(error.value))
+  labels = stored(data)
+  assert sorted(labels[int(number)] for number in told) == list(BAD)
+
+
 def test_an_evaluation_skips_nothing(build):
   section = {'split': 'train', 'crop': 'direct', 'on_bad_image': 'skip'}
   data = build(**section)

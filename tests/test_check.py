@@ -132,6 +132,7 @@ def test_the_program_on_the_inputs_of_a_config(tmp_path):
   assert 'train_input: 36 images, ' in output and 'test: 4 images, ' in output
 
 
+@pytest.mark.slow
 def test_the_program_on_a_set_without_bad_images(tmp_path):
   sets.write(tmp_path, 'whole', {'train': 4, 'test': 3}, num_classes=5)
   flags = ('--source=tfds', '--name=whole', f'--data_dir={tmp_path}')

@@ -2,10 +2,8 @@
 
 import os
 from pathlib import Path
-import shutil
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -139,61 +137,3 @@ def test_flags_that_are_missing_or_do_not_go_together(prepare, folder):
   status, _, errors = prepare('--name=own', '--images=folder', '--manual_dir=there')
   text = 'error: --images makes a set from a folder, --manual_dir is for those TFDS knows.\n'
   assert status == 2 and errors == text
-
-
-def test_imagenet_21k_from_archives_and_folders_of_synsets(prepare, folder, tmp_path):
-  """A class has its number in Google's list, however many are there."""
-  import tensorflow_datasets as tfds
-
-  names = ['n00005787/a.JPEG', 'n00005787/b.JPEG', 'n04399382x/c.JPEG', 'n01440764/d.JPEG']
-  images = folder(names)
-  for synset in ('n00005787', 'n01440764'):
-    with tarfile.open(images / f'{synset}.tar', 'w') as archive:
-      archive.add(images / synset, arcname='.')
-  shutil.rmtree(images / 'n00005787')
-  flags = ('--name=imagenet21k', f'--images={images}', f'--data_dir={tmp_path}')
-  more = ('--file_format=array_record',)
-  status, _, errors = prepare(*flags, *more)
-  assert status == 2 and errors == (
-    f"error: {images} holds a folder and a .tar of ['n01440764']; keep one of them.\n"
-  )
-  (images / 'n01440764.tar').unlink()
-  status, _, errors = prepare(*flags, *more)
-  assert status == 2 and errors == (
-    f'error: {images} holds 1 folders or archives that are no class of ImageNet-21k, such as '
-    "['n04399382x']; a class is called by its WordNet id, as in n01440764. Move the others away, "
-    'or take another --name.\n'
-  )
-  shutil.rmtree(images / 'n04399382x')
-  status, printed, errors = prepare(*flags, *more)
-  assert status == 0, errors
-  assert 'no images of 21841 of the 21843 classes, which stay empty: n00004475, ' in printed
-  assert printed.endswith("imagenet21k: 3 images of 21843 classes in split 'full'.\n")
-
-  lines = (ROOT / 'mixer/labels/imagenet21k.txt').read_text().splitlines()
-  builder = tfds.builder('imagenet21k', data_dir=tmp_path)
-  assert builder.info.features['label'].names == [line.split('\t')[0] for line in lines]
-  data = input.build(
-    source='tfds', name='imagenet21k', split='full', batch_size=3, data_dir=str(tmp_path),
-    crop='direct', image_size=16,
-  )  # fmt: skip
-  (batch,) = data.eval_batches(3)
-  numbers = {line.split('\t')[0]: i for i, line in enumerate(lines)}
-  assert sorted(batch['label']) == [1, 1, numbers['n01440764']]
-
-
-def test_an_archive_cut_short(prepare, folder, tmp_path):
-  images = folder(['ant/one.jpg', 'bee/one.jpg', 'bee/two.jpg'])
-  with tarfile.open(images / 'bee.tar', 'w') as archive:
-    archive.add(images / 'bee', arcname='.')
-  shutil.rmtree(images / 'bee')
-  whole = (images / 'bee.tar').read_bytes()
-  flags = ('--name=insects', f'--images={images}', f'--data_dir={tmp_path}')
-  for content, fault in (
-    (whole[:2000], f'{images}/bee.tar is cut short: it does not end as an archive does. Copy it '
-                   'again.'),
-    (b'no archive' + bytes(1024), f'{images} holds a .tar that is none: bad checksum.'),
-  ):  # fmt: skip
-    (images / 'bee.tar').write_bytes(content)
-    status, _, errors = prepare(*flags)
-    assert (status, errors) == (2, f'error: {fault}\n')
