@@ -129,11 +129,9 @@ def train(
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  distributed.agreed(
-    lambda: workdirs.claim(
-      directory, config, started=bool(reporting.read_rows(directory) or saved.steps())
-    )
-  )
+  started = distributed.agreed(lambda: bool(reporting.read_rows(directory) or saved.steps()))
+  distributed.agreed(lambda: workdirs.claim(directory, config, started=started))
+  distributed.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
   first = saved.latest_intact() or 0
   if first >= steps and distributed.agreed((directory / 'model.npz').exists):
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
@@ -178,6 +176,7 @@ def train(
     num_examples=data.num_examples,
     flops_per_image=models.train_flops(net, data.image_size, data.channels),
     tensorboard=_TENSORBOARD.value,
+    counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
     draw=lambda rows: visualize.curves(rows, directory / 'curves.png'),
     once={'compile_seconds': compile_seconds},
     lags=pace.lags,
@@ -222,6 +221,11 @@ def train(
     'config': config,
     'versions': runtime.versions(),
   })  # fmt: skip
+  if data.bad_images:
+    print(
+      f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
+      'them, and python -m mixer.input.check finds all.'
+    )
   print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 

@@ -28,6 +28,8 @@ def make(
   resize: int | tuple[int, int] | None = None,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  randaugment_on: str = 'host',
+  on_bad_image: str = 'fail',
   image_key: str = 'image/encoded',
   label_key: str = 'image/class/label',
   multi_label: bool = False,
@@ -40,8 +42,8 @@ def make(
   Args:
     files: a path or glob, or several; all of one format.
     num_classes: of the label; 18,291 for JFT-300M.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude: see
-      `images.Images`.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
+      randaugment_on, on_bad_image: see `images.Images`.
     image_key: the feature with an image file: one bytes value.
     label_key: the feature with the class numbers from 0, int64, or with names of `class_names`.
     multi_label: images have any number of labels, which gives uint8 vectors (num_classes,);
@@ -66,6 +68,8 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    randaugment_on=randaugment_on,
+    on_bad_image=on_bad_image,
   )
 
 
@@ -82,6 +86,7 @@ class _Shards:
     self.class_names = _names(class_names, num_classes)
     paths = _matching(files)
     self._records = records.open_files(paths)
+    self.tfrecords = paths if isinstance(self._records, records.TFRecords) else ()
     where = f'{files!r} ({len(paths)} files)'
     if not len(self._records):
       raise InputError(f'{where}: the files hold no records.')
