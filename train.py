@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from mixer import checkpoints as checkpointing
 from mixer import (
+  dry_run,
   evaluators,
   files,
   models,
@@ -26,18 +27,30 @@ from mixer import (
 from mixer import input as inputs
 from mixer import optim as optimizers
 from mixer import workdir as workdirs
-from mixer.errors import Diverged
+from mixer.errors import Diverged, InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
 _DETERMINISTIC = flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
 _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
-flags.mark_flags_as_required(['config', 'workdir'])
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Compile the train step, say what it needs and might take, and stop.'
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'With --dry_run: a TPU slice to compile for, such as v5e:16x16.'
+)
+_DRY_RUN_OUTPUT = flags.DEFINE_string('dry_run_output', None, 'JSON file of what --dry_run finds.')
+flags.mark_flags_as_required(['config'])
 
 
 def main() -> None:
   runtime.configure(deterministic=_DETERMINISTIC.value)
+  if _DRY_RUN.value:
+    if _TOPOLOGY.value:
+      dry_run.configure()
+  elif not _WORKDIR.value:
+    raise InputError('--workdir=DIR is missing: where the run is to keep all that it writes.')
   start(settings.config(_CONFIG), _WORKDIR.value)
 
 
@@ -67,11 +80,14 @@ def train(
 ) -> None:
   """Trains from where `workdir` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
-  directory = workdirs.prepare(workdir)
+  dry = _DRY_RUN.value
+  directory = None if dry else workdirs.prepare(workdir)
   data = inputs.build(**train_input)
-  tests = inputs.open_evals(evals, data)
-  runtime.check_backend(_REQUIRE.value)
-  devices = settings.call('config.mesh', sharding.make_mesh, mesh)
+  tests = {} if dry else inputs.open_evals(evals, data)
+  if not dry:
+    runtime.check_backend(_REQUIRE.value)
+  there = dry_run.devices(_TOPOLOGY.value) if _TOPOLOGY.value else jax.devices()
+  devices = settings.call('config.mesh', sharding.make_mesh, mesh, devices=there)
   training.check_batch_size(data.batch_size, microbatches, devices)
   steps = training.count_steps(total_steps, total_epochs, data)
   intervals = settings.call(
@@ -85,7 +101,7 @@ def train(
   net = models.build(**model, num_classes=data.num_classes)
   apply = models.apply_function(net)
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
-  evaluate = evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
+  evaluate = None if dry else evaluators.build(evals, tests, apply=apply, loss=loss, mesh=devices)
   init_key, step_key = jax.random.split(jax.random.key(seed))
   initial, like = training.init_state(
     lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
@@ -94,6 +110,14 @@ def train(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
     mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices,
   )  # fmt: skip
+
+  if dry:
+    dry_run.run(
+      step_fn, like, data, devices,
+      flops_per_image=models.train_flops(net, data.image_size, data.channels),
+      steps=steps, output=_DRY_RUN_OUTPUT.value,
+    )  # fmt: skip
+    return
 
   saved = settings.call(
     'config.checkpoints',

@@ -63,6 +63,7 @@ IMAGE_SIZE = 224
 
 def get_config(model: str, data: str) -> ConfigDict:
   """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4."""
+  data, _, mode = data.partition(',')
   if data not in TABLE_4:
     raise ValueError(f'unknown data {data!r}; use one of {sorted(TABLE_4)}.')
   size = model.split('-')[1][0]
@@ -87,8 +88,21 @@ def get_config(model: str, data: str) -> ConfigDict:
   config.train_input.image_key = 'image'
   config.train_input.label_key = 'label'
 
+  if mode == 'synthetic':
+    config.train_input = ConfigDict(
+      {
+        'source': 'synthetic',
+        'num_classes': {'jft': 18_291, 'imagenet21k': 21_843, 'imagenet2012': 1000}[data],
+        'num_examples': {'jft': 303_000_000, 'imagenet21k': 14_145_922, 'imagenet2012': 1_268_355}[
+          data
+        ],
+        'image_size': 224,
+        'batch_size': 4096,
+        'multi_label': data == 'jft',
+      }
+    )
   config.evals = ConfigDict()
-  for name, split in facts['evals'].items():
+  for name, split in facts['evals'].items() if mode != 'synthetic' else ():
     config.evals[name] = ConfigDict(
       {
         'kind': 'classification',

@@ -42,6 +42,7 @@ class Input(Protocol):
 SOURCES = {
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
+  'synthetic': ('mixer.input.synthetic', 'Synthetic'),
   'tfds': ('mixer.input.tfds', 'make'),
 }
 
