@@ -1,7 +1,7 @@
 """What pre-training the seven models asks of TPU pods: python benchmarks/pods.py --output=DIR
 
 Compiles the train step of each size at batch 4096 with the JFT-300M recipe for a slice of every
-generation of TPU (`train.py --dry_run`; one to four minutes each, on a CPU, and no TPU is needed) and
+generation of TPU (`train.py --dry_run`: one to four minutes each on a CPU; no TPU is needed) and
 prints the table of docs/scale.md. What has been compiled is kept in DIR and not done again.
 """
 
@@ -31,8 +31,9 @@ def compiled(model: str, where: str, folder: pathlib.Path) -> dict:
     path = folder / f'{model}-{where.replace(":", "-")}{"-remat" * (remat == "True")}.json'
     if not path.exists():
       command = [
-        sys.executable, str(ROOT / 'train.py'), f'--config={ROOT}/configs/mixer_{model}.py:jft,synthetic',
-        '--dry_run', f'--topology={where}', f'--dry_run_output={path}',
+        sys.executable, str(ROOT / 'train.py'),
+        f'--config={ROOT}/configs/mixer_{model}.py:jft,synthetic', '--dry_run',
+        f'--topology={where}', f'--dry_run_output={path}',
         '--config.model.dtype=bfloat16', f'--config.model.remat={remat}',
       ]  # fmt: skip
       subprocess.run(command, check=True, cwd=ROOT)
@@ -44,14 +45,14 @@ def compiled(model: str, where: str, folder: pathlib.Path) -> dict:
 
 def line(model: str, where: str, row: dict) -> str:
   if not row['fits']:
-    return f'| {model} | {where} | does not fit | | | | | |'
+    return f'| {model} | {where} | does not fit | | | | | | | |'
   sent = sum(kind['sent'] for kind in row['collectives'].values())
   days = row['steps'] * row['seconds'] * row['cores'] / 86_400
   parts = [
     model.upper()[0] + '/' + model[1:], where, f'{row["devices"]}',
     f'{row["memory"] / 2**30:.1f} of {row["memory_limit"] / 2**30:.0f}' + ' (remat)' * row['remat'],
-    f'{row["flops"] / 1e12:.2f}', f'{row["bytes_moved"] / 2**30:.1f}', f'{sent / 2**20:.0f}',
-    f'{1e3 * row["seconds"]:.1f}', f'{days:.1f}', f'{1e3 * PAPER[model]:.0f}',
+    f'{row["flops"] / 1e12:.2f}', f'{row["bytes_accessed"] / 2**30:.1f}', f'{sent / 2**20:.0f}',
+    f'{1e3 * row["compute_seconds"]:.1f}', f'{1e3 * row["seconds"]:.1f}', f'{days:.1f}', f'{1e3 * PAPER[model]:.0f}',
   ]  # fmt: skip
   return f'| {" | ".join(parts)} |'
 
@@ -65,10 +66,10 @@ def main(_) -> None:
     for where in _SLICES.value
   ]
   print(
-    '| model | slice | devices | GiB per device | TFLOP | GiB moved | MiB sent | step, ms, at least '
-    '| core-days, at least | core-days in paper |'
+    '| model | slice | devices | GiB per device | TFLOP | GiB accessed | MiB sent | matmuls, ms '
+    '| step, ms | core-days | core-days in paper |'
   )
-  print('|' + '---|' * 10)
+  print('|' + '---|' * 11)
   print('\n'.join(rows))
 
 

@@ -129,7 +129,7 @@ class Report:
   memory_limit: int | None  # bytes
   flops: float  # of the matmuls, analytic
   compiled_flops: float | None
-  bytes_moved: float | None  # between memory and cores
+  bytes_accessed: float | None  # by all instructions, in on-chip memory too
   collectives: dict[str, dict[str, int]]  # kind -> {'count', 'bytes' of the results, 'sent'}
   compute_seconds: float | None  # at the published matmul rate
   memory_seconds: float | None  # at the published bandwidth
@@ -138,7 +138,11 @@ class Report:
 
   @property
   def seconds(self) -> float | None:
-    """A lower bound of a step: the slower of arithmetic and memory, and nothing in the way."""
+    """The estimate of a step: the slowest of matmuls, memory and network, as if they overlapped.
+
+    Matmuls at the published rate are a lower bound, but not the memory's part: the compiler's
+    count has accesses to on-chip memory in it too.
+    """
     if self.compute_seconds is None or self.memory_seconds is None:
       return None
     return max(self.compute_seconds, self.memory_seconds, self.network_seconds or 0.0)
@@ -156,7 +160,7 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
   fits = not isinstance(compiled, str)
   cost = (compiled.cost_analysis() or {}) if fits else {}
   found = hlo.collectives(compiled.as_text()) if fits else []
-  moved = cost.get('bytes accessed')
+  accessed = cost.get('bytes accessed')
   sent = sum(one.sent for one in found)
   return Report(
     devices=mesh.size,
@@ -168,10 +172,10 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     memory_limit=memory.bytes if memory else None,
     flops=own,
     compiled_flops=cost.get('flops'),
-    bytes_moved=moved,
+    bytes_accessed=accessed,
     collectives=hlo.by_kind(found),
     compute_seconds=own / peak if peak else None,
-    memory_seconds=moved / memory.bandwidth if memory and moved else None,
+    memory_seconds=accessed / memory.bandwidth if memory and accessed else None,
     network_seconds=sent / memory.all_reduce if memory and fits else None,
     refusal='' if fits else compiled,
   )
@@ -188,7 +192,7 @@ def describe(report: Report, *, steps: int) -> str:
   lines.append(
     f'per device and step: {report.flops / 1e12:.3f} TFLOP of matmuls '
     f'(the compiler counts {report.compiled_flops / 1e12:.3f}, a loop once), '
-    f'{report.bytes_moved / 2**30:.2f} GiB moved'
+    f'{report.bytes_accessed / 2**30:.2f} GiB accessed'
   )
   for kind, total in report.collectives.items():
     lines.append(
@@ -199,11 +203,11 @@ def describe(report: Report, *, steps: int) -> str:
     return '\n'.join([*lines, 'no rates are published for this device, so no time is estimated'])
   lines.append(
     f'at the published rates a step takes {1e3 * report.compute_seconds:.1f} ms of matmuls, '
-    f'{1e3 * report.memory_seconds:.1f} of memory, {1e3 * report.network_seconds:.1f} of network: '
-    f'at least {1e3 * report.seconds:.1f} ms'
+    f'{1e3 * report.memory_seconds:.1f} of memory (at most), '
+    f'{1e3 * report.network_seconds:.1f} of network: about {1e3 * report.seconds:.1f} ms'
   )
   lines.append(
-    f'{steps} such steps: at least {report.core_days(steps):.3g} core-days, '
+    f'{steps} such steps: about {report.core_days(steps):.3g} core-days, '
     f'{steps * report.seconds / 3600:.3g} hours'
   )
   return '\n'.join(lines)

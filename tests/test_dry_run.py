@@ -15,7 +15,7 @@ with_libtpu = pytest.mark.skipif(
 CONFIG = '--config=configs/digits.py'
 SMALL = (
   '--config.model.num_blocks=2',
-  '--config.model.hidden_dim=512',
+  '--config.model.hidden_dim=512',  # large enough to be sharded
   '--config.model.tokens_mlp_dim=256',
   '--config.model.channels_mlp_dim=2048',
   '--config.train_input.batch_size=64',
