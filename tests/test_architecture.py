@@ -10,7 +10,7 @@ LAYERS = [
   'mixer.input.check',
   'mixer.sections',
   'mixer.run_files',
-  'mixer.model_files mixer.warmstart mixer.visualize mixer.sweep',
+  'mixer.model_files mixer.warmstart mixer.visualize mixer.sweep mixer.dry_run',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained mixer.input.vtab',
   'mixer.models.mlp_mixer mixer.evaluators.classification mixer.evaluators.fewshot mixer.training '
@@ -26,7 +26,7 @@ LAYERS = [
   'mixer.input.bad_images mixer.input.odd_files',
   'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed '
   'mixer.input.record_index',
-  'mixer.place mixer.rollcall mixer.save_faults',
+  'mixer.place mixer.rollcall mixer.save_faults mixer.hlo',
   'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}
