@@ -26,6 +26,7 @@ from mixer import (
   warmstart,
 )
 from mixer import input as inputs
+from mixer import workdir as workdirs
 from mixer.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
@@ -126,16 +127,17 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
 
 
 def check_classes(path: epath.Path, tests: dict) -> None:
-  """Raises InputError if a description beside the parameters has other classes than a test."""
-  description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
-  if not description.exists():
+  """Raises InputError if the parameters were trained on other classes than those of a test."""
+  beside = path / workdirs.CLASSES_FILE if path.is_dir() else path.with_suffix('.json')
+  if not beside.exists():
     return
-  trained = json.loads(description.read_text()).get('class_names')
+  found = json.loads(beside.read_text())
+  trained = found if path.is_dir() else found.get('class_names')
   for name, data in tests.items():
     if trained is not None and list(data.class_names) != trained:
       raise InputError(
         f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
-        f'was trained on {trained[:5]}... ({description}): names and order must agree.'
+        f'was trained on {trained[:5]}... ({beside}): names and order must agree.'
       )
 
 

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from mixer import checkpoints as checkpointing
 from mixer import (
   distributed,
+  dry_run,
   evaluators,
   files,
   models,
@@ -32,7 +33,7 @@ from mixer import (
 from mixer import input as inputs
 from mixer import optim as optimizers
 from mixer import workdir as workdirs
-from mixer.errors import Diverged
+from mixer.errors import Diverged, InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
@@ -47,16 +48,37 @@ _PROFILE = flags.DEFINE_string('profile_steps', None, 'FIRST:LAST, traced into W
 _STALL = flags.DEFINE_float(
   'stall_seconds', 600.0, 'Tell of a step that takes longer, with the stacks of all threads; 0: no.'
 )
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Compile the train step, say what it needs and might take, and stop.'
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'With --dry_run: a TPU slice to compile for, such as v5e:16x16.'
+)
+_DRY_RUN_OUTPUT = flags.DEFINE_string('dry_run_output', None, 'JSON file of what --dry_run finds.')
 distributed.define_flags()
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flags_as_required(['config'])
 
 
 def main() -> None:
+  check_flags()
+  if _TOPOLOGY.value:
+    dry_run.configure()
   runtime.configure(deterministic=_DETERMINISTIC.value, compilation_cache=_CACHE.value)
   config = settings.config(_CONFIG)
+  if _DRY_RUN.value:
+    settings.call('config', train, config, config=config, directory=None)
+    return
   distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
   preemption.listen()
   start(config, _WORKDIR.value)
+
+
+def check_flags() -> None:
+  """Raises InputError for flags that do not go together."""
+  if not (_WORKDIR.value or _DRY_RUN.value):
+    raise InputError('--workdir=DIR is missing: where the run is to keep all that it writes.')
+  if (_TOPOLOGY.value or _DRY_RUN_OUTPUT.value) and not _DRY_RUN.value:
+    raise InputError('--topology and --dry_run_output go with --dry_run.')
 
 
 def start(config: dict, workdir: str) -> None:
@@ -70,7 +92,7 @@ def start(config: dict, workdir: str) -> None:
 def train(
   *,
   config: dict,
-  directory: epath.Path,
+  directory: epath.Path | None,
   seed: int,
   train_input: dict,
   evals: dict,
@@ -89,15 +111,13 @@ def train(
 ) -> None:
   """Trains from where `directory` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
-  profile = watch.Profile(directory / 'profile', _PROFILE.value)
   data = inputs.build(**train_input)
-  tests, skipped = inputs.open_evals(evals, data, require=_REQUIRE_EVALS.value)
-  runtime.check_backend(_REQUIRE.value)
-  devices = settings.call('config.mesh', sharding.make_mesh, mesh)
+  if not _DRY_RUN.value:
+    runtime.check_backend(_REQUIRE.value)
+  there = dry_run.devices(_TOPOLOGY.value) if _TOPOLOGY.value else jax.devices()
+  devices = settings.call('config.mesh', sharding.make_mesh, mesh, devices=there)
   training.check_batch_size(data.batch_size, microbatches, devices)
   steps = training.count_steps(total_steps, total_epochs, data)
-  if skipped:
-    runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
 
   net = models.build(**model, num_classes=data.num_classes)
   apply, features = (
@@ -105,7 +125,28 @@ def train(
     for function in (models.apply_function, models.features_function)
   )
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
+  init_key, step_key = jax.random.split(jax.random.key(seed))
+  initial, like = training.init_state(
+    lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
+  )
+  step_fn = training.make_step(
+    apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
+    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices, augment=data.augment,
+  )  # fmt: skip
+
+  if _DRY_RUN.value:
+    dry_run.run(
+      step_fn, like, data, devices,
+      flops_per_image=models.train_flops(net, data.image_size, data.channels),
+      steps=steps, output=_DRY_RUN_OUTPUT.value,
+    )  # fmt: skip
+    return
+
+  profile = watch.Profile(directory / 'profile', _PROFILE.value)
   pace = watch.Pace(directory, stall_seconds=_STALL.value)
+  tests, skipped = inputs.open_evals(evals, data, require=_REQUIRE_EVALS.value)
+  if skipped:
+    runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
   interruptible = {
     name: {role: preemption.Interruptible(one, passed=pace.boundary) for role, one in of.items()}
     for name, of in tests.items()
@@ -119,26 +160,15 @@ def train(
     keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
     skipped=skipped,
   )  # fmt: skip
-  init_key, step_key = jax.random.split(jax.random.key(seed))
-  initial, like = training.init_state(
-    lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
-  )
-  step_fn = training.make_step(
-    apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
-    mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices, augment=data.augment,
-  )  # fmt: skip
-
   saved = settings.call(
     'config.checkpoints',
     checkpointing.Checkpoints,
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  distributed.agreed(
-    lambda: workdirs.claim(
-      directory, config, started=bool(reporting.read_rows(directory) or saved.steps())
-    )
-  )
+  started = distributed.agreed(lambda: bool(reporting.read_rows(directory) or saved.steps()))
+  distributed.agreed(lambda: workdirs.claim(directory, config, started=started))
+  distributed.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
   first = saved.latest_intact() or 0
   if first >= steps and distributed.agreed((directory / 'model.npz').exists):
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
@@ -184,6 +214,7 @@ def train(
     num_examples=data.num_examples,
     flops_per_image=models.train_flops(net, data.image_size, data.channels),
     tensorboard=_TENSORBOARD.value,
+    counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
     draw=lambda rows: visualize.curves(rows, directory / 'curves.png'),
     once={'compile_seconds': compile_seconds},
     lags=pace.lags,
@@ -229,6 +260,11 @@ def train(
     'config': config,
     'versions': runtime.versions(),
   })  # fmt: skip
+  if data.bad_images:
+    print(
+      f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
+      'them, and python -m mixer.input.check finds all.'
+    )
   print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 

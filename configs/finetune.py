@@ -67,6 +67,7 @@ def get_config(argument: str = '') -> ConfigDict:
   config.train_input.crop = 'inception' if theirs else 'resize_random'
   if not theirs:
     config.train_input.resize = _larger(height, width)
+  config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
 
   test = _input(options, config.train_input)
   test.split = _splits(options, facts)[1]

@@ -122,6 +122,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.train_input.randaugment_layers = 2 if 'randaugment' in row else 0
   config.train_input.randaugment_magnitude = row.get('randaugment', 0)
   config.train_input.randaugment_on = 'host'  # or 'device', within the train step
+  config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
 
   config.evals = ConfigDict()
   for name, split in facts['evals'].items():

@@ -1,5 +1,6 @@
 """What chips can do, for MFU and cost; what the host has."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -32,11 +33,42 @@ PEAK_TFLOPS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Of one JAX device: bytes, bytes/s to them, and bytes/s that it puts into an all-reduce."""
+
+  bytes: int
+  bandwidth: float
+  all_reduce: float
+
+
+_GIB, _GB = 2**30, 1e9
+# From Google's pages on each generation. The all-reduce rate is a pod's, divided by its devices;
+# v5p's page has the links' bidirectional rate instead, of which half counts.
+MEMORY = {
+  'TPU v3': Memory(16 * _GIB, 450 * _GB, 340e12 / 2048),
+  'TPU v4': Memory(32 * _GIB, 1200 * _GB, 1.1e15 / 4096),
+  'TPU v5 lite': Memory(16 * _GIB, 819 * _GB, 51.2e12 / 256),
+  'TPU v5': Memory(95 * _GIB, 2765 * _GB, 600 * _GB),
+  'TPU v6 lite': Memory(32 * _GIB, 1638 * _GB, 102.4e12 / 256),
+}
+
+
 def peak_flops(device_kind: str) -> float | None:
   """Peak FLOP/s of one device, or None for a kind without a published matmul rate."""
-  for prefix in sorted(PEAK_TFLOPS, key=len, reverse=True):
+  peak = _find(PEAK_TFLOPS, device_kind)
+  return None if peak is None else peak * 1e12
+
+
+def memory(device_kind: str) -> Memory | None:
+  """What is published of a device's memory and network, or None for a kind that is not listed."""
+  return _find(MEMORY, device_kind)
+
+
+def _find(table: dict, device_kind: str):
+  for prefix in sorted(table, key=len, reverse=True):
     if re.match(rf'{prefix}\b', device_kind):
-      return PEAK_TFLOPS[prefix] * 1e12
+      return table[prefix]
   return None
 
 

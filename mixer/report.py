@@ -22,6 +22,7 @@ from mixer import (
   labels,
   models,
   page,
+  permutations,
   pretrained,
   run_files,
   sections,
@@ -126,8 +127,9 @@ def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
   net = models.build(**model, num_classes=data.num_classes)
   expected = models.shapes(net, data.image_size, data.channels)
   pretrained.check(params, expected, str(run.weights))
-  apply = jax.jit(models.apply_function(net))
-  logits = apply(params, batch_ops.normalize(batch['image']))
+  apply = models.apply_function(net)
+  apply = permutations.before(apply, run.config.get('permutation'), data.image_size)
+  logits = jax.jit(apply)(params, batch_ops.normalize(batch['image']))
   return batch, np.asarray(PROBABILITIES[run.config['loss']](logits))
 
 

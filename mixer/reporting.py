@@ -35,7 +35,7 @@ class Reporter:
   A step's metrics are fetched when the next step has been dispatched, so the device never
   waits for the host. On restart the rows after `first_step` are dropped: they come again.
   `draw` is given the rows at the end, and at evaluations a minute or more apart. `once` goes into
-  the first row, `lags` (step -> more of a row) into every row.
+  the first row, what `counts` gives then and `lags` (step -> more of a row) into every row.
   """
 
   def __init__(
@@ -48,13 +48,14 @@ class Reporter:
     num_examples: int,
     flops_per_image: int,
     tensorboard: bool = True,
+    counts: Callable[[], dict[str, int]] = dict,
     draw: Callable[[list[dict]], None] | None = None,
     once: Mapping[str, float] | None = None,
     lags: Callable[[int], dict[str, float]] = lambda step: {},
   ):
     self._path = workdir / METRICS_FILE
     self._total_steps, self._batch_size, self._num_examples = total_steps, batch_size, num_examples
-    self._flops_per_image = flops_per_image
+    self._flops_per_image, self._counts = flops_per_image, counts
     self._primary = jax.process_index() == 0
     rows = [row for row in read_rows(workdir) if row['step'] <= first_step]
     if self._primary:
@@ -172,6 +173,7 @@ class Reporter:
       'core_hours': self._core_hours,
       **self._more,
       **self._once,
+      **self._counts(),
     }
     self._once = {}
     self._restart_clock(step)
@@ -240,6 +242,7 @@ def _line(row: dict) -> str:
       if 'lag_seconds' in row
       else {}
     ),
+    **({'bad images': str(row['bad_images'])} if row.get('bad_images') else {}),
     **{name: f'{value:.4g}' for name, value in _results(row).items()},
   }
   return ', '.join(f'{name} {value}' for name, value in shown.items())

@@ -55,7 +55,7 @@ class Run:
 
   @property
   def paper_model(self) -> str | None:
-    """The name of the model, if it is one of table 1 of the paper without changes."""
+    """The name of the model, if it is one of the paper's, trained without changes."""
     model = self.config['model']
     family, _, size = model['name'].partition('-')
     own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
@@ -65,6 +65,10 @@ class Run:
       if name in model and (model[name] or 0) not in (own[name], 0, [])
     ]
     preset = ('patch_size', *mlp_mixer.SIZES['S'])
+    kind = (self.config.get('permutation') or {'kind': 'none'})['kind']
+    whole = self.config['train_input'].get('subset_fraction', 1.0) == 1.0
+    if kind != 'none' or not whole:
+      return None
     if family not in models.FAMILIES or not size or changed or any(k in model for k in preset):
       return None
     return model['name']

@@ -1,5 +1,6 @@
 """The device mesh, and where arrays lie on it."""
 
+from collections.abc import Sequence
 import math
 
 import jax
@@ -14,13 +15,13 @@ BATCH_AXES = ('data', 'fsdp')
 _MIN_SHARDED_SIZE = 2**18  # smaller leaves cost more to gather than they take
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
-  """A ('data', 'fsdp') mesh over all devices; the batch is split over both axes.
+def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
+  """A ('data', 'fsdp') mesh over `devices`, or all there are; the batch is split over both axes.
 
   `fsdp` devices share one copy of the large parameters and optimiser moments; `data` such
   groups hold the same copy. -1 for `data` means all the devices there are.
   """
-  count = jax.device_count()
+  count = len(devices) or jax.device_count()
   if data == -1 and fsdp > 0 and count % fsdp == 0:
     data = count // fsdp
   if fsdp < 1 or data < 1 or data * fsdp != count:
@@ -29,7 +30,9 @@ def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
       'set data=-1 and fsdp to a divisor of their number.'
     )
   # Linen's Dropout and Conv do not run under jax's default of explicit axis types.
-  return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+  return jax.make_mesh(
+    (data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices or None
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

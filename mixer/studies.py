@@ -20,10 +20,11 @@ import sys
 from absl import flags
 from etils import epath
 
-from mixer import files, reporting, settings, visualize
+from mixer import files, reporting, settings, sweep, visualize
 from mixer.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
+EVALUATE = ROOT / 'evaluate.py'
 MODELS = ('mixer', 'resnet')
 KINDS = ('original', 'patch_pixel', 'global')
 PERCENTS = (3, 10, 30, 100)
@@ -91,25 +92,24 @@ STUDIES: dict[str, Callable[[epath.Path, Sequence[str], Sequence[str]], None]] =
 
 def train(config: str, run: epath.Path, seed: str, rest: Sequence[str]) -> dict:
   """The last row of a run of train.py, which is started, goes on, or is done already."""
-  start('train.py', config, f'--workdir={run}', '--notensorboard', f'--config.seed={seed}', *rest)
-  return reporting.read_rows(run)[-1]
+  return sweep.start(str(ROOT / config), run, '--notensorboard', f'--config.seed={seed}', *rest)
 
 
 def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
-  """What evaluate.py finds of the best checkpoint of a finished run."""
+  """What evaluate.py finds of the best checkpoint of a finished run; made once."""
   output = run / 'best.json'
   if not output.exists():
-    own = [flag for flag in rest if flag.startswith('--config.')]
-    start('evaluate.py', config, f'--checkpoint={run}', '--which=best', f'--output={output}', *own)
+    command = [
+      sys.executable, str(EVALUATE), f'--config={ROOT / config}', f'--checkpoint={run}',
+      '--which=best', f'--output={output}', *(f for f in rest if f.startswith('--config.')),
+    ]  # fmt: skip
+    print(' '.join(command), flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+      raise InputError(
+        f'the evaluation of {run} ended with status {status}; see its message above.'
+      )
   return json.loads(output.read_text())
-
-
-def start(program: str, config: str, *arguments: str) -> None:
-  command = [sys.executable, str(ROOT / program), f'--config={ROOT / config}', *arguments]
-  print(' '.join(command), flush=True)
-  status = subprocess.run(command, check=False).returncode
-  if status:
-    raise InputError(f'{program} ended with status {status}; see its message above.')
 
 
 def means(table: Sequence[dict], x: str, **where) -> list[tuple[float, float]]:

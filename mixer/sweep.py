@@ -40,16 +40,19 @@ def sweep(config: str, workdir: epath.Path, rates: list[str], rest: list[str]) -
 
 
 def train(config: str, stage: str, rate: str, directory: epath.Path, rest: list[str]) -> dict:
+  """`start` with a stage and a learning rate."""
+  separator = ',' if ':' in config else ':'
+  config = f'{config}{separator}stage={stage}'
+  return start(config, directory, f'--config.optim.learning_rate={rate}', *rest)
+
+
+def start(config: str, directory: epath.Path, *rest: str) -> dict:
   """The last row of a run of train.py, which is started or goes on or is done already.
 
   Raises:
     InputError: it did not end well.
   """
-  separator = ',' if ':' in config else ':'
-  command = [
-    sys.executable, str(TRAIN), f'--config={config}{separator}stage={stage}',
-    f'--workdir={directory}', f'--config.optim.learning_rate={rate}', *rest,
-  ]  # fmt: skip
+  command = [sys.executable, str(TRAIN), f'--config={config}', f'--workdir={directory}', *rest]
   print(' '.join(command), flush=True)
   with _alone(directory) as inherited:
     status = subprocess.run(command, check=False, pass_fds=inherited).returncode

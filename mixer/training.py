@@ -212,19 +212,31 @@ def state_bytes(like: TrainState) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
 
 
-def describe_memory(like: TrainState, batch: dict, compiled: jax.stages.Compiled) -> str:
-  """What one device holds: by shapes and shardings, and by the compiler's own account."""
+def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Bytes that one device needs for the arguments, results and temporaries of a compiled step."""
+  memory = compiled.memory_analysis()
+  if memory is None:
+    return None
+  return (
+    memory.argument_size_in_bytes + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+  )  # fmt: skip
+
+
+def describe_shapes(like: TrainState, batch: dict) -> str:
+  """What one device holds between two steps, by shapes and shardings."""
   per_device = [
     sharding.bytes_per_device(part) / 2**20 for part in (like.params, like.opt_state, batch)
   ]
   text = '{:.1f} MiB of parameters, {:.1f} of optimizer state, {:.1f} of images and labels'
-  text = f'per device: {text.format(*per_device)}'
-  memory = compiled.memory_analysis()
-  if memory is not None:
-    total = (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    )  # fmt: skip
+  return f'per device: {text.format(*per_device)}'
+
+
+def describe_memory(like: TrainState, batch: dict, compiled: jax.stages.Compiled) -> str:
+  """What one device holds: by shapes and shardings, and by the compiler's own account."""
+  text = describe_shapes(like, batch)
+  total = compiled_bytes(compiled)
+  if total is not None:
     text += f'\nthe compiled step: {total / 2**20:.1f} MiB'
   limit = hardware.memory_limit()
   return text + (f' of {limit / 2**20:.0f}' if limit else '')

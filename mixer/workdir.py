@@ -1,6 +1,6 @@
 """The directory of a run: is it usable, and is it this run's?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
 import json
@@ -18,9 +18,11 @@ from mixer.errors import InputError
 
 CONFIG_FILE = 'config.json'
 LOCK_FILE = '.lock'
+CLASSES_FILE = 'classes.json'
 # Where a computation runs and what is kept of it, not what it computes: these may change when a
-# run goes on.
-_MAY_CHANGE = re.compile(r'(mesh|every|checkpoints)\..*|.*\.data_dir')
+# run goes on. So may what happens at a bad image: a run that stops at one has met none before.
+_MAY_CHANGE = re.compile(r'(mesh|every|checkpoints)\..*|.*\.data_dir|.*\.on_bad_image')
+_NAMED = 10  # classes in a message
 
 
 def prepare(path: str) -> epath.Path:
@@ -106,6 +108,35 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
       + '\nGive each run its own --workdir, or the same config to go on with this one.'
     )
   files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
+
+
+def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:
+  """Records the names of the classes; where a run has `started` with others, InputError."""
+  path, now = workdir / CLASSES_FILE, list(class_names)
+  if started and path.exists():
+    then = json.loads(path.read_text())
+    if then != now:
+      raise InputError(
+        f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Bring the '
+        'training data back to what they were, or give the new ones their own --workdir.'
+      )
+  else:
+    files.write(path, json.dumps(now, indent=1).encode())
+
+
+def _difference(then: Sequence[str], now: Sequence[str]) -> str:
+  """What has changed in a list of classes."""
+  parts = []
+  for word, some in (('new', set(now) - set(then)), ('gone', set(then) - set(now))):
+    if some:
+      named = sorted(some)[:_NAMED]
+      parts.append(f'{len(some)} {word} ({", ".join(named)}{", ..." * (len(some) > _NAMED)})')
+  if not parts:
+    place = next(i for i, (old, new) in enumerate(zip(then, now, strict=True)) if old != new)
+    parts = [
+      f'the order is another, from number {place} on ({then[place]} there, {now[place]} now)'
+    ]
+  return f'{len(then)} there, {len(now)} now; {", ".join(parts)}'
 
 
 def jsonable(config: Mapping) -> dict:

@@ -84,6 +84,16 @@ def saved_steps(workdir) -> list[int]:
   return sorted(int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit())
 
 
+def run_module(module: str, *flags: str, env: dict[str, str]) -> tuple[int, str]:
+  """The same of `python -m module`."""
+  command = [sys.executable, '-m', module, *flags]
+  done = subprocess.run(
+    command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    timeout=300,
+  )  # fmt: skip
+  return done.returncode, done.stdout
+
+
 def train_flags(workdir, *overrides: str, config='configs/digits.py', tensorboard=False):
   return (
     f'--config={ROOT / config}',

@@ -14,7 +14,7 @@ import pytest
 
 from mixer import input
 from mixer.errors import InputError
-from mixer.input import order
+from mixer.input import order, single_images
 import runs
 import sets
 from test_configs import load
@@ -228,6 +228,8 @@ def odd_images():
   image = Image.fromarray(picture())
   clear = image.copy()
   clear.putalpha(Image.linear_gradient('L').resize((32, 32)))
+  turned = Image.Exif()
+  turned[0x0112] = 6  # a quarter turn, which is ignored
   frames = {'save_all': True, 'append_images': [image.rotate(90), image.rotate(180)]}
   files = {
     f'{mode}.{kind}': saved(image.convert(mode), kind)
@@ -245,6 +247,7 @@ def odd_images():
     'lossy.WEBP': saved(image, 'WEBP'),
     'moving.webp': saved(image, 'WEBP', lossless=True, **frames),
     'moving.gif': saved(image, 'GIF', **frames),
+    'turned.jpg': saved(image, 'JPEG', quality=95, exif=turned),
     'png_in_truth.jpg': saved(image, 'PNG'),
     'jpeg_in_truth.PNG': saved(image, 'JPEG', quality=95),
     'webp_in_truth.gif': saved(image, 'WEBP', lossless=True),
@@ -259,6 +262,7 @@ def test_odd_images_are_read_as_pillow_reads_them(tmp_path):
   put(tmp_path, 'train/~16/grey.png', saved(Image.fromarray(deep), 'PNG'))
   data = build(tmp_path, image_size=32, crop='direct', resize=None)
   (batch,) = data.eval_batches(data.num_examples)
+  decode = single_images.decoder(data.preprocessing, (32, 32), 3)
   for found, number in zip(batch['image'], batch['label']):
     name = data.class_names[number]
     if name == '~16':
@@ -267,6 +271,8 @@ def test_odd_images_are_read_as_pillow_reads_them(tmp_path):
       expected = np.asarray(Image.open(io.BytesIO(files[name])).convert('RGB')).astype(int)
     jpeg = files.get(name, b'').startswith(b'\xff\xd8')  # TensorFlow takes the faster transform
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 if jpeg else 0, err_msg=name)
+    if name in files:  # `mixer.predict` sees the same
+      np.testing.assert_array_equal(decode(files[name]), found, err_msg=name)
   random = build(tmp_path, batch_size=data.num_examples, crop='inception', resize=None)
   assert next(random.train_batches(0, seed=0))['image'].shape == (data.num_examples, 16, 16, 3)
 
@@ -297,7 +303,10 @@ def test_bad_images_stop_an_evaluation_with_their_paths(damaged):
   data = build(root, val_fraction=0, crop='resize')
   lines = ''.join(f'\n  {path}: ...' for path in sorted(bad))
   fails_with(
-    f'7 bad images in one batch; replace or remove them:{lines}', take, data.eval_batches(19), 1
+    f'7 bad images in one batch; replace or remove them. (...){lines}',
+    take,
+    data.eval_batches(19),
+    1,
   )
   with pytest.raises(InputError) as error:
     take(data.eval_batches(19), 1)
@@ -318,8 +327,8 @@ def test_a_bad_image_stops_training_at_its_own_batch(damaged):
     batches = data.train_batches(begin, seed=3)
     assert len(take(batches, first - begin)) == first - begin
     fails_with(
-      f'1 bad images in one batch; replace or remove them:\n  {bad[0]}: jpeg::Uncompress failed. '
-      'Invalid JPEG data or crop window.',
+      f'1 bad images in one batch; replace or remove them. (...)\n  {bad[0]}: jpeg::Uncompress '
+      'failed. Invalid JPEG data or crop window.',
       next,
       batches,
     )
@@ -330,8 +339,8 @@ def test_a_file_that_goes_away(tmp_path):
   data = build(tmp_path, val_fraction=0, crop='resize')
   os.remove(paths[1])
   fails_with(
-    f'1 bad images in one batch; replace or remove them:\n  {paths[1]}: [Errno 2] No such file '
-    f"or directory: '{paths[1]}'",
+    f'1 bad images in one batch; replace or remove them. (...)\n  {paths[1]}: [Errno 2] No such '
+    f"file or directory: '{paths[1]}'",
     next,
     data.eval_batches(2),
   )
@@ -432,3 +441,45 @@ def test_train_py_on_a_folder(tmp_path):
   assert described['preprocessing'] == {
     'name': 'resize', 'resize': [20, 20], 'crop': [16, 16], 'value_range': [-1, 1]
   }  # fmt: skip
+  assert json.loads((tmp_path / 'run' / 'classes.json').read_text()) == ['cat', 'dog', 'emu']
+  put(tmp_path, 'pets/bee/1.jpg', sets.encode(sets.smooth(rng, 30, 40), 'JPEG'))
+  fails_with(
+    '...belongs to a run with other classes: 3 there, 4 now; 1 new (bee). ...',
+    train.start,
+    config.to_dict(),
+    str(tmp_path / 'run'),
+  )
+
+
+@pytest.mark.slow
+def test_train_py_that_skips_bad_images(tmp_path, capsys, monkeypatch):
+  """Stopped after three steps of six and started again, it ends with the same numbers."""
+  rng = np.random.default_rng(0)
+  for name in ('cat', 'dog'):
+    for i in range(9):
+      put(tmp_path, f'pets/train/{name}/{i}.jpg', sets.encode(sets.smooth(rng, 30, 40), 'JPEG'))
+  put(tmp_path, 'pets/train/dog/x.jpg')
+  put(tmp_path, 'pets/val/dog/x.jpg', sets.encode(sets.smooth(rng, 30, 40), 'JPEG'))
+  config = load('digits')
+  section = {'source': 'folder', 'path': str(tmp_path / 'pets'), 'batch_size': 8, 'image_size': 16}
+  with config.unlocked():
+    config.train_input = {**section, 'split': 'train', 'crop': 'inception', 'on_bad_image': 'skip'}
+    config.evals.test.input = {**section, 'split': 'val', 'crop': 'direct'}
+    config.total_steps = 6
+  config.model.update(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
+  config.every.update(log=1, checkpoint=2, evaluate=6)
+  flags.FLAGS.mark_as_parsed()
+  flags.FLAGS.tensorboard = False
+  train.start(config.to_dict(), str(tmp_path / 'run'))
+  rows = runs.rows(tmp_path / 'run')
+  assert rows[-1]['bad_images'] == 1
+  assert '1 bad images were replaced by others since the start' in capsys.readouterr().out
+
+  def cut(state, *, batches, **named):
+    return fit(state, batches=islice(batches, 3), **named)
+
+  fit = train.training.fit
+  for fitting in (cut, fit):  # the second goes on from the checkpoint of step 2
+    monkeypatch.setattr(train.training, 'fit', fitting)
+    train.start(config.to_dict(), str(tmp_path / 'again'))
+  assert [*map(runs.learned, runs.rows(tmp_path / 'again'))] == [*map(runs.learned, rows)]

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from mixer import input
 import sets
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +55,6 @@ def folder(tmp_path):
 
 def test_a_folder_of_class_folders_becomes_a_set(prepare, folder, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
-
-  from mixer import input
 
   expected = {
     'ant/one.jpg': 0, 'ant/two.JPEG': 0, 'ant/deep/er/three.PNG': 0,
@@ -129,6 +128,12 @@ def test_a_name_that_tfds_could_not_open_again(prepare, folder, name):
   assert errors == text
 
 
-def test_flags_that_are_missing(prepare):
-  status, _, errors = prepare('--name=insects')
-  assert status == 1 and 'Flag --images must have a value other than None.' in errors
+def test_flags_that_are_missing_or_do_not_go_together(prepare, folder):
+  status, _, errors = prepare('--images=folder')
+  assert status == 1 and 'Flag --name must have a value other than None.' in errors
+  status, _, errors = prepare('--name=cifar10', '--split=train')
+  text = 'error: --split is for a set made from --images; TFDS sets have their own splits.\n'
+  assert status == 2 and errors == text
+  status, _, errors = prepare('--name=own', '--images=folder', '--manual_dir=there')
+  text = 'error: --images makes a set from a folder, --manual_dir is for those TFDS knows.\n'
+  assert status == 2 and errors == text

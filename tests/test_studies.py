@@ -1,13 +1,15 @@
 """The studies: what they start, what they make of it, and that they go on after a kill."""
 
 import csv
-import json
+import os
 import signal
+import subprocess
 
+from etils import epath
 from PIL import Image
 import pytest
 
-from mixer import studies
+from mixer import studies, sweep
 from mixer.errors import InputError
 import runs
 
@@ -21,33 +23,39 @@ TINY = (
 )
 
 
+TRAIN = """
+import json, pathlib, sys
+flags = dict(flag.lstrip('-').partition('=')[::2] for flag in sys.argv[1:])
+workdir = pathlib.Path(flags['workdir'])
+top1 = sum(map(ord, workdir.name)) % 997 / 1000  # tells the run
+rows = [{'step': 100}, {'step': 200, 'test/top1': top1 / 3, 'val/top1': 0.1}]
+rows += [{'step': 300, 'test/top1': top1 / 2, 'val/top1': 0.1}]
+(workdir / 'metrics.jsonl').write_text(''.join(json.dumps(row) + chr(10) for row in rows))
+"""
+EVALUATE = """
+import json, pathlib, sys
+flags = dict(flag.lstrip('-').partition('=')[::2] for flag in sys.argv[1:])
+top1 = sum(map(ord, pathlib.Path(flags['checkpoint']).name)) % 997 / 1000
+found = {'checkpoint': flags['checkpoint'] + ', step 200', 'val/top1': 0.5, 'test/top1': top1}
+pathlib.Path(flags['output']).write_text(json.dumps(found))
+"""
+
+
 @pytest.fixture
-def programs(monkeypatch):
-  """In place of train.py and evaluate.py: accuracies that tell the run; the calls so far."""
-  calls = []
+def commands(tmp_path, monkeypatch):
+  """Programs in place of train.py and evaluate.py, and the commands by which they were started."""
+  for module, name, program in ((sweep, 'TRAIN', TRAIN), (studies, 'EVALUATE', EVALUATE)):
+    path = tmp_path / f'{name}.py'
+    path.write_text(program)
+    monkeypatch.setattr(module, name, path)
+  started, run = [], subprocess.run
 
-  def top1(workdir):
-    return sum(map(ord, workdir.rsplit('/', 1)[-1])) % 997 / 1000
+  def noted(command, **options):
+    started.append((command[1].rsplit('/')[-1], *command[2:]))
+    return run(command, **options)
 
-  def start(program, config, *arguments):
-    options = dict(argument.lstrip('-').partition('=')[::2] for argument in arguments)
-    calls.append((program, config, options))
-    if program == 'evaluate.py':
-      value = top1(options['checkpoint'])
-      found = {'checkpoint': f'{options["checkpoint"]}, step 200', 'val/top1': 0.5}
-      found['test/top1'] = value
-      with open(options['output'], 'w') as file:
-        json.dump(found, file)
-      return
-    workdir = studies.files.absolute(options['workdir'])
-    workdir.mkdir(parents=True, exist_ok=True)
-    rows = [{'step': step} for step in (100, 200, 300)]
-    for i in (1, 2):
-      rows[i] |= {'test/top1': top1(str(workdir)) / (4 - i), 'val/top1': 0.1}
-    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-
-  monkeypatch.setattr(studies, 'start', start)
-  return calls
+  monkeypatch.setattr(subprocess, 'run', noted)
+  return started
 
 
 def read(path):
@@ -55,45 +63,49 @@ def read(path):
     return list(csv.DictReader(file))
 
 
-def test_permutations(programs, tmp_path, capsys):
-  studies.permutations(studies.files.absolute(str(tmp_path)), ['0', '1'], ['--config.x=1'])
-  assert len(programs) == 12 and {name for name, *_ in programs} == {'train.py'}
-  assert {config for _, config, _ in programs} == {
-    f'configs/permutations_small.py:model={model},kind={kind}'
+def test_permutations(commands, tmp_path, capsys):
+  studies.permutations(epath.Path(tmp_path), ['0', '1'], ['--config.x=1'])
+  configs = [
+    f'permutations_small.py:model={model},kind={kind}'
     for model in ('mixer', 'resnet') for kind in ('original', 'patch_pixel', 'global')
-  }  # fmt: skip
-  assert {options['config.seed'] for *_, options in programs} == {'0', '1'}
-  assert {options['config.x'] for *_, options in programs} == {'1'}
+  ]  # fmt: skip
+  assert [command[1].rsplit('/')[-1] for command in commands] == 2 * configs
+  assert {command[0] for command in commands} == {'TRAIN.py'}
+  assert [command[-2:] for command in commands] == [
+    (f'--config.seed={seed}', '--config.x=1') for seed in '0' * 6 + '1' * 6
+  ]
   table = read(tmp_path / 'permutations.csv')
   assert len(table) == 24 and {row['step'] for row in table} == {'200', '300'}
   last = [float(row['test_top1']) for row in table
           if (row['model'], row['kind'], row['step']) == ('resnet', 'global', '300')]  # fmt: skip
-  assert f'{50 * sum(last):.1f}' in capsys.readouterr().out.splitlines()[-1]
+  assert last[0] != last[1]
+  assert capsys.readouterr().out.split()[-1] == f'{50 * sum(last):.1f}'
   with Image.open(tmp_path / 'permutations.png') as picture:
     assert picture.width > 600
 
 
-def test_data_size(programs, tmp_path, capsys):
-  workdir = studies.files.absolute(str(tmp_path))
-  studies.data_size(workdir, ['0'], ['--config.x=1', '--require=cpu'])
-  trained = [config for name, config, _ in programs if name == 'train.py']
-  assert trained == [
-    f'configs/data_size_small.py:model={model},subset={percent}'
+def test_data_size(commands, tmp_path, capsys):
+  studies.data_size(epath.Path(tmp_path), ['0'], ['--config.x=1', '--require=cpu'])
+  configs = [
+    f'data_size_small.py:model={model},subset={percent}'
     for model in ('mixer', 'resnet') for percent in (3, 10, 30, 100)
   ]  # fmt: skip
-  evaluated = [options for name, _, options in programs if name == 'evaluate.py']
-  assert len(evaluated) == 8
-  assert all('which' in options and 'require' not in options for options in evaluated)
+  for program in ('TRAIN.py', 'EVALUATE.py'):
+    own = [command for command in commands if command[0] == program]
+    assert [command[1].rsplit('/')[-1] for command in own] == configs
+    assert all('--config.x=1' in command for command in own)
+  assert all('--which=best' in command and '--require=cpu' not in command for command in own)
   table = read(tmp_path / 'data_size.csv')
   assert [row['percent'] for row in table] == ['3', '10', '30', '100'] * 2
-  assert {row['best_step'] for row in table} == {'200'} and {row['steps'] for row in table} == {
-    '300'
+  assert {(row['best_step'], row['steps'], row['val_top1']) for row in table} == {
+    ('200', '300', '0.5')
   }
   for row in table:
     assert float(row['last_test_top1']) == pytest.approx(float(row['test_top1']) / 2)
-  assert f'{100 * float(table[-1]["test_top1"]):.1f}' in capsys.readouterr().out.splitlines()[-1]
-  studies.data_size(workdir, ['0'], [])
-  assert len([name for name, *_ in programs if name == 'evaluate.py']) == 8  # none again
+  assert capsys.readouterr().out.split()[-1] == f'{100 * float(table[-1]["test_top1"]):.1f}'
+  del commands[:]
+  studies.data_size(epath.Path(tmp_path), ['0'], [])
+  assert {command[0] for command in commands} == {'TRAIN.py'}  # nothing is evaluated again
 
 
 def test_means():
@@ -109,11 +121,11 @@ def test_unknown_study():
     studies.main('vit')
 
 
-def test_a_run_that_fails(tmp_path, monkeypatch):
-  monkeypatch.setattr(studies, 'ROOT', tmp_path)
-  (tmp_path / 'train.py').write_text('raise SystemExit(2)')
-  with pytest.raises(InputError, match=r'^train.py ended with status 2; see its message above\.$'):
-    studies.train('configs/digits.py', tmp_path / 'run', '0', [])
+def test_an_evaluation_that_fails(commands, tmp_path):
+  (tmp_path / 'EVALUATE.py').write_text('raise SystemExit(2)')
+  text = rf'^the evaluation of {tmp_path}/data_size-mixer-3-seed0 ended with status 2; see its '
+  with pytest.raises(InputError, match=text):
+    studies.data_size(epath.Path(tmp_path), ['0'], [])
 
 
 # --- Real runs ------------------------------------------------------------------------------
@@ -127,12 +139,12 @@ def killed_and_restarted(study, workdir, env, victim):
   """The study killed, with its program, while run `victim` trains; then the same command."""
   process = start(study, workdir, {**env, 'PYTHONUNBUFFERED': '1'})
   assert runs.wait_for((workdir / victim / 'checkpoints' / '2').exists, process, 600)
-  children = runs.subprocess.run(
+  children = subprocess.run(
     ['ps', '--ppid', str(process.pid), '-o', 'pid='], capture_output=True, text=True, check=True
   )
   process.send_signal(signal.SIGKILL)
   for child in children.stdout.split():
-    runs.os.kill(int(child), signal.SIGKILL)
+    os.kill(int(child), signal.SIGKILL)
   process.communicate()
   assert not (workdir / f'{study}.csv').exists()
   process = start(study, workdir, env)

@@ -301,6 +301,26 @@ def test_data_dir_under_the_home_folder(data_dir, open_set, monkeypatch):
 # What goes wrong
 
 
+def test_evaluations_of_other_classes_than_trainings(data_dir, open_set, tmp_path):
+  """As many classes with other names are not the same classes."""
+  sets.write(tmp_path, 'few', {'train': 2}, num_classes=6)
+  for name in ('ant', 'bee'):
+    (tmp_path / f'photos/{name}').mkdir(parents=True)
+    (tmp_path / f'photos/{name}/1.png').write_bytes(sets.encode(np.zeros((9, 9, 3), np.uint8)))
+  trained = open_set(name='numbers')
+  common = {'source': 'tfds', 'split': 'train', 'batch_size': 2, **small()}
+  good = {'input': common | {'name': 'numbers', 'data_dir': str(data_dir)}}
+  few = {'input': common | {'name': 'few', 'data_dir': str(tmp_path)}}
+  text = 'config.evals.b.input and config.train_input differ in num_classes: 6 and 40.'
+  fails_with(text, lambda: input.open_evals({'a': good, 'b': few}, trained))
+  photos = {'source': 'folder', 'path': f'{tmp_path}/photos', 'split': 'train', 'val_fraction': 0}
+  other = {'input': {**photos, 'batch_size': 2, **small()}}
+  names = open_set(name='numbers')
+  names.num_classes = 2
+  text = "config.evals.a.input and config.train_input differ in class_names: ('ant', 'bee') and ..."
+  fails_with(text, lambda: input.open_evals({'a': other}, names))
+
+
 def fails_with(text, build, **arguments):
   """The whole message is `text`, in which ... stands for anything."""
   pattern = '.*'.join(re.escape(part) for part in text.split('...'))
@@ -321,13 +341,19 @@ def test_a_set_that_is_not_there(open_set, data_dir):
   )
 
 
-@pytest.mark.parametrize('name', ['imagenet2012', 'imagenet2012:5.1.0', 'eurosat/rgb'])
-def test_a_set_that_is_not_there_but_tfds_knows(open_set, data_dir, name):
-  bare = re.split('[:/]', name)[0]
+@pytest.mark.parametrize(
+  ('name', 'more'),
+  [
+    ('imagenet2012', ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'),
+    ('imagenet2012:5.1.0', ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'),
+    ('eurosat/rgb', '   (downloads)'),
+  ],
+)
+def test_a_set_that_is_not_there_but_tfds_knows(open_set, data_dir, name, more):
   fails_with(
     f"no prepared data set '{name}' in {data_dir}, which holds [...].\n"
-    f"  To prepare it:       tfds build {name} --data_dir={data_dir}   (downloads; TFDS's page on "
-    f'{bare} says what it wants in --manual_dir)\n...',
+    f'  To prepare it:       python -m mixer.input.prepare --name={name} --data_dir={data_dir}'
+    f'{more}\n...',
     open_set,
     name=name,
   )

@@ -271,6 +271,38 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
     workdirs.claim(tmp_path, {**config, 'mixup': 0.7}, started=True)
 
 
+def test_what_happens_at_a_bad_image_may_change_when_a_run_goes_on(tmp_path):
+  config = {'train_input': {'on_bad_image': 'fail'}, 'mixup': 0.2}
+  workdirs.claim(tmp_path, config, started=False)
+  workdirs.claim(tmp_path, {**config, 'train_input': {'on_bad_image': 'skip'}}, started=True)
+
+
+@pytest.mark.parametrize(
+  ('now', 'difference'),
+  [
+    (['ant', 'bee', 'cat', 'cow'], '3 there, 4 now; 1 new (cat)'),
+    (['bee', 'cow'], '3 there, 2 now; 1 gone (ant)'),
+    (['ant', 'bee', 'dog'], '3 there, 3 now; 1 new (dog), 1 gone (cow)'),
+    (['ant', 'cow', 'bee'],
+     '3 there, 3 now; the order is another, from number 1 on (bee there, cow now)'),
+    (['ant', 'bee', 'cow', *(f'{i:02}' for i in range(11))],
+     '3 there, 14 now; 11 new (00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ...)'),
+  ],
+)  # fmt: skip
+def test_classes_that_change_while_a_run_is_stopped(tmp_path, now, difference):
+  workdirs.claim_classes(tmp_path, ('ant', 'bee', 'cow'), started=False)
+  assert json.loads((tmp_path / 'classes.json').read_text()) == ['ant', 'bee', 'cow']
+  workdirs.claim_classes(tmp_path, ('ant', 'bee', 'cow'), started=True)
+  with pytest.raises(errors.InputError) as error:
+    workdirs.claim_classes(tmp_path, now, started=True)
+  assert str(error.value) == (
+    f'{tmp_path} belongs to a run with other classes: {difference}. Bring the training data back '
+    'to what they were, or give the new ones their own --workdir.'
+  )
+  workdirs.claim_classes(tmp_path, now, started=False)  # nothing has been trained there
+  assert json.loads((tmp_path / 'classes.json').read_text()) == now
+
+
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.InputError, match='cannot write in --workdir=.*Give a directory'):

@@ -24,6 +24,7 @@ class Input(Protocol):
   for_evaluation: bool  # whether images come without randomness
   preprocessing: dict  # what evaluation does to an image, for model.json
   augment: Callable | None  # of `training.make_step`: what is left to the train step
+  bad_images: int | None  # replaced since the start; None where the first one stops the run
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int, num_shards: int
@@ -148,6 +149,11 @@ def _open(name: str, section: Mapping) -> dict[str, Input]:
       raise InputError(
         f'config.evals.{name}.{key}: an evaluation needs a crop without randomness; '
         'use crop="resize_small".'
+      )
+    if inputs[role].bad_images is not None:
+      raise InputError(
+        f'config.evals.{name}.{key}: an evaluation counts every image and skips none; leave out '
+        'on_bad_image.'
       )
   return inputs
 

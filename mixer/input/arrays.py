@@ -14,6 +14,8 @@ from mixer.input import order
 class Arrays:
   """An input over uint8 images (n, height, width, channels) with their classes."""
 
+  bad_images = None  # there are none
+
   def __init__(
     self,
     images: np.ndarray,

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 import hashlib
-import io
 import os
 import sys
 
 from absl import logging
 import numpy as np
-from PIL import Image
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
 from mixer.files import IMAGE_ENDINGS
-from mixer.input import images
+from mixer.input import images, odd_files
 
 tf = runtime.tensorflow()
 
@@ -42,6 +40,7 @@ def make(
   subset_fraction: float = 1.0,
   subset_seed: int = 0,
   randaugment_on: str = 'host',
+  on_bad_image: str = 'fail',
 ) -> images.Images:
   """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
 
@@ -52,7 +51,7 @@ def make(
     split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
       themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, subset_fraction, subset_seed: see `images.Images`.
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `images.Images`.
     val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
       everything into 'train'.
 
@@ -72,6 +71,7 @@ def make(
     subset_fraction=subset_fraction,
     subset_seed=subset_seed,
     randaugment_on=randaugment_on,
+    on_bad_image=on_bad_image,
   )
 
 
@@ -206,6 +206,7 @@ class _Files:
 
   dtypes = (tf.string, tf.int32)
   multi_label = False
+  tfrecords = ()
 
   def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
     self._paths, self._labels = paths, np.array(labels, np.int32)
@@ -216,7 +217,7 @@ class _Files:
     self.record_bytes = sum(sizes) // len(sizes)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [_for_tensorflow(_read(self._paths[i])) for i in indices]
+    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
     return np.array(files, dtype=object), self._labels[indices]
 
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
@@ -224,22 +225,6 @@ class _Files:
 
   def describe(self, index: int) -> str:
     return self._paths[index]
-
-
-def _for_tensorflow(encoded: bytes) -> bytes:
-  """The file, or as a plain BMP what TensorFlow 2.21 reads wrongly or not at all.
-
-  It takes the palette's indices in a BMP for grey values, refuses a WebP with an alpha channel, and
-  its op for animated WebP corrupts memory.
-  """
-  odd_bmp = encoded[:2] == b'BM' and encoded[28:30] not in (b'\x18\x00', b'\x20\x00')  # bits
-  odd_webp = encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP' and encoded[12:16] != b'VP8 '
-  if not odd_bmp and not odd_webp:
-    return encoded
-  plain = io.BytesIO()
-  with Image.open(io.BytesIO(encoded)) as image:
-    image.convert('RGB').save(plain, 'BMP')
-  return plain.getvalue()
 
 
 def _is_image(file: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.files import IMAGE_ENDINGS
+from mixer.input import odd_files
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -109,7 +110,10 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   def decode(content: bytes) -> np.ndarray:
     try:
       with tf.device('CPU'):
-        image = crop.function(tf.constant(content), size, **arguments)
+        plain = odd_files.for_tensorflow(content)
+        image = crop.function(tf.constant(plain), size, **arguments)
+    except (OSError, ValueError) as fault:
+      raise InputError(str(fault)) from fault
     except tf.errors.OpError as fault:
       reason = fault.message.partition('}} ')[2].partition(' [Op:')[0]
       raise InputError(reason or fault.message) from fault

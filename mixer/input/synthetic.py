@@ -12,6 +12,8 @@ from mixer.input import order
 class Synthetic:
   """An input of random uint8 images that cost nothing; see `input.Input`."""
 
+  bad_images = None  # there are none
+
   def __init__(
     self,
     *,

@@ -31,6 +31,7 @@ def make(
   subset_fraction: float = 1.0,
   subset_seed: int = 0,
   randaugment_on: str = 'host',
+  on_bad_image: str = 'fail',
   data_dir: str | None = None,
   image_key: str = 'image',
   label_key: str = 'label',
@@ -41,7 +42,7 @@ def make(
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, subset_fraction, subset_seed: see `images.Images`.
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `images.Images`.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
@@ -60,6 +61,7 @@ def make(
     subset_fraction=subset_fraction,
     subset_seed=subset_seed,
     randaugment_on=randaugment_on,
+    on_bad_image=on_bad_image,
   )
 
 
@@ -73,6 +75,7 @@ class _Records:
     self._features, labels = _features(builder, image_key, label_key)
     self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
+    self.tfrecords = tfrecords(builder, split)
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
@@ -128,16 +131,16 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   found = 'which does not exist' if there is None else f'which holds {there or "nothing"}'
   bare = name.split(':')[0].split('/')[0]
   registered = bare in tfds.list_builders(with_community_datasets=False)
-  prepare = (
-    f"tfds build {name} --data_dir={where}   (downloads; TFDS's page on {bare} says what it wants "
-    'in --manual_dir)'
-    if registered
-    else f'python -m mixer.input.prepare --name={bare} --data_dir={where} --split=SPLIT '
-    '--images=FOLDER_OF_CLASS_FOLDERS'
-  )
+  prepare = f'python -m mixer.input.prepare --name={name if registered else bare}'
+  if not registered:
+    more = ' --split=SPLIT --images=FOLDER_OF_CLASS_FOLDERS'
+  elif tfds.builder_cls(bare).MANUAL_DOWNLOAD_INSTRUCTIONS:
+    more = ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'
+  else:
+    more = '   (downloads)'
   return (
     f'no prepared data set {name!r} in {where}, {found}.\n'
-    f'  To prepare it:       {prepare}\n'
+    f'  To prepare it:       {prepare} --data_dir={where}{more}\n'
     '  If it is elsewhere:  --config.train_input.data_dir=DIR, or set TFDS_DATA_DIR\n'
     '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
   )
@@ -179,6 +182,14 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str):
       f'dataset_info.json promises {expected}. Prepare the set again.'
     )
   return opened
+
+
+def tfrecords(builder: tfds.core.DatasetBuilder, split: str) -> tuple[str, ...]:
+  """The TFRecord files of a split; none if it is stored otherwise."""
+  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+    return ()
+  parts = builder.info.splits[split].file_instructions
+  return tuple(dict.fromkeys(str(part.filename) for part in parts))
 
 
 def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str):

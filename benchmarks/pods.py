@@ -1,0 +1,78 @@
+"""What pre-training the seven models asks of TPU pods: python benchmarks/pods.py --output=DIR
+
+Compiles the train step of each size at batch 4096 with the JFT-300M recipe for a slice of every
+generation of TPU (`train.py --dry_run`: one to four minutes each on a CPU; no TPU is needed) and
+prints the table of docs/scale.md. What has been compiled is kept in DIR and not done again.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODELS = ('s32', 's16', 'b32', 'b16', 'l32', 'l16', 'h14')
+SLICES = ('v3:8x8', 'v4:4x4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
+# Table 3 of the paper: thousands of TPU v3 core-days, by the epochs that the configs train for.
+PAPER = {
+  's32': 0.01, 's16': 0.03, 'b32': 0.05, 'b16': 0.08, 'l32': 0.12, 'l16': 0.45, 'h14': 1.01,
+}  # fmt: skip
+
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the results.', required=True)
+_MODELS = flags.DEFINE_list('models', list(MODELS), 'Which models.')
+_SLICES = flags.DEFINE_list('slices', list(SLICES), 'Which slices, chips of each side.')
+
+
+def compiled(model: str, where: str, folder: pathlib.Path) -> dict:
+  """What the dry run found; with recomputed activations where the plain step does not fit."""
+  for remat in ('False', 'True'):
+    path = folder / f'{model}-{where.replace(":", "-")}{"-remat" * (remat == "True")}.json'
+    if not path.exists():
+      command = [
+        sys.executable, str(ROOT / 'train.py'),
+        f'--config={ROOT}/configs/mixer_{model}.py:jft,synthetic', '--dry_run',
+        f'--topology={where}', f'--dry_run_output={path}',
+        '--config.model.dtype=bfloat16', f'--config.model.remat={remat}',
+      ]  # fmt: skip
+      subprocess.run(command, check=True, cwd=ROOT)
+    row = {**json.loads(path.read_text()), 'remat': remat == 'True'}
+    if row['fits']:
+      break
+  return row
+
+
+def line(model: str, where: str, row: dict) -> str:
+  if not row['fits']:
+    return f'| {model} | {where} | does not fit | | | | | | | |'
+  sent = sum(kind['sent'] for kind in row['collectives'].values())
+  days = row['steps'] * row['seconds'] * row['cores'] / 86_400
+  parts = [
+    model.upper()[0] + '/' + model[1:], where, f'{row["devices"]}',
+    f'{row["memory"] / 2**30:.1f} of {row["memory_limit"] / 2**30:.0f}' + ' (remat)' * row['remat'],
+    f'{row["flops"] / 1e12:.2f}', f'{row["bytes_accessed"] / 2**30:.1f}', f'{sent / 2**20:.0f}',
+    f'{1e3 * row["compute_seconds"]:.1f}', f'{1e3 * row["seconds"]:.1f}',
+    f'{days:.1f}', f'{1e3 * PAPER[model]:.0f}',
+  ]  # fmt: skip
+  return f'| {" | ".join(parts)} |'
+
+
+def main(_) -> None:
+  folder = pathlib.Path(_OUTPUT.value)
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = [
+    line(model, where, compiled(model, where, folder))
+    for model in _MODELS.value
+    for where in _SLICES.value
+  ]
+  print(
+    '| model | slice | devices | GiB per device | TFLOP | GiB accessed | MiB sent | matmuls, ms '
+    '| step, ms | core-days | core-days in paper |'
+  )
+  print('|' + '---|' * 11)
+  print('\n'.join(rows))
+
+
+if __name__ == '__main__':
+  app.run(main)

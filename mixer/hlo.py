@@ -1,0 +1,127 @@
+"""What a compiled program says of the data that its devices exchange."""
+
+import collections
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One instruction by which devices exchange data."""
+
+  kind: str
+  bytes: int  # of its result, on one device
+  group: int  # devices that take part together
+  times: int  # in a step
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends in a step, by the ring algorithm."""
+    others = (self.group - 1) / self.group
+    parts = {'all-reduce': 2 * others, 'reduce-scatter': self.group - 1, 'all-gather': others}
+    return self.times * self.bytes * parts.get(self.kind, 1.0)
+
+
+def collectives(hlo: str) -> list[Collective]:
+  """What a compiled program has of them; those inside a loop count as often as it runs.
+
+  How often is read from the constant that the loop's condition compares with.
+  """
+  computations = _computations(hlo)
+  times = _times(computations)
+  found = []
+  for name, lines in computations.items():
+    for line in lines:
+      match = _COLLECTIVE.match(line)
+      if match:
+        group = _group_size(line)
+        share = _RESULT[match['kind']](group) if match['start'] else 1
+        size = round(_type_bytes(match['type']) * share)
+        found.append(Collective(match['kind'], size, group, times[name]))
+  return found
+
+
+def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
+  """{kind: {'count', 'bytes' of the results, 'sent'}}, on one device in a step."""
+  totals = collections.defaultdict(lambda: {'count': 0, 'bytes': 0, 'sent': 0})
+  for one in found:
+    total = totals[one.kind]
+    total['count'] += one.times
+    total['bytes'] += one.times * one.bytes
+    total['sent'] += round(one.sent)
+  return dict(sorted(totals.items()))
+
+
+# A '-start' has operands and results side by side: the part of the bytes that is results.
+_RESULT = {
+  'all-reduce': lambda group: 1,  # results only
+  'all-gather': lambda group: group / (group + 1),
+  'reduce-scatter': lambda group: 1 / (group + 1),
+  'all-to-all': lambda group: 1 / 2,
+  'collective-permute': lambda group: 1 / 2,
+  'collective-broadcast': lambda group: 1 / 2,
+}
+_COLLECTIVE = re.compile(
+  rf'\s*(?:ROOT )?%?\S+ = (?P<type>.*?) (?P<kind>{"|".join(_RESULT)})(?P<start>-start)?\('
+)
+
+
+def _computations(hlo: str) -> dict[str, list[str]]:
+  """{name: its instructions} of the text of a compiled program."""
+  found, current = {}, None
+  for line in hlo.splitlines():
+    header = re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line)
+    if header:
+      current = found.setdefault(header[1], [])
+    elif current is not None:
+      current.append(line)
+  return found
+
+
+def _times(computations: dict[str, list[str]]) -> dict[str, int]:
+  """How often a step runs each computation that it runs more than once."""
+  callers = {}  # computation -> (the one that calls it, how often)
+  for name, lines in computations.items():
+    for line in lines:
+      loop = re.search(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)', line)
+      if loop:
+        callers[loop[2]] = (name, _bound(computations[loop[1]]))
+      else:
+        for called in re.findall(r'(?:calls|to_apply)=%?([\w.\-]+)', line):
+          callers[called] = (name, 1)
+
+  def times(name: str) -> int:
+    caller, count = callers.get(name, (None, 1))
+    return count * times(caller) if caller else count
+
+  return {name: times(name) for name in computations}
+
+
+def _bound(condition: list[str]) -> int:
+  """The largest integer constant of a loop's condition; 1 where it has none."""
+  constants = re.findall(r'= [su]32\[\]\S* constant\((\d+)\)', '\n'.join(condition))
+  return max(map(int, constants), default=1) or 1
+
+
+def _type_bytes(types: str) -> int:
+  """Bytes of all the arrays in an instruction's type, such as '(f32[8,4]{1,0}, bf16[2])'."""
+  total = 0
+  for kind, sides in re.findall(r'\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]', types):
+    bits = {'pred': 8, 'bf16': 16}.get(kind) or int(re.search(r'\d+', kind)[0])
+    total += math.prod(int(side) for side in sides.split(',') if side) * bits // 8
+  return total
+
+
+def _group_size(line: str) -> int:
+  """Devices in each group of a collective, 2 where it names pairs."""
+  axes = re.search(r'replica_groups=mesh\[(.*?)\] ?\{(.*?)\}', line)
+  if axes:
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+    return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", axes[2]))
+  iota = re.search(r'replica_groups=\[\d+,(\d+)\]', line)
+  if iota:
+    return int(iota[1])
+  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
+  return listed[1].count(',') + 1 if listed else 2

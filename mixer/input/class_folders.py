@@ -1,0 +1,157 @@
+"""Makes a TensorFlow Datasets set of a folder with a folder, or a .tar, of images per class."""
+
+from collections.abc import Iterator, Sequence
+import io
+import os
+import re
+import tarfile
+
+from etils import epath
+
+from mixer import labels
+from mixer.errors import InputError
+from mixer.files import IMAGE_ENDINGS
+from mixer.input import odd_files
+
+FORMATS = tuple(ending for ending in IMAGE_ENDINGS if ending != '.webp')  # TFDS takes no WebP
+_IMAGENET_21K = 'imagenet21k'
+_NAMED = 10  # classes in a message
+
+
+def prepare(
+  name: str, images: str, *, split: str | None, data_dir: str | None, file_format: str
+) -> None:
+  """Writes the set, and prints what is in it.
+
+  Every file of FORMATS under IMAGES/CLASS/ or in IMAGES/CLASS.tar becomes an example with the
+  features 'image' (its bytes, or a plain BMP where TensorFlow would misread them), 'label' and
+  'file_name'. The classes are those found, in sorted order; of 'imagenet21k' they are always the
+  21,843 of Google's heads, by WordNet id.
+
+  Args:
+    name: of the set; lower-case letters, digits and _.
+    images: the folder.
+    split: None for 'train', or 'full' for 'imagenet21k'.
+    data_dir: None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    file_format: 'tfrecord' or 'array_record'.
+
+  Raises:
+    InputError: the name or the folder will not do, or the set is there already.
+  """
+  if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise InputError(
+      f'the name {name!r} must be lower-case letters, digits and _ for TFDS to open.'
+    )
+  folder = epath.Path(images).expanduser()
+  if not folder.is_dir():
+    raise InputError(f'no folder {folder}.')
+  found = _classes(folder)
+  classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
+  split = split or ('full' if name == _IMAGENET_21K else 'train')
+
+  import tensorflow_datasets as tfds  # takes seconds, so after what a mistake can be found in
+
+  builder = tfds.dataset_builders.AdhocBuilder(
+    name=name,
+    version='1.0.0',
+    features=tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(shape=(None, None, 3)),
+        'label': tfds.features.ClassLabel(names=classes),
+        'file_name': tfds.features.Text(),
+      }
+    ),
+    split_datasets={split: _Examples(found)},
+    data_dir=os.path.expanduser(data_dir) if data_dir else None,
+    file_format=file_format,
+  )
+  if builder.is_prepared():
+    raise InputError(f'{name} is there already; take another name, or remove {builder.data_dir}.')
+  try:
+    builder.download_and_prepare()
+  except (OSError, tarfile.TarError) as fault:
+    raise InputError(f'{name} was not made: {fault}') from fault
+  count = builder.info.splits[split].num_examples
+  print(f'{name}: {count} images of {len(classes)} classes in split {split!r}.')
+
+
+def _classes(folder: epath.Path) -> dict[str, epath.Path]:
+  """{class: its folder or archive}, sorted; each has an image."""
+  there = [path for path in folder.iterdir() if not path.name.startswith('.')]
+  found = {path.name: path for path in there if path.is_dir()}
+  archives = {path.stem: path for path in there if path.suffix == '.tar' and not path.is_dir()}
+  both = sorted(found.keys() & archives.keys())
+  if both:
+    raise InputError(f'{folder} holds a folder and a .tar of {both[:_NAMED]}; keep one of them.')
+  found = dict(sorted((found | archives).items()))
+  try:
+    empty = [name for name, path in found.items() if next(_images(path), None) is None]
+  except tarfile.TarError as fault:
+    raise InputError(f'{folder} holds a .tar that is none: {fault}.') from fault
+  if not found or empty:
+    raise InputError(
+      f'{folder} is to hold one folder a class with {", ".join(FORMATS)} files in each; '
+      + (f'without any: {empty[:_NAMED]}.' if found else 'it holds no folder.')
+    )
+  return found
+
+
+def _imagenet_21k(folder: epath.Path, found: Sequence[str]) -> list[str]:
+  """All the classes of ImageNet-21k; those `found` must be among them."""
+  synsets = [synset for synset, _ in labels.load(_IMAGENET_21K, labels.BUNDLED[_IMAGENET_21K])]
+  unknown = sorted(set(found) - set(synsets))
+  if unknown:
+    raise InputError(
+      f'{folder} holds {len(unknown)} folders or archives that are no class of ImageNet-21k, such '
+      f'as {unknown[:_NAMED]}; a class is called by its WordNet id, as in n01440764. Move the '
+      'others away, or take another --name.'
+    )
+  absent = sorted(set(synsets) - set(found))
+  if absent:
+    told = ', '.join(absent[:_NAMED]) + (', ...' if len(absent) > _NAMED else '')
+    print(f'no images of {len(absent)} of the {len(synsets)} classes, which stay empty: {told}')
+  return synsets
+
+
+class _Examples:
+  """(key, example) pairs, made one at a time."""
+
+  def __init__(self, classes: dict[str, epath.Path]):
+    self._classes = classes
+
+  def __iter__(self) -> Iterator[tuple[str, dict]]:
+    for label, path in self._classes.items():
+      for inside, image in _images(path):
+        name = f'{label}/{inside}'
+        yield name, {'image': image, 'label': label, 'file_name': name}
+
+
+def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
+  """(name within `path`, file) of every image of a class."""
+  if path.is_dir():
+    for parent, folders, files in path.walk():
+      folders.sort()
+      for file in sorted(files):
+        if _is_image(file):
+          yield os.path.relpath(parent / file, path), _stored((parent / file).read_bytes())
+    return
+  with path.open('rb') as file:
+    file.seek(max(file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE, 0))
+    if any(file.read()):  # a whole one ends in zeros; `tarfile` may take a cut one for whole
+      raise InputError(f'{path} is cut short: it does not end as an archive does. Copy it again.')
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode='r|') as archive:
+      for member in archive:
+        if member.isfile() and _is_image(os.path.basename(member.name)):
+          yield os.path.normpath(member.name), _stored(archive.extractfile(member).read())
+
+
+def _stored(encoded: bytes) -> io.BytesIO:
+  try:
+    return io.BytesIO(odd_files.for_tensorflow(encoded))
+  except (OSError, ValueError):
+    return io.BytesIO(encoded)  # bad, as `mixer.input.check` will find
+
+
+def _is_image(file: str) -> bool:
+  return file.lower().endswith(FORMATS) and not file.startswith('.')

@@ -1,0 +1,136 @@
+"""Folders of class folders and archives that become TFDS sets."""
+
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+from test_folder import odd_images, picture, put, saved
+
+from mixer import input
+from mixer.errors import InputError
+import runs
+import sets
+
+class_folders = pytest.importorskip('mixer.input.class_folders')
+pytest.importorskip('tensorflow_datasets', reason='needs TFDS')
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_odd_images_of_a_prepared_set_are_read_as_pillow_reads_them(tmp_path, file_format):
+  deep = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
+  files = {name: file for name, file in odd_images().items() if not name.lower().endswith('.webp')}
+  for name, content in {**files, '~16.png': saved(Image.fromarray(deep), 'PNG')}.items():
+    put(tmp_path, f'images/{name}/{name}', content)
+  class_folders.prepare(
+    'odd', f'{tmp_path}/images', split=None, data_dir=str(tmp_path), file_format=file_format
+  )
+  data = input.build(
+    source='tfds', name='odd', split='train', batch_size=1, image_size=32, crop='direct',
+    data_dir=str(tmp_path),
+  )  # fmt: skip
+  (batch,) = data.eval_batches(data.num_examples)
+  assert data.num_examples == len(files) + 1
+  for found, number in zip(batch['image'], batch['label']):
+    name = data.class_names[number]
+    if name == '~16.png':
+      expected = np.stack([deep // 256] * 3, axis=-1)
+    else:
+      expected = np.asarray(Image.open(io.BytesIO(files[name])).convert('RGB')).astype(int)
+    jpeg = files.get(name, b'').startswith(b'\xff\xd8')
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8 if jpeg else 0, err_msg=name)
+
+
+def test_a_bad_image_is_stored_and_stops_what_reads_it(tmp_path):
+  for name, content in {'a/1.png': sets.encode(picture()), 'b/1.bmp': b'BM' + bytes(60)}.items():
+    put(tmp_path, f'images/{name}', content)
+  class_folders.prepare(
+    'bad', f'{tmp_path}/images', split='full', data_dir=str(tmp_path), file_format='tfrecord'
+  )
+  data = input.build(
+    source='tfds', name='bad', split='full', batch_size=2, image_size=32, crop='direct',
+    data_dir=str(tmp_path),
+  )  # fmt: skip
+  with pytest.raises(input.InputError, match=r"bad/1.0.0, split 'full', example [01]: "):
+    next(data.eval_batches(2))
+
+
+def archive(folder, name):
+  """Puts folder/name into folder/name.tar as well."""
+  with tarfile.open(folder / f'{name}.tar', 'w') as into:
+    into.add(folder / name, arcname='.')
+
+
+@pytest.fixture
+def prepare(tmp_path, capsys):
+  """Makes a set of tmp_path/images: the last line printed, and all before it."""
+
+  def run(name, file_format='tfrecord'):
+    images = f'{tmp_path}/images'
+    class_folders.prepare(name, images, split=None, data_dir=str(tmp_path), file_format=file_format)
+    before, last = capsys.readouterr().out.rstrip().rsplit('\n', 1)
+    return last, before
+
+  return run
+
+
+def refused(prepare, name, text):
+  with pytest.raises(InputError) as error:
+    prepare(name)
+  assert str(error.value) == text
+
+
+def test_imagenet_21k_from_archives_and_folders_of_synsets(prepare, tmp_path):
+  """A class has its number in Google's list, however many are there."""
+  import tensorflow_datasets as tfds
+
+  images, file = tmp_path / 'images', sets.encode(picture(), 'JPEG')
+  for name in ('n00005787/a', 'n00005787/b', 'n04399382x/c', 'n01440764/d'):
+    put(images, f'{name}.JPEG', file)
+  archive(images, 'n00005787')
+  archive(images, 'n01440764')
+  shutil.rmtree(images / 'n00005787')
+  text = f"{images} holds a folder and a .tar of ['n01440764']; keep one of them."
+  refused(prepare, 'imagenet21k', text)
+  os.remove(images / 'n01440764.tar')
+  refused(
+    prepare,
+    'imagenet21k',
+    f'{images} holds 1 folders or archives that are no class of ImageNet-21k, such as '
+    "['n04399382x']; a class is called by its WordNet id, as in n01440764. Move the others away, "
+    'or take another --name.',
+  )
+  shutil.rmtree(images / 'n04399382x')
+  last, before = prepare('imagenet21k', 'array_record')
+  assert last == "imagenet21k: 3 images of 21843 classes in split 'full'."
+  assert 'no images of 21841 of the 21843 classes, which stay empty: n00004475, ' in before
+
+  lines = (runs.ROOT / 'mixer/labels/imagenet21k.txt').read_text().splitlines()
+  synsets = [line.split('\t')[0] for line in lines]
+  builder = tfds.builder('imagenet21k', data_dir=tmp_path)
+  assert builder.info.features['label'].names == synsets
+  data = input.build(
+    source='tfds', name='imagenet21k', split='full', batch_size=3, data_dir=str(tmp_path),
+    crop='direct', image_size=16,
+  )  # fmt: skip
+  (batch,) = data.eval_batches(3)
+  assert sorted(batch['label']) == [1, 1, synsets.index('n01440764')]
+
+
+def test_archives_that_are_cut_short_or_none(prepare, tmp_path):
+  images = tmp_path / 'images'
+  for name in ('ant/1', 'bee/1', 'bee/2'):
+    put(images, f'{name}.jpg', sets.encode(picture(), 'JPEG'))
+  archive(images, 'bee')
+  shutil.rmtree(images / 'bee')
+  whole = (images / 'bee.tar').read_bytes()
+  for content, fault in (
+    (whole[:2000], f'{images}/bee.tar is cut short: it does not end as an archive does. Copy it '
+                   'again.'),
+    (b'no archive' + bytes(1024), f'{images} holds a .tar that is none: bad checksum.'),
+  ):  # fmt: skip
+    (images / 'bee.tar').write_bytes(content)
+    refused(prepare, 'insects', fault)

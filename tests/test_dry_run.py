@@ -1,0 +1,94 @@
+"""Train steps compiled for machines that are not there."""
+
+import importlib.util
+import json
+
+import pytest
+
+from mixer import dry_run, hardware
+from mixer.errors import InputError
+import runs
+
+with_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='needs requirements-tpu.txt'
+)
+CONFIG = '--config=configs/digits.py'
+SMALL = (
+  '--config.model.num_blocks=2',
+  '--config.model.hidden_dim=512',  # large enough to be sharded
+  '--config.model.tokens_mlp_dim=256',
+  '--config.model.channels_mlp_dim=2048',
+  '--config.train_input.batch_size=64',
+  '--dry_run',
+)
+
+
+def test_on_the_devices_there_are(tmp_path):
+  env = runs.environment(tmp_path / 'cache')
+  status, text = runs.run(
+    'train.py', CONFIG, *SMALL, f'--dry_run_output={tmp_path}/found.json', env=env
+  )
+  assert status == 0, text
+  assert '1 x cpu in 1 processes' in text
+  assert 'no rates are published for this device' in text
+  found = json.loads((tmp_path / 'found.json').read_text())
+  assert found['fits'] and not found['collectives']
+  assert found['flops'] == pytest.approx(found['compiled_flops'], rel=0.06)
+  assert found['memory'] > 12 * 2 * 2 * 512 * 2048  # parameters and Adam's moments
+  assert [path.name for path in tmp_path.iterdir() if path.name != 'cache'] == ['found.json']
+
+
+@pytest.mark.parametrize('topology', ['v9:2x2', 'v3', 'v3:2', 'v3:axb', 'TPU v3'])
+def test_a_topology_that_is_none(topology):
+  with pytest.raises(InputError, match=r'GENERATION:SIDES.*v5e:16x16'):
+    dry_run.devices(topology)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is there')
+def test_without_libtpu(tmp_path):
+  env = runs.environment(tmp_path / 'cache')
+  status, text = runs.run('train.py', CONFIG, *SMALL, '--topology=v5e:2x2', env=env)
+  assert status == 2
+  assert 'pip install -r requirements-tpu.txt' in text and 'Traceback' not in text
+
+
+@with_libtpu
+@pytest.mark.parametrize(
+  'topology, devices, cores',
+  [('v3:2x2', 8, 8), ('v4:2x2x1', 4, 8), ('v5e:2x2', 4, 4), ('v5p:2x2x1', 4, 8), ('v6e:2x2', 4, 4)],
+)
+def test_slices(topology, devices, cores):
+  """In a process of its own: tests elsewhere have started JAX already."""
+  dry_run.configure()
+  found = dry_run.devices(topology)
+  assert len(found) == devices
+  assert sum(one.num_cores for one in found) == cores
+  assert hardware.peak_flops(found[0].device_kind) and hardware.memory(found[0].device_kind)
+
+
+@with_libtpu
+@pytest.mark.slow
+def test_compiles_for_a_slice_data_parallel_and_fsdp(tmp_path):
+  env = runs.environment(tmp_path / 'cache')
+  found = {}
+  for fsdp in (1, 4):
+    path = tmp_path / f'{fsdp}.json'
+    flags = ('--topology=v5e:2x2', f'--config.mesh.fsdp={fsdp}', f'--dry_run_output={path}')
+    status, text = runs.run('train.py', CONFIG, *SMALL, *flags, env=env)
+    assert status == 0, text
+    assert 'it fits' in text and 'core-days' in text
+    found[fsdp] = json.loads(path.read_text())
+  gradients = 2 * 2 * 512 * 2048  # of the channel-mixing kernels alone, in two blocks
+  assert found[1]['collectives']['all-reduce']['bytes'] > 4 * gradients  # float32
+  assert found[4]['memory'] < found[1]['memory']
+
+
+@with_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_said(tmp_path):
+  status, text = runs.run(
+    'train.py', CONFIG, *SMALL, '--topology=v5e:2x2', '--config.train_input.batch_size=4194304',
+    env=runs.environment(tmp_path / 'cache'),
+  )  # fmt: skip
+  assert status == 0
+  assert 'IT DOES NOT FIT' in text and 'config.model.remat=True' in text
