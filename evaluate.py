@@ -18,6 +18,7 @@ from mixer import (
   evaluators,
   files,
   models,
+  permutations,
   pretrained,
   runtime,
   settings,
@@ -60,11 +61,15 @@ def main() -> None:
   # One with training images of its own looks at the features, and the head does not matter.
   classified = {name: opened['data'] for name, opened in tests.items() if 'pool' not in opened}
   check_classes(path, classified)
+  permutation = config.get('permutation')
+  sizes = [opened['data'].image_size for opened in tests.values()]
+  for size in sizes:
+    permutations.check_same(path, permutation, size)
   params, source = load(path, config['checkpoints'])
   num_classes = warmstart.check_head(params, source, classified)
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
-  net = models.build(**{**config['model'], 'scan': False}, num_classes=num_classes)
+  net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
   for opened in tests.values():
     data = opened['data']
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
@@ -74,8 +79,8 @@ def main() -> None:
   evaluate = evaluators.build(
     config['evals'],
     tests,
-    apply=models.apply_function(net),
-    features=models.features_function(net),
+    apply=permutations.before(models.apply_function(net), permutation, sizes[0]),
+    features=permutations.before(models.features_function(net), permutation, sizes[0]),
     loss=config['loss'],
     mesh=devices,
     records=output.with_suffix(''),

@@ -18,6 +18,7 @@ from mixer import (
   evaluators,
   files,
   models,
+  permutations,
   preemption,
   pretrained,
   reporting,
@@ -106,6 +107,7 @@ def train(
   every: dict,
   checkpoints: dict,
   init: dict | None = None,
+  permutation: dict | None = None,
 ) -> None:
   """Trains from where `directory` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
@@ -118,7 +120,10 @@ def train(
   steps = training.count_steps(total_steps, total_epochs, data)
 
   net = models.build(**model, num_classes=data.num_classes)
-  apply = models.apply_function(net)
+  apply, features = (
+    permutations.before(function(net), permutation, data.image_size)
+    for function in (models.apply_function, models.features_function)
+  )
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
   init_key, step_key = jax.random.split(jax.random.key(seed))
   initial, like = training.init_state(
@@ -147,7 +152,7 @@ def train(
     for name, of in tests.items()
   }
   evaluate = evaluators.build(
-    evals, interruptible, apply=apply, features=models.features_function(net), loss=loss,
+    evals, interruptible, apply=apply, features=features, loss=loss,
     mesh=devices, records=directory / 'evals', total_steps=steps,
   )  # fmt: skip
   intervals = settings.call(
@@ -173,6 +178,7 @@ def train(
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
+    permutations.check_same(files.absolute(init['path']), permutation, data.image_size)
     params, source = settings.call(
       'config.init', warmstart.load, init,
       model=net, image_size=data.image_size, channels=data.channels,
@@ -246,6 +252,7 @@ def train(
     'model': {**model, 'num_classes': data.num_classes},
     'image_size': data.image_size,
     'channels': data.channels,
+    'permutation': permutation,
     'preprocessing': classified_as(tests, data),
     'loss': loss,
     'class_names': data.class_names,

@@ -1,5 +1,15 @@
 """Upstream pre-training of the paper: section 3, table 4 and appendix B, for all seven sizes.
 
+  python train.py --config=configs/mixer_b32.py:jft,subset=3 --workdir=DIR
+  python evaluate.py --config=configs/mixer_b32.py:jft,subset=3 --checkpoint=DIR --which=best
+
+The argument is the data set, and after a comma what is to be changed, if anything:
+
+  subset=P    a random P percent of the training images for as many steps as all of them get, and
+              the checkpoint kept that is best on the upstream validation set (figure 2, right, has
+              3, 10, 30 and 100). A smaller subset is part of a larger one.
+  synthetic   random images that cost no time, and no evaluations: what the accelerator can do
+
 Sources of the values that the paper does not print: big_vision's `mlp_mixer_i1k.py` (published by
 the authors for the 76 % B/16 run on ImageNet) and `vit_i21k.py`. `weight_decay` is the paper's, in
 its AdamW convention; the start of a run prints big_vision's equivalent.
@@ -31,6 +41,16 @@ TABLE_4 = {
     'H': {'epochs': 14.0, 'learning_rate': 0.001, 'weight_decay': 0.03},
   },
 }  # fmt: skip
+
+# The ResNets that the paper compares with, from ViT's table 3; trained on JFT-300M alone. It has no
+# row of R152x4 and R200x3.
+BIT = {
+  'R50x1': {'epochs': 7.0, 'learning_rate': 1e-3, 'weight_decay': 0.1},
+  'R50x2': {'epochs': 7.0, 'learning_rate': 1e-3, 'weight_decay': 0.1},
+  'R101x1': {'epochs': 7.0, 'learning_rate': 8e-4, 'weight_decay': 0.1},
+  'R152x1': {'epochs': 7.0, 'learning_rate': 6e-4, 'weight_decay': 0.1},
+  'R152x2': {'epochs': 7.0, 'learning_rate': 6e-4, 'weight_decay': 0.1},
+}
 
 # The paper pre-trains S and H on JFT-300M only. Elsewhere S takes B's row and H takes L's: the
 # nearest size that has one.
@@ -76,22 +96,20 @@ IMAGE_SIZE = 224
 
 
 def get_config(model: str, argument: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16' and so on, on a key of TABLE_4 or JFT_SHARDS.
+  """The config of pre-training 'Mixer-B/16', 'BiT-R50x1' and so on; see the top.
 
-  With ',synthetic' after the key, the same training on random images that cost no time, and
-  without evaluations: what the accelerator can do.
+  The argument begins with a key of TABLE_4, or JFT_SHARDS.
   """
-  data, *rest = argument.split(',')
-  if data not in (*TABLE_4, JFT_SHARDS) or rest not in ([], ['synthetic']):
+  data, *changes = argument.split(',')
+  known = [change for change in changes if change == 'synthetic' or change.startswith('subset=')]
+  if data not in (*TABLE_4, JFT_SHARDS) or changes != known[:1]:
     raise ValueError(
-      f'unknown data {argument!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}, with ",synthetic" '
-      'after it for random images.'
+      f'unknown data {argument!r}; use one of {sorted([*TABLE_4, JFT_SHARDS])}, with '
+      '",subset=PERCENT" after it for a part, or ",synthetic" for random images.'
     )
   shards = data == JFT_SHARDS
   data = 'jft' if shards else data
-  size = model.split('-')[1][0]
-  row = TABLE_4[data].get(size) or TABLE_4[data][_NEAREST[size]]
-  facts = _DATA[data]
+  row, facts = _row(model, data), _DATA[data]
 
   config = ConfigDict()
   config.seed = 0
@@ -125,12 +143,13 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.model = ConfigDict()
   config.model.name = model
   config.model.head_bias = facts['head_bias']
-  config.model.stochastic_depth = row.get('stochastic_depth', 0.0)
-  config.model.rescale_drop_path = False  # big_vision's way
-  config.model.dropout = 0.0
   config.model.dtype = 'float32'  # as released; 'bfloat16' halves the activations
   config.model.remat = False
-  config.model.scan = False
+  if model.startswith('Mixer'):
+    config.model.stochastic_depth = row.get('stochastic_depth', 0.0)
+    config.model.rescale_drop_path = False  # big_vision's way
+    config.model.dropout = 0.0
+    config.model.scan = False
 
   # Trained weights to start from, if there is a path; see configs/finetune.py.
   config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
@@ -155,21 +174,44 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
 
-  if rest:
-    config.train_input = ConfigDict(
-      {
-        'source': 'synthetic',
-        'batch_size': 4096,
-        'image_size': IMAGE_SIZE,
-        'channels': 3,
-        **facts['synthetic'],
-      }
-    )
-    config.evals = ConfigDict()
-
   config.every = ConfigDict({'log': 50, 'evaluate': 5_000, 'checkpoint': 1_000})
   config.checkpoints = ConfigDict({'keep_last': 2, 'keep_best': config_dict.placeholder(str)})
+  if changes == ['synthetic']:
+    _use_random_images(config, facts['synthetic'])
+  elif changes:
+    take_subset(config, changes[0].removeprefix('subset='))
   return config
+
+
+def take_subset(config: ConfigDict, percent: str) -> None:
+  """Fewer images for as many more epochs: the same number of steps."""
+  try:
+    fraction = float(percent) / 100
+  except ValueError:
+    fraction = 0.0
+  if not 0 < fraction <= 1:
+    raise ValueError(f'subset={percent}: write percent above 0 and up to 100, as in subset=3.')
+  config.train_input.subset_fraction = fraction
+  config.train_input.subset_seed = 0
+  config.total_epochs /= fraction
+  validation = 'minival' if 'minival' in config.evals else 'val'  # ImageNet's 'val' is its test
+  config.checkpoints.keep_best = f'{validation}/top1'
+
+
+def _use_random_images(config: ConfigDict, facts: dict) -> None:
+  size = {'batch_size': 4096, 'image_size': IMAGE_SIZE, 'channels': 3}
+  config.train_input = ConfigDict({'source': 'synthetic', **size, **facts})
+  config.evals = ConfigDict()
+
+
+def _row(model: str, data: str) -> dict:
+  """The row of a table for 'Mixer-B/16' or 'BiT-R50x1'."""
+  family, size = model.split('-')
+  if family == 'Mixer':
+    return TABLE_4[data].get(size[0]) or TABLE_4[data][_NEAREST[size[0]]]
+  if size not in BIT or data != 'jft':
+    raise ValueError(f'no recipe for {model!r} on {data!r}; there are those of {sorted(BIT)}, jft.')
+  return BIT[size]
 
 
 def _tfds(name: str, split: str) -> ConfigDict:

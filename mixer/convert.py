@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mixer import files, layouts, models, pretrained, settings
+from mixer import files, layouts, models, permutations, pretrained, settings
 from mixer.errors import InputError
 from mixer.models import layers, mlp_mixer
 
@@ -48,6 +48,12 @@ def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> 
     raise InputError(f'{target} is the input too; give the output another name.')
   if not target.parent.is_dir():
     raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
+  permutation, _ = permutations.recorded(source)
+  if permutation:
+    raise InputError(
+      f'{source} was trained with the input permutation {permutation}, which {target} has no place '
+      'for; without it the model knows nothing. Use mixer.predict or evaluate.py on it.'
+    )
   params = pretrained.load(source)
   model, size, channels = infer(params, image_size, str(source))
   images = np.random.default_rng(0).uniform(-1, 1, (3, *layers.pair(size), channels))

@@ -1,4 +1,4 @@
-"""Names of a Mixer's parameters: every layout that is in use, and the released one.
+"""Names of parameters: every layout of a Mixer that is in use, and the released one.
 
 Everything here is a pure function of flat dicts {name: array}; no file is read or written.
 """
@@ -22,6 +22,8 @@ LAYOUTS = {
     'Mixer/encoderblock_0/token_mixing_phase_0/kernel1',
   ),
   'timm': (re.compile(r'blocks\.\d+\.mlp_tokens\.'), 'blocks.0.mlp_tokens.fc1.weight'),
+  # A BiT of train.py's own; it stays as it is.
+  'bit': (re.compile(r'block\d+/unit\d+/'), 'block1/unit01/conv1/kernel'),
 }
 # Flax code wraps the parameters so, beside the optimiser's state and the like.
 _WRAPPERS = ('opt/target/params/', 'opt/target/', 'params/')
@@ -213,6 +215,7 @@ _CONVERTERS: dict[str, Callable] = {
   'scanned': _from_scanned,
   'older': _from_older,
   'timm': _from_timm,
+  'bit': _from_released,
 }
 
 

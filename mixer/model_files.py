@@ -35,6 +35,7 @@ class TrainedModel:
     classes: (synset, name) of each output of the head, or None where they are not known.
     source: the file.
     assumed: what the file does not say and was inferred, in words.
+    permutation: the run's `config.permutation`, see `mixer.permutations`.
   """
 
   params: dict
@@ -46,6 +47,7 @@ class TrainedModel:
   classes: labels.Classes | None
   source: str
   assumed: tuple[str, ...] = ()
+  permutation: dict | None = None
 
 
 def read(
@@ -92,7 +94,8 @@ def _described(
   """The model that its own `.json` describes."""
   try:
     facts = json.loads(description.read_text())
-    model = {**facts['model'], 'scan': False, 'remat': False}
+    model = {**facts['model'], 'remat': False}
+    model |= {'scan': False} if 'scan' in model else {}
     num_classes = model['num_classes']
     preprocessing, assumed = _for_evaluation(facts['preprocessing'], facts['image_size'])
     return TrainedModel(
@@ -107,6 +110,7 @@ def _described(
       else labels.describe(facts['class_names'], num_classes, str(description)),
       source=str(path),
       assumed=assumed,
+      permutation=facts.get('permutation'),
     )
   except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as fault:
     raise InputError(

@@ -23,6 +23,7 @@ from mixer import (
   losses,
   model_files,
   models,
+  permutations,
   runtime,
   settings,
   warmstart,
@@ -122,7 +123,7 @@ def classify(
   trained: model_files.TrainedModel, batches: Iterator[tuple[list[str], np.ndarray]]
 ) -> None:
   """Prints the --top likeliest classes of every image."""
-  apply = models.apply_function(models.build(**trained.model))
+  apply = permuted(models.build(**trained.model), trained)
   classes = trained.classes or [('', '')] * trained.model['num_classes']
   top = min(_TOP.value, len(classes))
   show = show_json if _JSON.value else show_table
@@ -148,7 +149,7 @@ def write_features(
 ) -> None:
   """Writes the pre-logits, float32 (images, channels), and the files' names line by line."""
   net = models.build(**{**trained.model, 'num_classes': None})
-  apply = models.apply_function(net)
+  apply = permuted(net, trained)
   predict = jax.jit(lambda params, pixels: apply(params, batch_ops.normalize(pixels)))
   params = jax.device_put({k: v for k, v in trained.params.items() if k != 'head'})
   order: list[str] = []
@@ -165,6 +166,12 @@ def write_features(
   files.write(path, buffer.getvalue())
   files.write(path.with_suffix('.txt'), ''.join(f'{name}\n' for name in order).encode())
   note(f'{path}: {len(order)} x {net.hidden_dim}; the files are named in {path.stem}.txt')
+
+
+def permuted(net, trained: model_files.TrainedModel):
+  """(params, images) -> what `net` returns of them, permuted as in its training."""
+  apply = models.apply_function(net)
+  return permutations.before(apply, trained.permutation, trained.image_size)
 
 
 def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:

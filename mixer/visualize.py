@@ -6,7 +6,7 @@ some blocks and the patches of the stem (figures 5 to 7 of the paper), as PNG an
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import io
 import json
 import re
@@ -51,6 +51,40 @@ def curves(rows: Sequence[dict], path: epath.Path) -> None:
     axes.legend()
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=110)
+  files.write(path, buffer.getvalue())
+
+
+def lines(
+  panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+  path: epath.Path,
+  *,
+  xlabel: str,
+  ylabel: str,
+  xticks: Sequence[float] = (),
+) -> None:
+  """Draws, for each panel's title, a line of (x, y) for each label, all over one scale, as a PNG.
+
+  With `xticks` the x axis is logarithmic and has those ticks.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(4.5 * len(panels), 3.6), layout='constrained')
+  FigureCanvasAgg(figure)
+  row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  for axes, (title, shown) in zip(row, panels.items(), strict=True):
+    for label, points in shown.items():
+      axes.plot(*zip(*points, strict=True), label=label, marker='.')
+    axes.set(xlabel=xlabel, title=title)
+    if xticks:
+      axes.set_xscale('log')
+      axes.set_xticks(xticks, [f'{tick:g}' for tick in xticks])
+      axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+  row[0].set_ylabel(ylabel)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=90)
   files.write(path, buffer.getvalue())
 
 

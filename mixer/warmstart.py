@@ -7,8 +7,9 @@ import numpy as np
 
 from mixer import growth, models, pretrained
 from mixer.errors import InputError
-from mixer.models import layers, mlp_mixer, variants
+from mixer.models import bit_resnet, layers, mlp_mixer, variants
 
+Model = mlp_mixer.MlpMixer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
 
 
@@ -17,7 +18,7 @@ def load(
   path: str,
   head: str,
   from_size: layers.Size,
-  model: mlp_mixer.MlpMixer,
+  model: Model,
   image_size: layers.Size,
   channels: int,
 ) -> tuple[dict, dict]:
@@ -35,12 +36,12 @@ def load(
     from_size=from_size or None,
   )
   facts = {**pretrained.identify(path), 'changes': words}
-  return (pretrained.stack_blocks(params) if model.scan else params), facts
+  return models.lay_out(model, params), facts
 
 
 def start_from(
   params: Mapping,
-  model: mlp_mixer.MlpMixer,
+  model: Model,
   *,
   source: str,
   image_size: layers.Size,
@@ -62,20 +63,11 @@ def start_from(
     InputError: the parameters do not fit, or cannot grow to this size.
   """
   words = []
-  grid = layers.patch_grid(image_size, model.patch_size)
-  # Changed token mixing cannot grow: it fits this very grid, or `check` says what does not.
-  old = grid if variants.active(model) else _grid(params, model, from_size, source)
-  if old != grid:
-    tiles = growth.tiling(old, grid)
-    if tiles != layers.pair(model.tiles):
-      raise InputError(
-        f'{source} has a grid of {old} patches and {image_size} pixels make {grid}: set '
-        f'config.model.tiles={tiles}, so that the token-mixing MLPs grow along.'
-      )
-    params = growth.grow(params, old, tiles)
-    words.append(f'grown from a grid of {old} patches to {grid}')
+  if isinstance(model, mlp_mixer.MlpMixer):  # nothing else depends on the image's size
+    params, words = _grown(params, model, source, image_size, from_size)
   params, head_words = _with_head(params, model, head)
-  pretrained.check(params, models.shapes(model.clone(scan=False), image_size, channels), source)
+  plain = models.in_released_layout(model)
+  pretrained.check(params, models.shapes(plain, image_size, channels), source)
   return params, ', '.join([*words, head_words])
 
 
@@ -108,6 +100,22 @@ def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
         f'{data.num_classes}: {hint}'
       )
   return outputs
+
+
+def _grown(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:
+  """(the parameters for the grid of such images, what was done, in words)."""
+  grid = layers.patch_grid(image_size, model.patch_size)
+  # Changed token mixing cannot grow: it fits this very grid, or `check` says what does not.
+  old = grid if variants.active(model) else _grid(params, model, from_size, source)
+  if old == grid:
+    return params, []
+  tiles = growth.tiling(old, grid)
+  if tiles != layers.pair(model.tiles):
+    raise InputError(
+      f'{source} has a grid of {old} patches and {image_size} pixels make {grid}: set '
+      f'config.model.tiles={tiles}, so that the token-mixing MLPs grow along.'
+    )
+  return growth.grow(params, old, tiles), [f'grown from a grid of {old} patches to {grid}']
 
 
 def _grid(params, model, from_size, source) -> tuple[int, int]:

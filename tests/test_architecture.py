@@ -7,17 +7,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom; a module imports from the lines below its own, so nobody from the first.
 LAYERS = [
   'train evaluate mixer.predict mixer.vtab mixer.convert mixer.report mixer.input.prepare '
-  'mixer.input.check',
+  'mixer.input.check mixer.studies',
   'mixer.sections',
   'mixer.run_files',
   'mixer.model_files mixer.warmstart mixer.visualize mixer.sweep mixer.dry_run',
   'mixer.models mixer.evaluators mixer.input',
   'mixer.pretrained mixer.input.vtab',
-  'mixer.models.mlp_mixer mixer.evaluators.classification mixer.evaluators.fewshot mixer.training '
+  'mixer.models.mlp_mixer mixer.models.bit_resnet mixer.evaluators.classification '
+  'mixer.evaluators.fewshot mixer.training '
   'mixer.input.arrays mixer.input.folder mixer.input.shards mixer.input.tfds '
   'mixer.input.single_images mixer.input.synthetic '
   'mixer.input.class_folders mixer.input.registered mixer.input.inspection',
-  'mixer.input.images mixer.evaluators.features',
+  'mixer.input.images mixer.evaluators.features mixer.permutations',
   'mixer.models.variants',
   'mixer.models.layers mixer.losses mixer.batch_ops mixer.optim mixer.sharding mixer.checkpoints '
   'mixer.containers mixer.layouts mixer.released mixer.growth mixer.reporting '
@@ -118,6 +119,7 @@ def test_slow_packages_load_late():
     'mixer.pretrained',
     'mixer.convert',
     'mixer.sweep',
+    'mixer.studies',
     'mixer.vtab',
     'mixer.visualize',
     'mixer.report',

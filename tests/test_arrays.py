@@ -161,6 +161,81 @@ def test_wrong_arrays(images, labels, got):
     arrays.Arrays(images, np.zeros(labels), ['a'], batch_size=1)
 
 
+def labels_of(data, epochs=1):
+  """Those of whole epochs of batches of 1."""
+  return [int(b['label'][0]) for b in islice(data.train_batches(0, 0), epochs * data.num_examples)]
+
+
+def part(fraction, seed=0, n=200):
+  images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
+  names = [str(i) for i in range(n)]
+  return arrays.Arrays(
+    images, np.arange(n), names, batch_size=1, subset_fraction=fraction, subset_seed=seed
+  )
+
+
+def test_a_subset_is_all_there_is():
+  data = part(0.1)
+  assert data.num_examples == 20 and data.num_classes == 200
+  two_epochs = labels_of(data, epochs=2)
+  assert sorted(two_epochs[:20]) == sorted(two_epochs[20:]) and len(set(two_epochs)) == 20
+  images = next(data.train_batches(0, 0))
+  assert images['image'][0, 0, 0, 0] == images['label'][0]
+  assert sum(b['mask'].sum() for b in data.eval_batches(8)) == 20
+
+
+def test_subsets_are_nested_and_of_their_seed():
+  parts = [set(labels_of(part(fraction))) for fraction in (0.03, 0.1, 0.3, 1.0)]
+  assert [len(one) for one in parts] == [6, 20, 60, 200]
+  assert parts[0] < parts[1] < parts[2] < parts[3]
+  assert parts[1] == set(labels_of(part(0.1))) != set(labels_of(part(0.1, seed=1)))
+  assert sorted(parts[0]) == [18, 25, 56, 75, 127, 172]  # by hand from NumPy's Philox
+
+
+def test_the_whole_is_no_subset():
+  assert labels_of(part(1.0)) == labels_of(numbered(n=200, batch_size=1)[1])
+
+
+def test_processes_share_a_subset():
+  _, data = numbered(n=40, batch_size=4)
+  data = arrays.Arrays(
+    *[np.zeros((40, 2, 2, 1), np.uint8), np.arange(40)], [str(i) for i in range(40)],
+    batch_size=4, subset_fraction=0.5,
+  )  # fmt: skip
+  shards = [list(islice(data.train_batches(0, 0, shard, 2), 10)) for shard in (0, 1)]
+  sets.assert_same(sets.join(shards), list(islice(data.train_batches(0, 0), 10)))
+
+
+def test_placed_digits():
+  """Each is a digit of scikit-learn's, magnified, on black; the splits share no digit."""
+  bunch = datasets.load_digits()
+  known = {
+    np.kron(np.round(image * 255 / 16), np.ones((2, 2))).astype(np.uint8).tobytes(): label
+    for image, label in zip(bunch.images, bunch.target)
+  }
+  digits_of, places = {}, set()
+  for split, digits in (('train', 1197), ('val', 240), ('test', 360)):
+    data = arrays.placed_digits(split=split, batch_size=50, side=40, magnify=2, stride=4, copies=2)
+    assert data.num_examples == 2 * digits and data.image_size == (40, 40)
+    found = []
+    for batch in data.eval_batches(50):
+      for image, label in zip(batch['image'][batch['mask']], batch['label'][batch['mask']]):
+        windows = [(r, c) for r in range(0, 25, 4) for c in range(0, 25, 4)
+                   if image[r : r + 16, c : c + 16].sum() == image.sum()]  # fmt: skip
+        inside = [w for w in windows
+                  if image[w[0] : w[0] + 16, w[1] : w[1] + 16].tobytes() in known]  # fmt: skip
+        (place,) = inside
+        digit = image[place[0] : place[0] + 16, place[1] : place[1] + 16].tobytes()
+        assert known[digit] == label
+        found.append(digit)
+        places.add(place)
+    assert found[:digits] == found[digits:]
+    digits_of[split] = set(found)
+  assert len(places) == 49
+  assert not digits_of['train'] & (digits_of['val'] | digits_of['test'])
+  assert not digits_of['val'] & digits_of['test']
+
+
 @pytest.mark.parametrize(
   ('arguments', 'text'),
   [
@@ -170,12 +245,35 @@ def test_wrong_arrays(images, labels, got):
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
-      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', 'shards', 'tfds'].",
+      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', "
+      "'placed_digits', 'shards', 'tfds'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
       "input source 'digits': nothing reads 'batchsize' (did you mean 'batch_size'?); "
-      "'batch_size' is missing. It takes ['batch_size', 'shift_pixels', 'split'].",
+      "'batch_size' is missing. It takes ['batch_size', 'shift_pixels', 'split', "
+      "'subset_fraction', 'subset_seed'].",
+    ),
+    (
+      {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 3.0},
+      'subset_fraction is 3.0; use a part above 0 and at most 1, as 0.03.',
+    ),
+    (
+      {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 1e-4},
+      'subset_fraction=0.0001 of 1437 examples is none; use a larger part.',
+    ),
+    (
+      {
+        'source': 'placed_digits',
+        'split': 'val',
+        'batch_size': 1,
+        'side': 15,
+        'magnify': 2,
+        'stride': 1,
+        'copies': 1,
+      },
+      'placed_digits: side=15, magnify=2, stride=1, copies=1: a digit has 8 times magnify pixels '
+      'and needs a side at least as long; the others are at least 1.',
     ),
   ],
 )

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+from types import SimpleNamespace
 
 from absl import flags
 import jax
@@ -9,12 +11,13 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer import model_files, models, pretrained
+from mixer import model_files, models, pretrained, training
 from mixer.errors import InputError
 import runs
 import sets
 import train
 
+SMALL_BIT = {'stage_sizes': (1,), 'width': 8, 'groups': 4}
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
 UPSTREAM = [p.stem for p in sorted((runs.ROOT / 'configs').glob('mixer_*.py'))]
 DATA = ('imagenet21k', 'imagenet2012', 'jft')
@@ -46,12 +49,13 @@ def data_dir(tmp_path_factory):
 
 def shrink(config: ConfigDict, data_dir) -> ConfigDict:
   """The same job on little data, with a little model, for two steps."""
+  family, _, size = config.model.name.partition('-')
   with config.unlocked():
-    config.model.update(SMALL_MODEL)
+    config.model.update(SMALL_BIT if family == 'BiT' else SMALL_MODEL)
   config.total_steps = 2
   config.train_input.batch_size = 16
   if config.train_input.source == 'tfds':
-    patch = int(config.model.name.split('/')[1])
+    patch = 16 if family == 'BiT' else int(size.split('/')[1])
     config.train_input.data_dir = str(data_dir)
     config.train_input.image_size = 2 * patch
     for section in config.evals.values():
@@ -79,7 +83,8 @@ def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
   trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
   evaluated = {'fewshot', 'imagenet'}  # by tests/test_evaluation.py: there is nothing to train
-  assert files == {*trained, *evaluated, *UPSTREAM}
+  studies = {'permutations', 'permutations_small', 'data_size_small', 'bit'}
+  assert files == {*trained, *evaluated, *studies, *UPSTREAM}
   assert len(UPSTREAM) == 7
 
 
@@ -214,7 +219,7 @@ def test_synthetic_data(data, tmp_path):
 
 @pytest.mark.parametrize('argument', ['imagenet2012,fast', 'synthetic', 'jft,synthetic,synthetic'])
 def test_an_argument_that_is_not_known(argument):
-  with pytest.raises(ValueError, match=f'unknown data {argument!r}; use one of .*",synthetic"'):
+  with pytest.raises(ValueError, match=f'unknown data {argument!r}; use one of .*",synthetic" for'):
     load('mixer_b16', argument)
 
 
@@ -247,6 +252,106 @@ TABLE_4 = {
   ('l16', 'jft'): (14, 0.001, 0.03, 0, 0.0, 0.0),
   ('h14', 'jft'): (14, 0.001, 0.03, 0, 0.0, 0.0),
 }
+
+
+# --- ResNets, permutations, subsets ---------------------------------------------------------
+
+
+# ViT's table 3: learning rate.
+VIT_TABLE_3 = {'R50x1': 1e-3, 'R50x2': 1e-3, 'R101x1': 8e-4, 'R152x1': 6e-4, 'R152x2': 6e-4}
+
+
+@pytest.mark.parametrize('model', VIT_TABLE_3)
+def test_bit_recipes(model):
+  config = load('bit', model)
+  assert config.model.name == f'BiT-{model}' and config.train_input.name == 'jft_300m'
+  found = (config.total_epochs, config.optim.learning_rate, config.optim.weight_decay)
+  assert found == (7, VIT_TABLE_3[model], 0.1)
+  assert config.optim.schedule.decay == 'linear' and config.optim.schedule.warmup_steps == 10_000
+  assert config.train_input.batch_size == 4096 and config.mixup == 0
+
+
+def test_no_recipe_for_a_resnet():
+  with pytest.raises(ValueError, match="no recipe for 'BiT-R200x3' on 'jft'; there are those of"):
+    load('bit', 'R200x3')
+
+
+def test_permutations(data_dir, tmp_path):
+  config = shrink(load('permutations', 'model=B/16,kind=patch_pixel'), data_dir)
+  train_two_steps(config, tmp_path)
+  described = json.loads((tmp_path / 'model.json').read_text())
+  assert described['permutation'] == {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 16}
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'images'),
+  [
+    ('permutations_small', 'model=mixer,kind=global', 1197),
+    ('data_size_small', 'model=resnet,subset=10', 120),
+  ],
+)
+def test_small_studies(name, argument, images, tmp_path):
+  config = shrink(load(name, argument), None)
+  for section in (config.train_input, *(section.input for section in config.evals.values())):
+    section.update({'copies': 1, 'side': 16, 'magnify': 1})
+  row = train_two_steps(config, tmp_path)[-1]
+  assert row['val/n'] == 240 and row['test/n'] == 360
+  assert row['epoch'] == pytest.approx(2 * 16 / images)
+
+
+def test_the_permutation_is_all_that_permutation_configs_change():
+  for model, twin in (('B/16', load('mixer_b16', 'jft')), ('R50x1', load('bit', 'R50x1'))):
+    for kind in ('original', 'patch_pixel', 'global'):
+      config = load('permutations', f'model={model},kind={kind}').to_dict()
+      section = config.pop('permutation')
+      assert section['kind'] == ('none' if kind == 'original' else kind)
+      assert config == twin.to_dict()
+
+
+@pytest.mark.parametrize(('percent', 'epochs'), [('3', 233), ('10', 70), ('30', 23), ('100', 7)])
+def test_subsets(percent, epochs, data_dir):
+  """Figure 2 (right) and appendix: as many steps on a part as on all of JFT-300M."""
+  config, whole = load('mixer_b32', f'jft,subset={percent}'), load('mixer_b32', 'jft')
+  assert int(config.total_epochs) == epochs  # as printed
+  assert config.train_input.subset_fraction == int(percent) / 100
+  images = 303_000_000
+  steps = [
+    training.count_steps(None, c.total_epochs, SimpleNamespace(num_examples=n, batch_size=4096))
+    for c, n in ((config, round(images * int(percent) / 100)), (whole, images))
+  ]
+  assert steps == [517_822, 517_822]
+  assert config.checkpoints.keep_best == 'val/top1'
+  training.intervals(**config.every.to_dict(), keep_best='val/top1', evals=config.evals)
+  changed = {'train_input', 'total_epochs', 'checkpoints'}
+  same = [{k: v for k, v in c.to_dict().items() if k not in changed} for c in (config, whole)]
+  assert same[0] == same[1]
+  on_imagenet = load('mixer_b16', f'imagenet2012,subset={percent}')
+  assert on_imagenet.checkpoints.keep_best == 'minival/top1'  # its 'val' is for the result
+
+
+def test_a_resnet_on_a_subset_of_a_tfds_set(data_dir, tmp_path):
+  config = shrink(load('bit', 'R50x1,subset=30'), data_dir)
+  config.every.evaluate = config.every.checkpoint = 2
+  row = train_two_steps(config, tmp_path)[-1]
+  assert row['epoch'] == pytest.approx(2 * 16 / 12) and row['val/n'] == 13  # 12 of 40 images
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'text'),
+  [
+    ('mixer_b16', 'jft,subset=0', 'subset=0: write percent above 0 and up to 100'),
+    ('mixer_b16', 'jft,subset=all', 'subset=all: write percent above 0 and up to 100'),
+    ('mixer_b16', 'jft,part=3', "unknown data 'jft,part=3'; use one of "),
+    ('mixer_b16', 'jft,subset=3,synthetic', "unknown data 'jft,subset=3,synthetic'; use one of "),
+    ('permutations', 'kind=pixel', "kind='pixel'; use one of "),
+    ('permutations', 'models=B/16', "'models=B/16' is not KEY=VALUE with a key of "),
+    ('permutations_small', 'model=vit', "model='vit'; use one of "),
+    ('data_size_small', 'kind=global', "'kind=global' is not KEY=VALUE with a key of "),
+  ],
+)
+def test_wrong_arguments(name, argument, text):
+  with pytest.raises(ValueError, match=f'^{re.escape(text)}'):
+    load(name, argument)
 
 
 @pytest.mark.parametrize(('model', 'data'), TABLE_4)

@@ -50,6 +50,7 @@ SOURCES = {
   'arrays': ('mixer.input.arrays', 'make'),
   'digits': ('mixer.input.arrays', 'digits'),
   'folder': ('mixer.input.folder', 'make'),
+  'placed_digits': ('mixer.input.arrays', 'placed_digits'),
   'shards': ('mixer.input.shards', 'make'),
   'synthetic': ('mixer.input.synthetic', 'Synthetic'),
   'tfds': ('mixer.input.tfds', 'make'),

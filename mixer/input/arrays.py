@@ -25,6 +25,8 @@ class Arrays:
     batch_size: int,
     shift_pixels: int = 0,
     flip: bool = False,
+    subset_fraction: float = 1.0,
+    subset_seed: int = 0,
   ):
     """Wraps the arrays.
 
@@ -36,6 +38,7 @@ class Arrays:
       shift_pixels: training images are moved by up to this many pixels along each axis, by
         uniform draws, and filled up with 0.
       flip: training images are mirrored half of the time.
+      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
       InputError: the arrays are of another kind or shape, or a label is no class.
@@ -48,6 +51,9 @@ class Arrays:
     if shift_pixels < 0:
       raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
     _check_labels(labels, len(class_names))
+    if subset_fraction != 1.0:
+      chosen = order.subset(len(images), subset_fraction, subset_seed)
+      images, labels = images[chosen], labels[chosen]
     self.for_evaluation = True  # there, images are neither shifted nor flipped
     self._images, self._shift, self._flip = images, shift_pixels, flip
     self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
@@ -134,13 +140,15 @@ def make(
   last: float | None = None,
   shift_pixels: int = 0,
   flip: bool = False,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
 ) -> Arrays:
   """Arrays from one .npz or two .npy files; those stay on the disk and are read as they are needed.
 
   Args:
     images: path of a .npz with 'images', 'labels' and, if there are, 'class_names'; or of a .npy
       with uint8 (n, height, width, channels).
-    batch_size, shift_pixels, flip: see `Arrays`.
+    batch_size, shift_pixels, flip, subset_fraction, subset_seed: see `Arrays`.
     labels: path of a .npy with the labels that `Arrays` takes, where `images` is one.
     num_classes: None for the number of 'class_names'.
     first, last: the part that is read: ints count images, floats are fractions of them, `last`
@@ -172,6 +180,7 @@ def make(
   return Arrays(
     held['images'], held['labels'], names,
     batch_size=batch_size, shift_pixels=shift_pixels, flip=flip,
+    subset_fraction=subset_fraction, subset_seed=subset_seed,
   )  # fmt: skip
 
 
@@ -189,21 +198,86 @@ def _load(path: str):
     raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
 
 
-def digits(*, split: str, batch_size: int, shift_pixels: int = 0) -> Arrays:
+def digits(
+  *,
+  split: str,
+  batch_size: int,
+  shift_pixels: int = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+) -> Arrays:
   """scikit-learn's bundled handwritten digits: 1,797 real 8x8 grey images of ten classes.
 
-  'train' is a fixed random 80 % (1,437 images), 'test' the other 360.
+  'train' is a fixed random 80 % (1,437 images), 'test' the other 360. For the rest see `Arrays`.
   """
+  images, labels, names = _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
+  return Arrays(
+    images,
+    labels,
+    names,
+    batch_size=batch_size,
+    shift_pixels=shift_pixels,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+  )
+
+
+def placed_digits(
+  *,
+  split: str,
+  batch_size: int,
+  side: int,
+  magnify: int,
+  stride: int,
+  copies: int,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+) -> Arrays:
+  """The digits, each `copies` times at random places of an otherwise black square.
+
+  Image i shows digit i % n of the n of the split, at a place that is a function of the split and
+  i alone: 'train' has 1,197 digits, 'val' 240 and 'test' 360, and no digit is in two of them.
+
+  Args:
+    side: of the square, in pixels.
+    magnify: each pixel of a digit becomes that many by that many.
+    stride: places are multiples of this many pixels along both axes.
+    copies: images of each digit.
+    batch_size, subset_fraction, subset_seed: see `Arrays`.
+  """
+  parts = {'train': slice(-600), 'val': slice(-600, -360), 'test': slice(-360, None)}
+  digits, labels, names = _digits(parts, split)
+  digits = digits.repeat(magnify, axis=1).repeat(magnify, axis=2)
+  room = side - digits.shape[1]
+  if min(magnify, stride, copies) < 1 or room < 0:
+    raise InputError(
+      f'placed_digits: side={side}, magnify={magnify}, stride={stride}, copies={copies}: a digit '
+      'has 8 times magnify pixels and needs a side at least as long; the others are at least 1.'
+    )
+  count = copies * len(digits)
+  places = order.draws(0, count, seed=sorted(parts).index(split))[:, :2]
+  down, right = (places % np.uint64(room // stride + 1) * np.uint64(stride)).astype(int).T
+  images = np.zeros((count, side, side, 1), np.uint8)
+  for i, (top, left) in enumerate(zip(down, right, strict=True)):
+    digit = digits[i % len(digits)]
+    images[i, top : top + len(digit), left : left + len(digit)] = digit
+  return Arrays(
+    images,
+    np.tile(labels, copies),
+    names,
+    batch_size=batch_size,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+  )
+
+
+def _digits(parts: dict[str, slice], split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """(images, labels, class names) of a split, which is a part of a fixed random order."""
   from sklearn import datasets
 
-  bunch = datasets.load_digits()
-  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-  shuffled = order.permutation(len(images), seed=0, epoch=0)
-  parts = {'train': shuffled[:-360], 'test': shuffled[-360:]}
   if split not in parts:
     raise InputError(f'digits has no split {split!r}; use one of {sorted(parts)}.')
-  index = parts[split]
-  names = [str(name) for name in bunch.target_names]
-  return Arrays(
-    images[index], bunch.target[index], names, batch_size=batch_size, shift_pixels=shift_pixels
-  )
+  bunch = datasets.load_digits()
+  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+  index = order.permutation(len(images), seed=0, epoch=0)[parts[split]]
+  return images[index], bunch.target[index], [str(name) for name in bunch.target_names]

@@ -37,6 +37,8 @@ def make(
   val_fraction: float = 0.1,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
   randaugment_on: str = 'host',
   on_bad_image: str = 'fail',
 ) -> images.Images:
@@ -49,7 +51,7 @@ def make(
     split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
       themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image: see `images.Images`.
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `images.Images`.
     val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
       everything into 'train'.
 
@@ -66,6 +68,8 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
     randaugment_on=randaugment_on,
     on_bad_image=on_bad_image,
   )

@@ -57,6 +57,8 @@ class Images:
     randaugment_magnitude: float = 0,
     randaugment_on: str = 'host',
     on_bad_image: str = 'fail',
+    subset_fraction: float = 1.0,
+    subset_seed: int = 0,
   ):
     """Checks that the arguments go together, then opens the examples.
 
@@ -71,6 +73,7 @@ class Images:
       on_bad_image: in training. 'fail' raises an InputError with the paths; 'skip' takes the next
         good example in the order of their numbers, with the random draws of the bad one's
         position, and counts `bad_images`.
+      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
       InputError: the crop is unknown, or they do not go together.
@@ -94,6 +97,8 @@ class Images:
     self._resize = None if resize is None else crops.pair(resize)
     self.image_size, self.channels = crops.pair(image_size), 3
     self._examples = examples()
+    if subset_fraction != 1.0:
+      self._examples = _Subset(self._examples, subset_fraction, subset_seed)
     skips = on_bad_image == 'skip'
     self._bad = bad_images.BadImages(self._examples.num_examples) if skips else None
     self.for_evaluation = not self._crop.random
@@ -267,6 +272,25 @@ class Images:
   def _cropped(self, encoded, **seed):
     resize = {'resize': self._resize} if self._crop.resizes else {}
     return self._crop.function(encoded, self.image_size, **resize, **seed)
+
+
+class _Subset:
+  """A part of other examples, see `order.subset`; the classes stay those of all."""
+
+  def __init__(self, examples: Examples, fraction: float, seed: int):
+    self._chosen = order.subset(examples.num_examples, fraction, seed)
+    self._all, self.num_examples = examples, len(self._chosen)
+    self.num_classes, self.class_names = examples.num_classes, examples.class_names
+    self.multi_label, self.dtypes = examples.multi_label, examples.dtypes
+    self.parse, self.tfrecords = examples.parse, examples.tfrecords
+    self.index_bytes = examples.index_bytes + self._chosen.nbytes
+    self.record_bytes = examples.record_bytes
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
+    return self._all.fetch(self._chosen[indices])
+
+  def describe(self, index: int) -> str:
+    return self._all.describe(self._chosen[index])
 
 
 def fetch_good(examples: Examples, indices: Sequence[int]) -> tuple[np.ndarray, ...]:

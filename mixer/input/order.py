@@ -16,20 +16,30 @@ import numpy as np
 from mixer.errors import InputError
 
 SORTED = 20_000_000  # examples; that takes 0.16 GB and, with every new epoch, seconds
-_SHUFFLE, _AUGMENT, _NETWORK = 0, 1, 2  # streams drawn from one seed
+SHUFFLE, AUGMENT, NETWORK, SUBSET, PIXELS = range(5)  # streams drawn from one seed
 _ROUNDS = 8  # of the network, in each of which both halves change
 _BLOCK = 4096  # positions that go through the network together
 
 
 @functools.lru_cache(maxsize=2)
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+  """The order of epoch `epoch` over up to SORTED examples; see `shuffled`."""
+  return shuffled(n, seed, epoch, SHUFFLE)
+
+
+def shuffled(n: int, seed: int, number: int, stream: int) -> np.ndarray:
   """A uniform permutation of range(n), int64 (n,), that no library version can change.
 
   Sorts random words that carry the index in their low bits: Philox's raw words are frozen,
   and without ties every sort gives the same answer. 16 n bytes while sorting.
+
+  Args:
+    seed, number: of the permutation; two that differ in either are independent.
+    stream: one of the streams above, so that what is drawn for one purpose tells nothing of what
+      is drawn for another from the same seed.
   """
   bits = max(n - 1, 1).bit_length()
-  words = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _SHUFFLE]).random_raw(n)
+  words = np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]).random_raw(n)
   low = np.uint64((1 << bits) - 1)
   words &= ~low
   words |= np.arange(n, dtype=np.uint64)
@@ -38,7 +48,9 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
   return words.view(np.int64)
 
 
-def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+def permuted(
+  indices: np.ndarray, n: int, seed: int, epoch: int, stream: int = NETWORK
+) -> np.ndarray:
   """Where a permutation of range(n) takes `indices`, int64, without the rest of it.
 
   A Feistel network over the next power of 2, both halves of a number in turn changed by a hash of
@@ -47,7 +59,7 @@ def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
   bits = max((n - 1).bit_length(), 2)
   low_bits = np.uint64(bits // 2)
   masks = [np.uint64((1 << (bits - bits // 2)) - 1), np.uint64((1 << bits // 2) - 1)]
-  generator = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _NETWORK])
+  generator = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream])
   keys = generator.random_raw(2 * _ROUNDS)
   result = indices.astype(np.uint64)
   away = np.arange(len(result))
@@ -66,6 +78,24 @@ def _hash(words: np.ndarray) -> np.ndarray:
   words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return words ^ (words >> np.uint64(31))
+
+
+def subset(n: int, fraction: float, seed: int) -> np.ndarray:
+  """A random `fraction` of range(n), ascending; what a smaller fraction has, a larger one has too.
+
+  It is the beginning of a permutation, made as that of an epoch.
+
+  Raises:
+    InputError: the fraction is not above 0 and at most 1, or leaves nothing.
+  """
+  if not 0 < fraction <= 1:
+    raise InputError(f'subset_fraction is {fraction}; use a part above 0 and at most 1, as 0.03.')
+  count = round(fraction * n)
+  if not count:
+    raise InputError(f'subset_fraction={fraction} of {n} examples is none; use a larger part.')
+  if n <= SORTED:
+    return np.sort(shuffled(n, seed, 0, SUBSET)[:count])
+  return np.sort(permuted(np.arange(count), n, seed, 0, SUBSET))
 
 
 def examples(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -102,7 +132,7 @@ def draws(first: int, count: int, seed: int) -> np.ndarray:
 
   Philox is a counter-based generator, so any position is reached at once.
   """
-  generator = np.random.Philox(key=[seed, 0], counter=[first, 0, 0, _AUGMENT])
+  generator = np.random.Philox(key=[seed, 0], counter=[first, 0, 0, AUGMENT])
   return generator.random_raw(4 * count).reshape(count, 4)
 
 

@@ -30,6 +30,8 @@ def make(
   randaugment_magnitude: float = 0,
   randaugment_on: str = 'host',
   on_bad_image: str = 'fail',
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
   image_key: str = 'image/encoded',
   label_key: str = 'image/class/label',
   multi_label: bool = False,
@@ -43,7 +45,7 @@ def make(
     files: a path or glob, or several; all of one format.
     num_classes: of the label; 18,291 for JFT-300M.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image: see `images.Images`.
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `images.Images`.
     image_key: the feature with an image file: one bytes value.
     label_key: the feature with the class numbers from 0, int64, or with names of `class_names`.
     multi_label: images have any number of labels, which gives uint8 vectors (num_classes,);
@@ -70,6 +72,8 @@ def make(
     randaugment_magnitude=randaugment_magnitude,
     randaugment_on=randaugment_on,
     on_bad_image=on_bad_image,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
   )
 
 

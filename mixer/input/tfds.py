@@ -28,6 +28,8 @@ def make(
   resize: int | tuple[int, int] | None = None,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
   randaugment_on: str = 'host',
   on_bad_image: str = 'fail',
   data_dir: str | None = None,
@@ -40,7 +42,7 @@ def make(
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
     batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image: see `images.Images`.
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `images.Images`.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
@@ -56,6 +58,8 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
     randaugment_on=randaugment_on,
     on_bad_image=on_bad_image,
   )

@@ -120,6 +120,11 @@ class MlpMixer(nn.Module):
     variants.check(self)
     super().__post_init__()
 
+  @property
+  def layer_names(self) -> tuple[str, ...]:
+    """What `models.intermediates` gives the outputs of."""
+    return ('stem', *(f'MixerBlock_{i}' for i in range(self.num_blocks)))
+
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim)."""
