@@ -56,9 +56,9 @@ class Images:
     randaugment_layers: int = 0,
     randaugment_magnitude: float = 0,
     randaugment_on: str = 'host',
+    on_bad_image: str = 'fail',
     subset_fraction: float = 1.0,
     subset_seed: int = 0,
-    on_bad_image: str = 'fail',
   ):
     """Checks that the arguments go together, then opens the examples.
 
@@ -70,10 +70,10 @@ class Images:
       resize: an int or (height, width), for the crops that take it.
       randaugment_layers, randaugment_magnitude: see `randaugment`; after a random crop only.
       randaugment_on: 'host', or 'device' to leave it to the train step.
-      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
       on_bad_image: in training. 'fail' raises an InputError with the paths; 'skip' takes the next
         good example in the order of their numbers, with the random draws of the bad one's
         position, and counts `bad_images`.
+      subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
       InputError: the crop is unknown, or they do not go together.
@@ -282,8 +282,9 @@ class _Subset:
     self._all, self.num_examples = examples, len(self._chosen)
     self.num_classes, self.class_names = examples.num_classes, examples.class_names
     self.multi_label, self.dtypes = examples.multi_label, examples.dtypes
+    self.parse, self.tfrecords = examples.parse, examples.tfrecords
     self.index_bytes = examples.index_bytes + self._chosen.nbytes
-    self.record_bytes, self.parse = examples.record_bytes, examples.parse
+    self.record_bytes = examples.record_bytes
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     return self._all.fetch(self._chosen[indices])

@@ -28,10 +28,10 @@ def make(
   resize: int | tuple[int, int] | None = None,
   randaugment_layers: int = 0,
   randaugment_magnitude: float = 0,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
   randaugment_on: str = 'host',
   on_bad_image: str = 'fail',
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
   image_key: str = 'image/encoded',
   label_key: str = 'image/class/label',
   multi_label: bool = False,
@@ -70,10 +70,10 @@ def make(
     resize=resize,
     randaugment_layers=randaugment_layers,
     randaugment_magnitude=randaugment_magnitude,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
     randaugment_on=randaugment_on,
     on_bad_image=on_bad_image,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
   )
 
 
