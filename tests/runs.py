@@ -62,7 +62,7 @@ def places(count: int, **more: float) -> list[tuple[str, ...]]:
   """The flags of each of `count` processes of one run on this machine."""
   with socket.create_server(('localhost', 0)) as server:
     port = server.getsockname()[1]
-  shared = {'startup_timeout': 300, 'heartbeat_timeout': 10, **more}
+  shared = {'startup_timeout': 300, 'heartbeat_timeout': 30, **more}
   return [
     (
       f'--coordinator=localhost:{port}',
