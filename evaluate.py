@@ -128,11 +128,13 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
 
 def check_classes(path: epath.Path, tests: dict) -> None:
   """Raises InputError if the parameters were trained on other classes than those of a test."""
-  beside = path / workdirs.CLASSES_FILE if path.is_dir() else path.with_suffix('.json')
-  if not beside.exists():
+  places = [path / workdirs.CLASSES_FILE, path / 'model.json']
+  places = places if path.is_dir() else [path.with_suffix('.json')]
+  beside = next((place for place in places if place.exists()), None)
+  if beside is None:
     return
   found = json.loads(beside.read_text())
-  trained = found if path.is_dir() else found.get('class_names')
+  trained = found if isinstance(found, list) else found.get('class_names')
   for name, data in tests.items():
     if trained is not None and list(data.class_names) != trained:
       raise InputError(

@@ -1,8 +1,8 @@
 """RandAugment in JAX, for the accelerator: a batch of images, each with operations of its own.
 
 The operations are those of `mixer.input.randaugment`, which says where they come from. Pixels are
-the same but where Rotate or Shear lie halfway between two of them: XLA may fuse a product with a
-sum, which rounds otherwise. docs/input.md has how often.
+the same but for rounding, as XLA may fuse a product with a sum: where Rotate and Shear lie halfway
+between two pixels, and by one level in AutoContrast. docs/input.md has how often.
 """
 
 from collections.abc import Callable

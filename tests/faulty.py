@@ -30,6 +30,12 @@ def wait_for(name: str) -> None:
     time.sleep(0.02)
 
 
+def wait_until_told() -> None:
+  """... to stop, and all processes have agreed where."""
+  while not (preemption._stop_at if distributed.several() else preemption._asked.is_set()):
+    time.sleep(0.02)
+
+
 def input_raises() -> None:
   original = arrays.Arrays.train_batches
 
@@ -86,9 +92,7 @@ def stops_while_evaluating() -> None:
     for i, batch in enumerate(original(self, *args, **kwargs)):
       if len(calls) == 2 and i == 1:
         mark(f'evaluating-{jax.process_index()}')
-        wait_for('go')
-        while not (preemption._stop_at if distributed.several() else preemption._asked.is_set()):
-          time.sleep(0.02)
+        wait_until_told()
       yield batch
 
   arrays.Arrays.eval_batches = eval_batches
@@ -120,8 +124,22 @@ def step_stalls() -> None:
   def train_batches(self, first_batch, *args):
     for number, batch in enumerate(original(self, first_batch, *args), first_batch + 1):
       if number == STEP:
-        mark('stalled')
+        mark(f'stalled-{jax.process_index()}')
         wait_for('go')
+      yield batch
+
+  arrays.Arrays.train_batches = train_batches
+
+
+def waits_to_be_stopped() -> None:
+  """The seventh step of each start waits until the run has been told to stop."""
+  original = arrays.Arrays.train_batches
+
+  def train_batches(self, first_batch, *args):
+    for number, batch in enumerate(original(self, first_batch, *args), first_batch + 1):
+      if number == first_batch + 7:
+        mark(f'waiting-{first_batch}-{jax.process_index()}')
+        wait_until_told()
       yield batch
 
   arrays.Arrays.train_batches = train_batches

@@ -47,7 +47,7 @@ def start(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> subproces
 def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, str]:
   """(exit status, everything printed)."""
   process = start(program, *flags, env=env, cwd=cwd)
-  output, _ = process.communicate(timeout=900)
+  output, _ = process.communicate(timeout=1800)
   return process.returncode, output
 
 
@@ -62,7 +62,7 @@ def places(count: int, **more: float) -> list[tuple[str, ...]]:
   """The flags of each of `count` processes of one run on this machine."""
   with socket.create_server(('localhost', 0)) as server:
     port = server.getsockname()[1]
-  shared = {'startup_timeout': 300, 'heartbeat_timeout': 10, **more}
+  shared = {'startup_timeout': 300, 'heartbeat_timeout': 30, **more}
   return [
     (
       f'--coordinator=localhost:{port}',
@@ -76,7 +76,7 @@ def places(count: int, **more: float) -> list[tuple[str, ...]]:
 
 def ends(*processes: subprocess.Popen) -> list[tuple[int, str]]:
   """(exit status, everything printed) of each, when all have ended."""
-  outputs = [process.communicate(timeout=900)[0] for process in processes]
+  outputs = [process.communicate(timeout=1800)[0] for process in processes]
   return [(process.returncode, output) for process, output in zip(processes, outputs)]
 
 
@@ -114,7 +114,7 @@ def learned(row: dict) -> dict:
           and not k.endswith('images_per_sec')}  # fmt: skip
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> bool:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 1200) -> bool:
   """Polls until `condition()` holds (True) or the process has ended (False)."""
   end = time.monotonic() + seconds
   while time.monotonic() < end:

@@ -4,11 +4,11 @@ With real processes; they wait for events, never for a time.
 """
 
 import json
-import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -89,18 +89,27 @@ def finish(workdir, env, *more: str) -> str:
   return output
 
 
+def start_faulty_ones(fault: str, places, workdir, marks, env, *more: str):
+  return [
+    runs.start_faulty(fault, *flags(workdir, *more), *place, marks=marks, env=env)
+    for place in places
+  ]
+
+
 def test_two_processes_one_is_told_to_stop_one_process_goes_on(straight, env, tmp_path):
-  processes = start_all(tmp_path, env, 2)
-  wait_for(lambda: rows_written(tmp_path) >= 3, *processes)
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  processes = start_faulty_ones('waits_to_be_stopped', runs.places(2), workdir, marks, env)
+  for i in range(2):
+    wait_for((marks / f'waiting-0-{i}').exists, *processes)
   processes[1].send_signal(signal.SIGTERM)
   (first, output), (second, other) = runs.ends(*processes)
   assert (first, second) == (75, 75), output + other
-  (stop,) = re.findall(r'stopped: at step (\d+) of 40; its state is saved', output)
-  assert f'stopped: at step {stop} of 40' in other and int(stop) < STEPS
-  assert runs.saved_steps(tmp_path)[-1] == int(stop) == rows_written(tmp_path)
-  assert 'process 0 of 2' in output and '1 local devices' in other and 'slowest' in output
-  assert f'the checkpoint of step {stop}; step {stop} of 40' in finish(tmp_path, env)
-  assert_same_losses(tmp_path, straight)
+  for text in (output, other):
+    assert 'stopped: at step 7 of 40; its state is saved' in text
+  assert runs.saved_steps(workdir)[-1] == 7 == rows_written(workdir)
+  assert 'process 0 of 2' in output and '1 local devices' in other
+  assert 'the checkpoint of step 7; step 7 of 40' in finish(workdir, env)
+  assert_same_losses(workdir, straight)
 
 
 @pytest.mark.slow
@@ -114,7 +123,6 @@ def test_told_to_stop_during_an_evaluation(straight, env, tmp_path, number):
   )
   wait_for((marks / 'evaluating-0').exists, process)
   process.send_signal(number)
-  (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
   assert status == 75, output
   assert 'stopped: at step 20 of 40; its state is saved.' in output
@@ -143,7 +151,6 @@ def test_two_processes_told_to_stop_during_an_evaluation(straight, env, tmp_path
   for i, process in enumerate(processes):
     wait_for((marks / f'evaluating-{i}').exists, process)
   processes[1].send_signal(signal.SIGTERM)
-  (marks / 'go').touch()
   for status, output in runs.ends(*processes):
     assert status == 75 and 'stopped: at step 20 of 40' in output, output
   assert runs.rows(workdir)[-1]['postponed']
@@ -187,32 +194,37 @@ def test_told_to_stop_while_opening_data(env, tmp_path):
 
 @pytest.mark.slow
 def test_told_to_stop_again_and_again(straight, env, tmp_path):
-  """Each time at the third step after the start, from a checkpoint or not; bit for bit."""
-  for _ in range(3):
-    before = rows_written(tmp_path)
-    process = runs.start('train.py', *flags(tmp_path), env=env)
-    wait_for(lambda: rows_written(tmp_path) >= before + 3, process)  # noqa: B023
+  """Each time at the seventh step after the start, from a checkpoint or not; bit for bit."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  for first in (0, 7, 14):
+    (process,) = start_faulty_ones('waits_to_be_stopped', [()], workdir, marks, env)
+    wait_for((marks / f'waiting-{first}-0').exists, process)
     process.send_signal(signal.SIGTERM)
     ((status, output),) = runs.ends(process)
     assert status == 75, output
-    assert runs.saved_steps(tmp_path)[-1] == rows_written(tmp_path)
-  finish(tmp_path, env)
-  assert_same_run(tmp_path, straight)
+    assert runs.saved_steps(workdir)[-1] == rows_written(workdir) == first + 7
+  finish(workdir, env)
+  assert_same_run(workdir, straight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_others(straight, env, tmp_path, victim):
-  processes = start_all(tmp_path, env, 2)
-  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 1, *processes)
-  processes[victim].kill()
-  ended = runs.ends(*processes)
-  status, output = ended[1 - victim]
+  """The other one waits for it in a collective."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  places = runs.places(2)
+  victims = start_faulty_ones('step_stalls', [places[victim]], workdir, marks, env)
+  others = [runs.start('train.py', *flags(workdir), *places[1 - victim], env=env)]
+  wait_for((marks / f'stalled-{victim}').exists, *victims, *others)
+  victims[0].kill()
+  begin = time.monotonic()
+  (_, (status, output)) = runs.ends(*victims, *others)
+  print(f'process {victim} killed: the other ended after {time.monotonic() - begin:.1f} s')
   assert status not in (0, -9), output
   assert 'Traceback' in output or 'JAX distributed service detected fatal errors' in output
-  ended = runs.ends(*start_all(tmp_path, env, 2))
+  ended = runs.ends(*start_all(workdir, env, 2))
   assert [status for status, _ in ended] == [0, 0], ended
-  assert_same_losses(tmp_path, straight)
+  assert_same_losses(workdir, straight)
 
 
 @pytest.mark.slow
@@ -340,8 +352,9 @@ def test_a_disk_that_is_really_full(env, tmp_path):
 @pytest.mark.slow
 def test_a_workdir_that_vanishes(env, tmp_path):
   workdir, marks = tmp_path / 'run', tmp_path / 'marks'
-  process = runs.start_faulty('step_stalls', *flags(workdir), marks=marks, env=env)
-  wait_for((marks / 'stalled').exists, process)
+  (process,) = start_faulty_ones('step_stalls', [()], workdir, marks, env)
+  wait_for((marks / 'stalled-0').exists, process)
+  wait_for(lambda: 20 in runs.saved_steps(workdir), process)
   workdir.rename(tmp_path / 'away')
   (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
@@ -356,7 +369,7 @@ def test_two_runs_in_one_workdir(straight, env, tmp_path):
   both = [
     runs.start_faulty('compiles_long', *flags(workdir), marks=marks, env=env) for _ in range(2)
   ]
-  wait_for(lambda: any(p.poll() is not None for p in both), both[0])
+  runs.wait_for(lambda: any(p.poll() is not None for p in both), both[0])
   loser, winner = sorted(both, key=lambda p: p.poll() is None)
   ((status, output),) = runs.ends(loser)
   assert status == 2 and f'another run is at work in --workdir={workdir}: process ' in output
@@ -371,36 +384,30 @@ def test_two_runs_in_one_workdir(straight, env, tmp_path):
 @pytest.mark.parametrize('count', [1, 2])
 def test_a_damaged_checkpoint(straight, env, tmp_path, count):
   """Cut short: the one before is used on all processes, and said."""
-  processes = start_all(tmp_path, env, 2) if count == 2 else [
-    runs.start('train.py', *flags(tmp_path), env=env)
-  ]  # fmt: skip
-  wait_for(lambda: len(runs.saved_steps(tmp_path)) >= 2, *processes)
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  places = runs.places(2) if count == 2 else [()]
+  processes = start_faulty_ones('step_stalls', places, workdir, marks, env)
+  wait_for(lambda: runs.saved_steps(workdir) == [10, 20], *processes)
   for process in processes:
     process.kill()
   runs.ends(*processes)
-  older, newest = runs.saved_steps(tmp_path)[-2:]
-  state = tmp_path / 'checkpoints' / str(newest) / 'state'
+  state = workdir / 'checkpoints' / '20' / 'state'
   victim = max(state.rglob('*'), key=lambda p: p.stat().st_size)
   victim.write_bytes(victim.read_bytes()[:-100])
-  processes = start_all(tmp_path, env, 2) if count == 2 else [
-    runs.start('train.py', *flags(tmp_path), env=env)
-  ]  # fmt: skip
-  ended = runs.ends(*processes)
+  places = runs.places(2) if count == 2 else [()]
+  ended = runs.ends(*[runs.start('train.py', *flags(workdir), *place, env=env) for place in places])
   assert [status for status, _ in ended] == [0] * count, ended
-  assert f'checkpoint {newest} is damaged' in ended[0][1] and f'step {older} of 40' in ended[0][1]
-  (assert_same_run if count == 1 else assert_same_losses)(tmp_path, straight)
+  assert 'checkpoint 20 is damaged' in ended[0][1] and 'step 10 of 40' in ended[0][1]
+  (assert_same_run if count == 1 else assert_same_losses)(workdir, straight)
 
 
-def start_on(workdir, env, layout: str) -> list[subprocess.Popen]:
+def start_on(workdir, env, layout: str, fault='shards_everything') -> list[subprocess.Popen]:
   """A run on 'processes x devices of each x fsdp', with even small leaves sharded."""
   count, devices, fsdp = map(int, layout.split('x'))
   env = {**env, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-  command = flags(workdir, f'--config.mesh.fsdp={fsdp}')
-  marks = workdir.parent / 'marks'
-  return [
-    runs.start_faulty('shards_everything', *command, *place, marks=marks, env=env)
-    for place in (runs.places(count) if count > 1 else [()])
-  ]
+  places = runs.places(count) if count > 1 else [()]
+  mesh = f'--config.mesh.fsdp={fsdp}'
+  return start_faulty_ones(fault, places, workdir, workdir.parent / 'marks', env, mesh)
 
 
 @pytest.mark.slow
@@ -416,14 +423,15 @@ def test_any_layout_gives_the_same_losses(straight, env, tmp_path, layout):
   'layouts', [('1x8x8', '1x1x1', '2x1x2', '1x8x1'), ('2x4x8', '4x1x1', '1x8x4', '2x1x1')]
 )
 def test_the_machine_changes_on_the_way(straight, env, tmp_path, layouts):
-  workdir = tmp_path / 'run'
-  for layout in layouts:
-    before = rows_written(workdir)
-    processes = start_on(workdir, env, layout)
-    wait_for(lambda: rows_written(workdir) >= before + 4, *processes)  # noqa: B023
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  for i, layout in enumerate(layouts):
+    processes = start_on(workdir, env, layout, 'shards_everything,waits_to_be_stopped')
+    for k in range(len(processes)):
+      wait_for((marks / f'waiting-{7 * i}-{k}').exists, *processes)
     processes[-1].send_signal(signal.SIGTERM)
     ended = runs.ends(*processes)
     assert {status for status, _ in ended} == {75}, ended
+    assert runs.saved_steps(workdir)[-1] == 7 * (i + 1)
   finish(workdir, env)
   assert_same_losses(workdir, straight)
 

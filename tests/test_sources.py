@@ -82,7 +82,7 @@ def test_processes_share_every_epoch_without_overlap(opened, source):
   data, again = opened(source), opened(source)
   whole = take(again.train_batches(0, 1), 3)
   sets.assert_same(take(again.train_batches(2, 1), 1), whole[2:])
-  for num_shards in (1, 2, 4):
+  for num_shards in (2, 4):
     shards = [take(data.train_batches(0, 1, shard, num_shards), 3) for shard in range(num_shards)]
     assert {batch['label'].shape for of in shards for batch in of} == {(8 // num_shards,)}
     found = np.concatenate([batch['label'] for of in shards for batch in of])
@@ -90,7 +90,7 @@ def test_processes_share_every_epoch_without_overlap(opened, source):
     sets.assert_same(sets.join(shards), whole)
 
 
-@pytest.mark.parametrize(('batch_size', 'num_shards'), [(1, 1), (5, 1), (14, 2), (20, 4), (100, 4)])
+@pytest.mark.parametrize(('batch_size', 'num_shards'), [(5, 1), (14, 2), (100, 2)])
 @pytest.mark.parametrize('source', SOURCES)
 def test_evaluation_has_every_example_once(opened, source, batch_size, num_shards):
   data = opened(source, training=False)

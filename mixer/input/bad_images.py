@@ -10,9 +10,7 @@ from mixer.errors import InputError
 CHOICES = ('fail', 'skip')  # stop with the paths; take another image in its place
 
 _SHARE, _ALWAYS = 0.01, 10  # a set with more bad images than both is not worth training on
-
-
-_NAMED = 10  # of the bad examples in a batch
+_NAMED = 10  # of the bad images in a batch
 
 
 def in_one_batch(faults: Mapping[str, str]) -> InputError:

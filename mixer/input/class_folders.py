@@ -136,7 +136,7 @@ def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
           yield os.path.relpath(parent / file, path), _stored((parent / file).read_bytes())
     return
   with path.open('rb') as file:
-    file.seek(max(file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE, 0))
+    file.seek(max(path.stat().length - tarfile.BLOCKSIZE, 0))
     if any(file.read()):  # a whole one ends in zeros; `tarfile` may take a cut one for whole
       raise InputError(f'{path} is cut short: it does not end as an archive does. Copy it again.')
     file.seek(0)

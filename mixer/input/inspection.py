@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import os
@@ -141,13 +142,11 @@ def _oddities(encoded: bytes) -> bytes:
     found += ['deep'] if encoded[24] == 16 else []  # bits of a channel, then the kind of colour
     found += ['alpha'] if encoded[25] in (4, 6) else []
   else:
-    try:
-      with Image.open(io.BytesIO(encoded)) as image:
-        found += ['cmyk'] if image.mode == 'CMYK' else []
-        found += ['animated'] if getattr(image, 'is_animated', False) else []
-        found += ['rotated'] if image.getexif().get(0x0112, 1) != 1 else []
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-      pass  # TensorFlow has decoded it, so it is not bad
+    # Damaged metadata make Pillow raise all kinds; TensorFlow has decoded the image, so it is good.
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
+      found += ['cmyk'] if image.mode == 'CMYK' else []
+      found += ['animated'] if getattr(image, 'is_animated', False) else []
+      found += ['rotated'] if image.getexif().get(0x0112, 1) != 1 else []
   return ' '.join(found).encode()
 
 

@@ -65,10 +65,12 @@ def _places(path: str) -> list[epath.Path]:
 def _kept(place: epath.Path, file: File) -> np.ndarray | None:
   """The kept index if it is this file's and whole; a damaged one is told of."""
   try:
-    with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as kept:
-      key, bounds = kept['key'], kept['bounds']  # a zip file: each has its checksum
-  except FileNotFoundError:
+    content = place.read_bytes()
+  except OSError:  # not there, or not for this user
     return None
+  try:
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+      key, bounds = kept['key'], kept['bounds']  # a zip file: each has its checksum
   except Exception as fault:  # of a dozen kinds, by where the damage is
     logging.warning('the record index %s is damaged and made anew: %s', place, fault)
     return None
@@ -85,7 +87,8 @@ def _keep(places: list[epath.Path], file: File, bounds: np.ndarray) -> None:
       return
     except OSError as fault:  # read-only, full, or another process was quicker
       reason = fault
-  logging.warning('the record index of %s is not kept: %s', file.path, reason)
+  text = 'the record index of %s, and maybe of other files, is not kept: %s'
+  logging.log_first_n(logging.WARNING, text, 1, file.path, reason)
 
 
 def _walk(file: File) -> np.ndarray:
