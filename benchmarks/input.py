@@ -15,10 +15,10 @@ import io
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from absl import app, flags
@@ -27,8 +27,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Measurements of each variant; the best counts.')
-_MEASURED = flags.DEFINE_integer('measured', 192, 'Images that one measurement takes.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measurements of each variant; the best counts.')
+_MEASURED = flags.DEFINE_integer('measured', 512, 'Images that one measurement takes.')
 _IMAGES = flags.DEFINE_integer('images', 2000, 'JPEGs that are written.')
 _ONLY = flags.DEFINE_list('only', None, 'Names of variants; all where it is left out.')
 _CORE = flags.DEFINE_integer('core', 0, 'The core that all of it runs on.')
@@ -37,7 +37,7 @@ _DATA = flags.DEFINE_string('data', None, 'Where the JPEGs are kept; None for a 
 _VARIANT = flags.DEFINE_string('variant', None, 'Set in the processes that this program starts.')
 
 BATCH, SIDE = 64, 224
-WARM_UP = 256  # images: then as much lies ready in queues before a measurement as after it
+WARM_UP = 512  # images, in which every operation has been compiled
 RESULT = '@'  # begins the lines that hold one
 
 
@@ -189,18 +189,35 @@ MALLOC = {'host_malloc': {'MALLOC_ARENA_TEST': '8'}}
 def answer(start: Callable[[str], Iterator], folder: str) -> None:
   """Measures once for each line that comes in."""
   batches = start(folder)
+  for _ in range(WARM_UP // BATCH):
+    next(batches)
   for _ in sys.stdin:
-    for _ in range(WARM_UP // BATCH):
-      next(batches)
+    settle()
     clock, cpu, count = time.perf_counter(), time.process_time(), _MEASURED.value // BATCH
     for _ in range(count):
       next(batches)
+    settle()
     found = {
       'clock': (time.perf_counter() - clock) / (count * BATCH) * 1e6,
       'cpu': (time.process_time() - cpu) / (count * BATCH) * 1e6,
       'peak': int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]),
     }
     print(RESULT + json.dumps(found), flush=True)
+
+
+def settle() -> None:
+  """Waits until every queue of the pipeline is full, so that no other thread has work to do.
+
+  As much is ready then before a measurement as after it, whatever the lengths of the queues.
+  """
+  quiet = 0
+  while quiet < 5:
+    time.sleep(0.02)
+    # After the name, which is in brackets, comes the state: 'R' runs or waits for a core.
+    tasks = [t for t in os.listdir('/proc/self/task') if t != str(threading.get_native_id())]
+    states = [pathlib.Path(f'/proc/self/task/{t}/stat').read_text() for t in tasks]
+    busy = any(state.rpartition(')')[2].split()[0] in 'RD' for state in states)
+    quiet = 0 if busy else quiet + 1
 
 
 def compare(names: Sequence[str], folder: str) -> dict[str, list[dict]]:
@@ -219,13 +236,11 @@ def compare(names: Sequence[str], folder: str) -> dict[str, list[dict]]:
   found = {name: [] for name in names}
   for _ in range(_ROUNDS.value):
     for name, worker in workers.items():
-      worker.send_signal(signal.SIGCONT)
       worker.stdin.write('\n')
       worker.stdin.flush()
       line = next((line for line in worker.stdout if line.startswith(RESULT)), None)
       if line is None:
         raise SystemExit(f'the variant {name} failed, see above')
-      worker.send_signal(signal.SIGSTOP)  # or its threads would work on beside the next one
       found[name].append(json.loads(line.removeprefix(RESULT)))
       print(f'{name}: {found[name][-1]}', file=sys.stderr, flush=True)
   for worker in workers.values():
