@@ -280,7 +280,8 @@ def test_images_that_cannot_be_read_any_more(straight, env, tmp_path, count):
   processes.append(runs.start_faulty('input_raises', *flags(workdir), *last, marks=marks, env=env))
   for status, output in runs.ends(*processes):
     assert status == 1 and 'the disk of the images has gone' in output, output
-  assert runs.saved_steps(workdir)[-1] == 20
+  # Of several, one that fails alone cannot wait for the others to complete a save.
+  assert runs.saved_steps(workdir)[-1] in ([20] if count == 1 else [10, 20])
   finish(workdir, env)
   (assert_same_run if count == 1 else assert_same_losses)(workdir, straight)
 
