@@ -60,11 +60,11 @@ def main() -> None:
     )
   # One with training images of its own looks at the features, and the head does not matter.
   classified = {name: opened['data'] for name, opened in tests.items() if 'pool' not in opened}
-  check_classes(path, classified)
   permutation = config.get('permutation')
   sizes = [opened['data'].image_size for opened in tests.values()]
   for size in sizes:
     permutations.check_same(path, permutation, size)
+  check_classes(path, classified)
   params, source = load(path, config['checkpoints'])
   num_classes = warmstart.check_head(params, source, classified)
   if num_classes is None:

@@ -30,10 +30,12 @@ KINDS = {'original': 'none', 'patch_pixel': 'patch_pixel', 'global': 'global'}
 
 def get_config(argument: str = '') -> ConfigDict:
   model, kind = parse(argument, model='B/16')
-  family = 'BiT' if model.startswith('R') else 'Mixer'
+  size, _, patch = model.partition('/')
+  if model not in upstream.BIT and not (size in upstream.TABLE_4['jft'] and patch.isdecimal()):
+    raise ValueError(f'model={model!r}; write S/32 to H/14, or one of {sorted(upstream.BIT)}.')
+  family = 'Mixer' if patch else 'BiT'
   config = upstream.get_config(f'{family}-{model}', 'jft')
-  patch_size = 16 if family == 'BiT' else int(model.split('/')[1])
-  config.permutation = ConfigDict({'kind': kind, 'seed': 0, 'patch_size': patch_size})
+  config.permutation = ConfigDict({'kind': kind, 'seed': 0, 'patch_size': int(patch or 16)})
   return config
 
 

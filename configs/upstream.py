@@ -7,7 +7,8 @@ The argument is the data set, and after a comma what is to be changed, if anythi
 
   subset=P    a random P percent of the training images for as many steps as all of them get, and
               the checkpoint kept that is best on the upstream validation set (figure 2, right, has
-              3, 10, 30 and 100). A smaller subset is part of a larger one.
+              3, 10, 30 and 100, for the steps of 7 epochs also of L/16). A smaller subset is part
+              of a larger one.
   synthetic   random images that cost no time, and no evaluations: what the accelerator can do
 
 Sources of the values that the paper does not print: big_vision's `mlp_mixer_i1k.py` (published by
@@ -58,6 +59,8 @@ _NEAREST = {'S': 'B', 'H': 'L'}
 
 # Table 4 has "7 or 14" for L on JFT-300M; table 3 reports L/32 after 7 only.
 _EPOCHS = {('Mixer-L/32', 'jft'): 7.0}
+# What the parts of figure 2 (right) are multiples of, where that is not what the table has.
+_SUBSET_EPOCHS = {('Mixer-L/16', 'jft'): 7.0}
 
 # `evals` are splits of the training set, `tests` are names in configs/imagenet.py. The bias of the
 # zero-initialised head is about -ln(number of classes), so that the sigmoid loss starts near that
@@ -179,6 +182,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
   if changes == ['synthetic']:
     _use_random_images(config, facts['synthetic'])
   elif changes:
+    config.total_epochs = _SUBSET_EPOCHS.get((model, data), config.total_epochs)
     take_subset(config, changes[0].removeprefix('subset='))
   return config
 

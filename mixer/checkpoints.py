@@ -150,7 +150,13 @@ class Checkpoints:
     for step in self.steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
       if path.exists() and damage(self.directory / str(step)) is None:
-        scores[step] = self._score(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        if self._keep_best not in found:
+          raise InputError(
+            f'config.checkpoints.keep_best={self._keep_best!r} is no result of step {step} in '
+            f'{self.directory}; it has {sorted(found)}.'
+          )
+        scores[step] = found[self._keep_best]
     return max(reversed(scores), key=scores.get) if scores else None  # of equals, the newest
 
   def close(self) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import settings
+from mixer import settings, workdir
 from mixer.errors import InputError
 from mixer.input import order
 from mixer.models import layers
@@ -116,17 +116,23 @@ def check_same(path: epath.Path, section: Mapping | None, image_size: layers.Siz
 def recorded(path: epath.Path) -> tuple[dict | None, tuple[int, int] | None]:
   """(the permutation that the weights at `path` were trained with, their image size).
 
-  {} is none; None is that nobody says.
+  {} is none; None is that nobody says: neither the .json of a finished run nor, in a workdir, its
+  config.
   """
-  description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
-  if description.exists():
-    found = json.loads(description.read_text())
-    size = found.get('image_size')
+  file = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
+  finished = file.exists()
+  file = file if finished else path / workdir.CONFIG_FILE
+  if not file.exists():
+    return None, None
+  try:
+    found = json.loads(file.read_text())
+    size = (found if finished else found.get('train_input', {})).get('image_size')
     return _facts(found.get('permutation')), size and layers.pair(size)
-  running = path / 'config.json'
-  if running.exists():
-    return _facts(json.loads(running.read_text()).get('permutation')), None
-  return None, None
+  except (ValueError, AttributeError, KeyError, TypeError) as fault:
+    raise InputError(
+      f'{file} does not describe a model as train.py does: {fault!r}. Move it away if it is not of '
+      'these weights.'
+    ) from fault
 
 
 def _facts(section: Mapping | None) -> dict:

@@ -6,7 +6,7 @@ their results beside the paper's, pictures of weights, sample predictions and co
 docs/figures.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import io
 
@@ -30,7 +30,7 @@ from mixer import (
   visualize,
 )
 from mixer import input as inputs
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 from mixer.run_files import Run
 
 _SMALL = 64  # pixels; smaller images are shown with visible pixels
@@ -85,14 +85,16 @@ def weight_figures(run: Run) -> list[str]:
 
 
 def predictions(run: Run, count: int) -> list[str]:
-  """The first images of the first classification set with the likeliest classes, or why not."""
+  """The first images of a classification set with the likeliest classes, or why not.
+
+  The set is the first that is there.
+  """
   title = page.heading(run.label, 3)
   kinds = {k: v for k, v in run.config['evals'].items() if v.get('kind') == 'classification'}
   if not kinds:
     return [title, page.paragraph('Not made: the config has no classification among its evals.')]
-  name = next(iter(kinds))
   try:
-    data = inputs.build(**kinds[name]['input'])
+    name, data = _first_there(kinds)
     pictures, probabilities = _predict(run, data, count)
   except InputError as fault:
     return [title, page.paragraph(f'Not made: {fault}')]
@@ -100,6 +102,17 @@ def predictions(run: Run, count: int) -> list[str]:
   cards = [_card(*row, words) for row in zip(pictures['image'], pictures['label'], probabilities)]
   note = f'The first {len(cards)} images of {name} ({data.num_examples:,} in all).'
   return [title, page.paragraph(note, soft=True), page.group('samples', cards)]
+
+
+def _first_there(sections: Mapping[str, Mapping]) -> tuple[str, inputs.Input]:
+  """(name, opened input) of the first of the sections whose data are on disk."""
+  missing = []
+  for name, section in sections.items():
+    try:
+      return name, inputs.build(**section['input'])
+    except MissingData as fault:
+      missing.append(fault)
+  raise missing[0]
 
 
 def table_of_metrics(runs: Sequence[Run]) -> str:
@@ -127,9 +140,10 @@ def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
   net = models.build(**model, num_classes=data.num_classes)
   expected = models.shapes(net, data.image_size, data.channels)
   pretrained.check(params, expected, str(run.weights))
-  apply = models.apply_function(net)
-  apply = permutations.before(apply, run.config.get('permutation'), data.image_size)
-  logits = jax.jit(apply)(params, batch_ops.normalize(batch['image']))
+  permutation = run.config.get('permutation')
+  apply = permutations.before(models.apply_function(net), permutation, data.image_size)
+  apply = jax.jit(apply)
+  logits = apply(params, batch_ops.normalize(batch['image']))
   return batch, np.asarray(PROBABILITIES[run.config['loss']](logits))
 
 

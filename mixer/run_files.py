@@ -8,7 +8,7 @@ from etils import epath
 
 from mixer import files, models, reporting, settings, workdir
 from mixer.errors import InputError
-from mixer.models import mlp_mixer
+from mixer.models import bit_resnet, mlp_mixer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +54,25 @@ class Run:
     return section.get('name') or section.get('path') or section['source']
 
   @property
+  def start(self) -> str | None:
+    """The path of the weights that training began from; None for fresh ones."""
+    return (self.config.get('init') or {}).get('path')
+
+  @property
   def paper_model(self) -> str | None:
-    """The name of the model, if it is one of the paper's, trained without changes."""
-    model = self.config['model']
-    family, _, size = model['name'].partition('-')
-    own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
-    changed = [
-      name
-      for name in ('untie_tokens', 'channel_groups', 'pyramid')
-      if name in model and (model[name] or 0) not in (own[name], 0, [])
-    ]
-    preset = ('patch_size', *mlp_mixer.SIZES['S'])
-    kind = (self.config.get('permutation') or {'kind': 'none'})['kind']
-    whole = self.config['train_input'].get('subset_fraction', 1.0) == 1.0
-    if kind != 'none' or not whole:
-      return None
-    if family not in models.FAMILIES or not size or changed or any(k in model for k in preset):
-      return None
-    return model['name']
+    """The name of the model, if the run is of the kind that the paper's tables 2 and 3 report."""
+    return None if self.unlike_the_paper else self.config['model']['name']
+
+  @property
+  def unlike_the_paper(self) -> str | None:
+    """What sets the run apart from those of the paper's tables 2 and 3 at first sight, or None."""
+    if not _is_published(self.config['model']):
+      return 'a model of other dimensions'
+    if (self.config.get('permutation') or {}).get('kind', 'none') != 'none':
+      return 'a model that saw permuted images'
+    if self.config['train_input'].get('subset_fraction', 1.0) < 1:
+      return 'a model that saw a part of the images'
+    return None
 
 
 def read(paths: Sequence[str]) -> list[Run]:
@@ -100,6 +101,19 @@ def differences(runs: Sequence[Run]) -> dict[str, list]:
   keys = sorted({key for config in flat for key in config})
   found = {key: [config.get(key, '(absent)') for config in flat] for key in keys}
   return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+
+
+def _is_published(model: Mapping) -> bool:
+  """Whether `config.model` is a size of a family by its name, without changes."""
+  family, _, size = model['name'].partition('-')
+  own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
+  changed = [
+    name
+    for name in ('untie_tokens', 'channel_groups', 'pyramid')
+    if name in model and (model[name] or 0) not in (own[name], 0, [])
+  ]
+  preset = ('patch_size', *mlp_mixer.SIZES['S'], *bit_resnet.SIZES['R50x1'], 'groups')
+  return family in models.FAMILIES and bool(size) and not changed and not set(preset) & set(model)
 
 
 def _read(path: epath.Path, label: str) -> Run:

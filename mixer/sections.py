@@ -1,13 +1,16 @@
 """Sections of a report: each a function of the runs that returns pieces of `mixer.page`."""
 
 from collections.abc import Sequence
+import re
 import statistics
 
 from mixer import charts, page, paper, run_files, runtime, settings
 from mixer.page import Number
 from mixer.run_files import Run
 
-_COUNTS = ('n', 'images_per_sec', 'seconds')  # results that say nothing of the model
+_COUNTS = ('n', 'n_without_labels', 'images_per_sec', 'seconds')  # they say nothing of the model
+# Results that are shares of 1, told in percent.
+_SHARE = re.compile(r'top[15]|precision_at_[15]|\d+shot(_seed\d+|_best_l2_on_test)?')
 _NONE = '-'
 _ON_THE_PAPER = (
   f'{paper.SOURCE}: accuracies are after fine-tuning, except that models trained on ImageNet alone '
@@ -26,7 +29,7 @@ def curves(runs: Sequence[Run]) -> list[str]:
       groups['Loss'].append(name)
     elif kind in ('top1', 'accuracy'):
       groups['Accuracy'].append(name)
-    elif kind not in (*_COUNTS, 'top5'):
+    elif kind not in (*_COUNTS, 'top5') and not kind.endswith('_is'):  # which l2 was the best
       groups.setdefault(section, []).append(name)
   return [
     charts.lines(
@@ -74,15 +77,13 @@ def beside_the_paper(runs: Sequence[Run]) -> list[str]:
   ]  # fmt: skip
   pieces, without = [], []
   for run in runs:
-    started = bool((run.config.get('init') or {}).get('path'))
-    found = paper.rows(run.paper_model, None if started else run.data) if run.paper_model else []
+    found = paper.rows(run.paper_model, None if run.start else run.data) if run.paper_model else []
     if found:
-      rows = [_own_row(run, started), *map(_paper_row, found)]
+      rows = [_own_row(run), *map(_paper_row, found)]
       pieces += [page.heading(run.label, 3), page.table(head, rows, own=[0])]
     else:
-      data, changed = paper.DATA_NAMES.get(run.data, run.data), run.paper_model is None
-      what = 'a model of other dimensions' if changed else run.config['model']['name']
-      without.append(f'{run.label} ({what} on {data})')
+      what = run.unlike_the_paper or run.config['model']['name']
+      without.append(f'{run.label} ({what} on {paper.DATA_NAMES.get(run.data, run.data)})')
   if pieces:
     pieces.append(page.paragraph(_ON_THE_PAPER, soft=True))
   if without:
@@ -94,7 +95,8 @@ def cost(runs: Sequence[Run]) -> str:
   def row(run):
     final = run.final
     devices = round(final['images_per_sec'] / final['images_per_sec_per_device'])
-    found = paper.rows(run.paper_model, run.data) if run.paper_model else []
+    from_scratch = run.paper_model and not run.start  # the paper has the cost of pre-training
+    found = paper.rows(run.paper_model, run.data) if from_scratch else []
     theirs = sorted({row.kilo_core_days for row in found if row.table == 3})
     return [
       run.label,
@@ -154,20 +156,24 @@ def nothing_logged() -> str:
 
 
 def _named(name: str) -> str:
-  return f'{name} %' if name.endswith(('/top1', '/top5')) else name
+  return f'{name} %' if _is_share(name) else name
+
+
+def _is_share(name: str) -> bool:
+  return bool(_SHARE.fullmatch(name.rpartition('/')[2]))
 
 
 def _result(name: str, value: float | None) -> str:
-  if value is not None and name.endswith(('/top1', '/top5')):
+  if value is not None and _is_share(name):
     return Number(f'{100 * value:.2f}')
-  return _number(value, '{:,.0f}' if name.endswith('/n') else '{:.4g}')
+  return _number(value, '{:,.0f}' if name.endswith(('/n', '/n_without_labels')) else '{:.4g}')
 
 
 def _number(value: float | None, form: str = '{:.4g}') -> Number:
   return Number(_NONE if value is None else form.format(value))
 
 
-def _own_row(run: Run, started: bool) -> list[str]:
+def _own_row(run: Run) -> list[str]:
   """What this run has of the columns of the paper's tables."""
   top1 = {'imagenet': None, 'real': None}
   speed = None
@@ -185,7 +191,7 @@ def _own_row(run: Run, started: bool) -> list[str]:
   pixels = str(size) if isinstance(size, int) else ' x '.join(map(str, size))
   return [
     run.label,
-    f'from {run.config["init"]["path"]}' if started else paper.DATA_NAMES.get(run.data, run.data),
+    f'from {run.start}' if run.start else paper.DATA_NAMES.get(run.data, run.data),
     Number(pixels),
     _number(final.get('epoch'), '{:.2f}'),
     _number(top1['imagenet'], '{:.2f}'),

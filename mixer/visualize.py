@@ -8,7 +8,6 @@ some blocks and the patches of the stem (figures 5 to 7 of the paper), as PNG an
 import base64
 from collections.abc import Mapping, Sequence
 import io
-import json
 import re
 
 from absl import flags
@@ -16,7 +15,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from mixer import files, pretrained, settings, units
+from mixer import files, permutations, pretrained, settings, units
 from mixer.errors import InputError
 from mixer.models import layers
 
@@ -104,10 +103,10 @@ def draw_units(
     blocks: 0 is the first; None for the first three.
     count: how many units of each block, those of low frequency; 0 for all. The stem's are all
       drawn.
-    grid: (rows, columns) of patches; None for what the model.json beside it says, or a square.
+    grid: (rows, columns) of patches; None for what its run has recorded, or a square.
 
   Raises:
-    InputError: the parameters cannot be read or drawn so.
+    InputError: the parameters cannot be read or drawn so, or are of permuted images.
   """
   written = []
   for name, (tiles, titles, paired) in pictures(path, blocks, count, grid).items():
@@ -173,17 +172,13 @@ def svg(tiles: np.ndarray, titles: Sequence[str], *, paired: bool) -> bytes:
 
 def _described_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int] | None:
   """(rows, columns) of patches that the model's own description tells, if it has one."""
-  description = path / 'model.json' if path.is_dir() else path.with_suffix('.json')
-  if not description.exists():
-    return None
-  try:
-    size = json.loads(description.read_text())['image_size']
-  except (ValueError, KeyError, TypeError) as fault:
+  permutation, size = permutations.recorded(path)
+  if permutation:
     raise InputError(
-      f'{description} does not describe a model as train.py does: {fault!r}. Move it away, or give '
-      '--grid=ROWSxCOLUMNS.'
-    ) from fault
-  return layers.patch_grid(size, patch)
+      f'{path} was trained with the input permutation {permutation}: its weights are not in the '
+      'order of the pixels of an image, so they make no pictures.'
+    )
+  return None if size is None else layers.patch_grid(size, patch)
 
 
 def _titles(weights: np.ndarray, order: Sequence[int]) -> list[str]:

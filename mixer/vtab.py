@@ -20,16 +20,12 @@ from absl import flags
 from etils import epath
 import jax
 
-from mixer import files, pretrained, settings, sweep
+from mixer import files, paper, pretrained, settings, sweep
 from mixer import workdir as workdirs
 from mixer.errors import InputError, MissingData
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'vtab.py'
 RATES = ('0.003', '0.01', '0.03')  # appendix C
-PAPER = {  # table 2: model -> (pre-trained on, mean top-1 over the nineteen in per cent)
-  'L/16': ('ImageNet-21k', 74.95),
-  'H/14': ('JFT-300M', 75.33),
-}
 # What the protocol gives to train.py itself.
 _OWN = re.compile(
   r'--?config(\.(init\.path|optim\.learning_rate|seed|train_input\.(task|split|data_dir)))?(=.*)?'
@@ -113,8 +109,10 @@ def summary(
     mean = statistics.fmean(found) if found else None
     facts['groups'][group] = {'mean': mean, 'tasks': len(found), 'of': of}
   facts['mean'] = statistics.fmean(test.values())
-  if model in PAPER:
-    facts['paper'] = {'pretrained_on': PAPER[model][0], 'vtab_1k': PAPER[model][1] / 100}
+  for row in paper.rows(f'Mixer-{model}'):
+    if row.vtab is not None:
+      data = paper.DATA_NAMES[row.data]
+      facts['paper'] = {'pretrained_on': data, 'vtab_1k': row.vtab / 100}
   return facts
 
 

@@ -90,6 +90,11 @@ def test_the_newest_and_the_best_stay(directory):
   again.save(5, state(5, mesh(1, 1)), {'val/top1': 0.95, 'val/n': 5.0})
   again.close()
   assert on_disk(directory) == [5] and again.best() == 5
+  other = checkpoints.Checkpoints(directory, keep_best='few/5shot', read_only=True)
+  with pytest.raises(
+    errors.InputError, match=r"'few/5shot' is no result in .*/5; it has \['val/n'"
+  ):
+    other.best()
 
 
 def test_results_come_to_a_checkpoint_that_had_none(directory):

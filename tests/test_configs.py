@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer import model_files, models, pretrained, training
+from mixer import evaluators, model_files, models, pretrained, training
 from mixer.errors import InputError
 import runs
 import sets
@@ -327,10 +327,15 @@ def test_subsets(percent, epochs, data_dir):
   ]
   assert steps == [517_822, 517_822]
   assert config.checkpoints.keep_best == 'val/top1'
-  training.intervals(**config.every.to_dict(), keep_best='val/top1', evals=config.evals)
+  rising = evaluators.rising(config.evals)
+  training.intervals(
+    **config.every.to_dict(), keep_best='val/top1', evals=config.evals, rising=rising, skipped=()
+  )
   changed = {'train_input', 'total_epochs', 'checkpoints'}
   same = [{k: v for k, v in c.to_dict().items() if k not in changed} for c in (config, whole)]
   assert same[0] == same[1]
+  for other in ('mixer_l32', 'mixer_l16'):  # of L/16, table 3 has 14 epochs and this figure 7
+    assert load(other, f'jft,subset={percent}').total_epochs == config.total_epochs
   on_imagenet = load('mixer_b16', f'imagenet2012,subset={percent}')
   assert on_imagenet.checkpoints.keep_best == 'minival/top1'  # its 'val' is for the result
 
@@ -350,6 +355,7 @@ def test_a_resnet_on_a_subset_of_a_tfds_set(data_dir, tmp_path):
     ('mixer_b16', 'jft,part=3', "unknown data 'jft,part=3'; use one of "),
     ('mixer_b16', 'jft,subset=3,synthetic', "unknown data 'jft,subset=3,synthetic'; use one of "),
     ('permutations', 'kind=pixel', "kind='pixel'; use one of "),
+    ('permutations', 'model=B', "model='B'; write S/32 to H/14, or one of ['R101x1', "),
     ('permutations', 'models=B/16', "'models=B/16' is not KEY=VALUE with a key of "),
     ('permutations_small', 'model=vit', "model='vit'; use one of "),
     ('data_size_small', 'kind=global', "'kind=global' is not KEY=VALUE with a key of "),

@@ -279,6 +279,21 @@ def test_weights_without_a_permutation_refuse_one(trained):
     permutations.check_same(trained.parent, None, SIZE)
 
 
+def test_a_run_that_goes_on_tells_its_image_size(tmp_path):
+  config = {'permutation': SECTIONS['global'], 'train_input': {'image_size': SIZE}}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  permutations.check_same(tmp_path, SECTIONS['global'], SIZE)
+  with pytest.raises(InputError, match=re.escape('on permuted images of (12, 10), and those here')):
+    permutations.check_same(tmp_path, SECTIONS['global'], (10, 12))
+
+
+@pytest.mark.parametrize('text', ['[]', '{', '{"permutation": {"kind": "global"}}'])
+def test_a_description_that_is_none(text, tmp_path):
+  (tmp_path / 'm.json').write_text(text)
+  with pytest.raises(InputError, match='m.json does not describe a model as train.py does'):
+    permutations.check_same(tmp_path / 'm.npz', None, SIZE)
+
+
 def test_predict_permutes_and_convert_refuses(trained):
   assert model_files.read(trained).permutation == json.loads(json.dumps(SECTIONS['global']))
   text = f"{trained} was trained with the input permutation {{'kind': 'global', 'seed': 3}}, which "

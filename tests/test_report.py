@@ -14,9 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import charts, checkpoints, models, page, paper, pretrained, report, run_files, training
+from mixer import (
+  charts,
+  checkpoints,
+  models,
+  page,
+  paper,
+  permutations,
+  pretrained,
+  report,
+  run_files,
+  sections,
+  training,
+)
 from mixer import input as inputs
-from mixer.errors import InputError
+from mixer.errors import InputError, MissingData
 import reference
 import runs
 
@@ -171,7 +183,7 @@ def test_samples_are_what_the_newest_weights_say(workdirs, written):
 
 def test_a_run_of_the_paper_stands_beside_its_rows(tmp_path):
   config = importlib.import_module('configs.mixer_b16').get_config('imagenet2012').to_dict()
-  del config['evals']['minival']
+  del config['evals']['minival'], config['evals']['v2'], config['evals']['real']
   config['evals']['val']['input']['source'] = 'gone'  # as if its package were not there
   last = row(50, **{'val/top1': 0.7013, 'val/images_per_sec': 4000.0, 'minival/top1': 0.5})
   write_run(tmp_path / 'b16', config, [last])
@@ -194,6 +206,9 @@ def test_a_run_of_the_paper_stands_beside_its_rows(tmp_path):
     ('mixer_b16', {'untie_tokens': True}, None),
     ('mixer_b16', {'pyramid': [[3, 49]]}, None),
     ('digits', {}, None),
+    ('bit', {}, 'BiT-R50x1'),
+    ('bit', {'width': 32}, None),
+    ('bit', {'groups': 16}, None),
   ],
 )
 def test_paper_model(name, change, wanted):
@@ -201,6 +216,89 @@ def test_paper_model(name, change, wanted):
   config['model'] |= change
   run = run_files.Run('r', None, config, [], None, {})
   assert run.paper_model == wanted
+
+
+@pytest.mark.parametrize(
+  'name,argument,wanted,words',
+  [
+    ('mixer_b32', 'jft', 'Mixer-B/32', None),
+    ('mixer_b32', 'jft,subset=100', 'Mixer-B/32', None),
+    ('mixer_b32', 'jft,subset=3', None, 'a part of the images'),
+    ('permutations', 'model=B/16,kind=original', 'Mixer-B/16', None),
+    ('permutations', 'model=B/16,kind=global', None, 'permuted images'),
+  ],
+)
+def test_runs_of_the_studies_have_no_row(name, argument, wanted, words, tmp_path):
+  config = importlib.import_module(f'configs.{name}').get_config(argument).to_dict()
+  assert run_files.Run('r', None, config, [], None, {}).paper_model == wanted
+  write_run(tmp_path / 'r', config, [row(10)])
+  (text,) = sections.beside_the_paper(run_files.read([str(tmp_path / 'r')]))[-1:]
+  told = f'The paper has no row for r (a model that saw {words} on JFT-300M).'
+  assert (told in text) == (words is not None)
+
+
+def test_a_fine_tuned_run_has_no_cost_of_pre_training_beside_it(tmp_path):
+  for name, path in (('fresh', None), ('tuned', '/m.npz')):
+    config = importlib.import_module('configs.mixer_b16').get_config('imagenet2012').to_dict()
+    config['init']['path'] = path
+    write_run(tmp_path / name, config, [row(10)])
+  found = Page(sections.cost(run_files.read([str(tmp_path / 'fresh'), str(tmp_path / 'tuned')])))
+  assert [line[4] for line in found.rows[1:]] == ['10', '-']
+
+
+def test_few_shot_and_real_are_told_in_percent_and_their_counts_are_not_drawn(tmp_path):
+  found = {
+    'few/5shot': 0.5, 'few/5shot_seed0': 0.51, 'few/5shot_best_l2_on_test': 0.625,
+    'few/5shot_best_l2_on_test_is': 1024.0, 'few/n': 12_345, 'real/top1': 0.75,
+    'real/n': 46_837, 'real/n_without_labels': 13_163,
+  }  # fmt: skip
+  write_run(tmp_path / 'r', digits_config(), [row(10, **found), row(20, **found)])
+  read = run_files.read([str(tmp_path / 'r')])
+  table = {line[0]: line[1] for line in Page(sections.results(read)).rows}
+  told = {
+    'few/5shot %': '50.00', 'few/5shot_seed0 %': '51.00', 'few/5shot_best_l2_on_test %': '62.50',
+    'few/5shot_best_l2_on_test_is': '1024', 'few/n': '12,345', 'real/top1 %': '75.00',
+    'real/n_without_labels': '13,163',
+  }  # fmt: skip
+  assert told.items() <= table.items()
+  loss, accuracy, few = sections.curves(read)
+  assert 'real/top1' in accuracy and 'few, over steps' in few
+  legend = re.findall(r'few/\w+', few)
+  assert sorted(legend) == ['few/5shot', 'few/5shot_best_l2_on_test', 'few/5shot_seed0']
+
+
+def test_samples_are_of_the_first_set_that_is_there(monkeypatch):
+  def build(*, source):
+    if source == 'gone':
+      raise MissingData('this set is not on disk')
+    return source
+
+  monkeypatch.setattr(inputs, 'build', build)
+  gone, there = {'input': {'source': 'gone'}}, {'input': {'source': 'there'}}
+  assert report._first_there({'a': gone, 'b': there, 'c': there}) == ('b', 'there')
+  with pytest.raises(MissingData, match='this set is not on disk'):
+    report._first_there({'a': gone})
+
+
+def test_samples_of_a_run_with_permuted_images(tmp_path):
+  """Its predictions are those of permuted images, by NumPy; its weights make no pictures."""
+  section = {'kind': 'global', 'seed': 5, 'patch_size': 2}
+  config = {**digits_config(), 'permutation': section}
+  write_run(tmp_path / 'run', config, [row(10)])
+  description = {'image_size': [8, 8], 'versions': {}, 'permutation': section}
+  pretrained.save_model(tmp_path / 'run', digits_params(), description)
+  report.write(run_files.read([str(tmp_path / 'run')]), tmp_path / 'r.html', samples=5)
+  batch = next(iter(inputs.build(source='digits', split='test', batch_size=5).eval_batches(5)))
+  moved = batch['image'].reshape(5, 64)[:, permutations.everywhere((8, 8), 2, 5)]
+  _, logits = reference.forward(digits_params(), moved.reshape(5, 8, 8, 1) / 127.5 - 1, (2, 2))
+  text = Page((tmp_path / 'r.html').read_text()).text
+  shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+  shares /= shares.sum(axis=1, keepdims=True)
+  for label, row_shares in zip(batch['label'], shares):
+    best = np.argsort(-row_shares)[:3]
+    line = f'true: {label}' + ''.join(f'{i}{100 * row_shares[i]:.1f}\xa0%' for i in best)
+    assert line in text
+  assert 'Not drawn: ' in text and 'was trained with the input permutation' in text
 
 
 def test_paper_rows_are_those_of_the_configs():

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from mixer import pretrained, units, visualize
+from mixer import checkpoints, pretrained, units, visualize
 from mixer.errors import InputError
 import runs
 import weights
@@ -148,6 +148,9 @@ def test_the_grid_is_told_by_the_description_or_a_square(model, tmp_path):
   (tmp_path / 'm.json').write_text(json.dumps({'image_size': [32, 48]}))
   assert visualize.pictures(tmp_path / 'm.npz')['block_0'][0].shape[1:3] == GRID
   (tmp_path / 'm.json').write_text(json.dumps({'size': 3}))
+  with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
+    visualize.pictures(tmp_path / 'm.npz')
+  (tmp_path / 'm.json').write_text('[]')
   with pytest.raises(InputError, match='does not describe a model as train.py does'):
     visualize.pictures(tmp_path / 'm.npz')
   grown = weights.tree(image_size=16, tokens_mlp_dim=24)
@@ -155,6 +158,30 @@ def test_the_grid_is_told_by_the_description_or_a_square(model, tmp_path):
   pretrained.save(tmp_path / 'grown.npz', grown)
   found = visualize.pictures(tmp_path / 'grown.npz')
   assert found['block_0'][0].shape == (24, 4, 4, 3) and found['stem'][0].shape == (8, 4, 4, 3)
+
+
+def test_the_grid_of_a_run_that_goes_on_is_that_of_its_config(model, tmp_path):
+  """96 patches of 4 x 4: 8 x 12, and with others as many make 16 x 6."""
+  saved = checkpoints.Checkpoints(tmp_path / 'checkpoints')
+  saved.save(1, {'params': model}, {})
+  saved.close()
+  for size, grid in (([32, 48], (8, 12)), ([64, 24], (16, 6))):
+    (tmp_path / 'config.json').write_text(json.dumps({'train_input': {'image_size': size}}))
+    assert visualize.pictures(tmp_path)['block_0'][0].shape[1:3] == grid
+
+
+def test_weights_of_permuted_images_make_no_pictures(model, tmp_path):
+  pretrained.save(tmp_path / 'm.npz', model)
+  section = {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 4}
+  facts = {'image_size': [32, 48], 'permutation': section}
+  (tmp_path / 'm.json').write_text(json.dumps(facts))
+  for blocks in (None, []):
+    with pytest.raises(InputError, match='was trained with the input permutation {.*no pictures'):
+      visualize.pictures(tmp_path / 'm.npz', blocks)
+  (tmp_path / 'm.json').write_text(
+    json.dumps({**facts, 'permutation': {**section, 'kind': 'none'}})
+  )
+  assert visualize.pictures(tmp_path / 'm.npz')
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,12 @@ def test_the_report_of_some_tasks_is_not_called_vtab():
 
 
 def test_the_papers_numbers():
-  assert vtab.PAPER == {'L/16': ('ImageNet-21k', 74.95), 'H/14': ('JFT-300M', 75.33)}
+  found = {m: vtab.summary(RESULTS, GROUPS, m, {}).get('paper') for m in ('B/16', 'L/16', 'H/14')}
+  assert found == {
+    'B/16': None,
+    'L/16': {'pretrained_on': 'ImageNet-21k', 'vtab_1k': 74.95 / 100},
+    'H/14': {'pretrained_on': 'JFT-300M', 'vtab_1k': 75.33 / 100},
+  }
   assert vtab.RATES == ('0.003', '0.01', '0.03')
 
 
