@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mixer import dry_run, hardware
+from mixer import dry_run, hardware, sharding
 from mixer.errors import InputError
 import runs
 
@@ -64,6 +64,17 @@ def test_slices(topology, devices, cores):
   assert len(found) == devices
   assert sum(one.num_cores for one in found) == cores
   assert hardware.peak_flops(found[0].device_kind) and hardware.memory(found[0].device_kind)
+
+
+@with_libtpu
+@pytest.mark.parametrize('topology', ['v4:4x4x4', 'v5e:4x4', 'v5e:16x16'])
+@pytest.mark.parametrize('fsdp', [1, 4, 8])
+def test_each_process_has_a_block_of_rows(topology, fsdp):
+  """`sharding.put` gives process i the i-th block, as the input does."""
+  dry_run.configure()
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=dry_run.devices(topology))
+  processes = [one.process_index for one in mesh.devices.flat]
+  assert len(set(processes)) == mesh.size // 4 and processes == sorted(processes)
 
 
 @with_libtpu
