@@ -12,7 +12,6 @@ import os
 import re
 import time
 
-from etils import epath
 import jax
 from jax.sharding import Mesh
 
@@ -101,6 +100,9 @@ def run(
   output: str | None,
 ) -> None:
   """Compiles a train step for `mesh`, prints what is known of it, and writes it to `output`."""
+  path = None if output is None else files.absolute(output)
+  if path is not None:
+    path.parent.mkdir(parents=True, exist_ok=True)
   batch = abstract_batch(data, mesh)
   begin = time.perf_counter()
   compiled = compile_step(step, like, batch, mesh)
@@ -111,9 +113,9 @@ def run(
     'dry run': describe(found, steps=steps),
     'compiled in': f'{seconds:.0f} s',
   })  # fmt: skip
-  if output:
+  if path is not None:
     row = {**dataclasses.asdict(found), 'seconds': found.seconds, 'steps': steps}
-    files.write(epath.Path(output), json.dumps(row, indent=1).encode())
+    files.write(path, json.dumps(row, indent=1).encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +126,13 @@ class Report:
   cores: int
   device_kind: str
   processes: int
-  fits: bool
+  fits: bool | None  # None where nobody says how much memory the device has
   memory: int | None  # bytes, all of the step's
   memory_limit: int | None  # bytes
   flops: float  # of the matmuls, analytic
   compiled_flops: float | None
-  bytes_accessed: float | None  # by all instructions, in on-chip memory too
+  bytes_accessed: float | None  # by all instructions, in on-chip memory too; a loop's body once
+  largest_loop: int  # how often the body of one runs; 1 for none
   collectives: dict[str, dict[str, int]]  # kind -> {'count', 'bytes' of the results, 'sent'}
   compute_seconds: float | None  # at the published matmul rate
   memory_seconds: float | None  # at the published bandwidth
@@ -141,7 +144,8 @@ class Report:
     """The estimate of a step: the slowest of matmuls, memory and network, as if they overlapped.
 
     Matmuls at the published rate are a lower bound, but not the memory's part: the compiler's
-    count has accesses to on-chip memory in it too.
+    count has accesses to on-chip memory in it too, though of a loop (`config.model.scan`,
+    `config.microbatches`) those of one turn.
     """
     if self.compute_seconds is None or self.memory_seconds is None:
       return None
@@ -157,9 +161,12 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
   device = mesh.devices.flat[0]
   memory, peak = hardware.memory(device.device_kind), hardware.peak_flops(device.device_kind)
   own = flops / mesh.size
-  fits = not isinstance(compiled, str)
-  cost = (compiled.cost_analysis() or {}) if fits else {}
-  found = hlo.collectives(compiled.as_text()) if fits else []
+  refused = isinstance(compiled, str)
+  text = '' if refused else compiled.as_text()
+  cost = {} if refused else (compiled.cost_analysis() or {})
+  needed = None if refused else training.compiled_bytes(compiled)
+  limit = memory.bytes if memory else hardware.memory_limit(device)
+  found = hlo.collectives(text)
   accessed = cost.get('bytes accessed')
   sent = sum(one.sent for one in found)
   return Report(
@@ -167,28 +174,29 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     cores=sum(getattr(one, 'num_cores', None) or 1 for one in mesh.devices.flat),
     device_kind=device.device_kind,
     processes=len({d.process_index for d in mesh.devices.flat}),
-    fits=fits,
-    memory=training.compiled_bytes(compiled) if fits else None,
-    memory_limit=memory.bytes if memory else None,
+    fits=False if refused else limit and needed <= limit,
+    memory=needed,
+    memory_limit=limit,
     flops=own,
     compiled_flops=cost.get('flops'),
     bytes_accessed=accessed,
+    largest_loop=hlo.largest_loop(text),
     collectives=hlo.by_kind(found),
     compute_seconds=own / peak if peak else None,
     memory_seconds=accessed / memory.bandwidth if memory and accessed else None,
-    network_seconds=sent / memory.all_reduce if memory and fits else None,
-    refusal='' if fits else compiled,
+    network_seconds=sent / memory.all_reduce if memory and not refused else None,
+    refusal=compiled if refused else '',
   )
 
 
 def describe(report: Report, *, steps: int) -> str:
   """The report in words, for a run of `steps` steps."""
   lines = [f'{report.devices} x {report.device_kind} in {report.processes} processes']
-  limit = f' of {report.memory_limit / 2**30:.0f}' if report.memory_limit else ''
-  if not report.fits:
-    return '\n'.join([*lines, f'IT DOES NOT FIT{limit} GiB: {report.refusal}', _CURES])
-  gib = report.memory / 2**30
-  lines.append(f'memory per device: {gib:.2f}{limit} GiB: it fits')
+  limit = f' of {report.memory_limit / 2**30:.0f} GiB' if report.memory_limit else ' GiB'
+  if report.refusal:
+    return '\n'.join([*lines, f'IT DOES NOT FIT: {report.refusal}', _CURES])
+  fits = {True: 'it fits', False: f'IT DOES NOT FIT. {_CURES}', None: 'what there is, is not known'}
+  lines.append(f'memory per device: {report.memory / 2**30:.2f}{limit}: {fits[report.fits]}')
   lines.append(
     f'per device and step: {report.flops / 1e12:.3f} TFLOP of matmuls '
     f'(the compiler counts {report.compiled_flops / 1e12:.3f}, a loop once), '
@@ -201,9 +209,10 @@ def describe(report: Report, *, steps: int) -> str:
     )
   if report.seconds is None:
     return '\n'.join([*lines, 'no rates are published for this device, so no time is estimated'])
+  bound = 'at most' if report.largest_loop == 1 else 'at most, but of a loop one turn only'
   lines.append(
     f'at the published rates a step takes {1e3 * report.compute_seconds:.1f} ms of matmuls, '
-    f'{1e3 * report.memory_seconds:.1f} of memory (at most), '
+    f'{1e3 * report.memory_seconds:.1f} of memory ({bound}), '
     f'{1e3 * report.network_seconds:.1f} of network: about {1e3 * report.seconds:.1f} ms'
   )
   lines.append(

@@ -77,9 +77,9 @@ def core_count() -> int:
   return sum(getattr(device, 'num_cores', None) or 1 for device in jax.devices())
 
 
-def memory_limit() -> int | None:
-  """Bytes JAX may use on the first local device, where the backend tells."""
-  return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+def memory_limit(device: jax.Device | None = None) -> int | None:
+  """Bytes JAX may use on a device of this process, the first by default; None if nobody tells."""
+  return ((device or jax.local_devices()[0]).memory_stats() or {}).get('bytes_limit')
 
 
 def host_memory() -> int:

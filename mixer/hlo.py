@@ -43,6 +43,11 @@ def collectives(hlo: str) -> list[Collective]:
   return found
 
 
+def largest_loop(hlo: str) -> int:
+  """How often a step runs the body that it runs most often; 1 where there is no loop."""
+  return max(_times(_computations(hlo)).values(), default=1)
+
+
 def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
   """{kind: {'count', 'bytes' of the results, 'sent'}}, on one device in a step."""
   totals = collections.defaultdict(lambda: {'count': 0, 'bytes': 0, 'sent': 0})

@@ -73,7 +73,7 @@ class Reporter:
     # Whether the last row still waits for its evaluation, before which the run was stopped.
     self.postponed = last.pop('postponed', False)
     if self.postponed:
-      self._held = (first_step, None, True)
+      self._held = (first_step, {}, True)
       self._row = last
     self._last_step = first_step
     self._first_step, self._started = first_step, time.perf_counter()

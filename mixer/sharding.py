@@ -29,10 +29,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] = 
       f'a mesh of data={data} x fsdp={fsdp} does not cover the {count} devices; '
       'set data=-1 and fsdp to a divisor of their number.'
     )
+  # Process by process, since `put` takes each process's rows in that order. `jax.make_mesh` would
+  # scatter them over a TPU slice's torus, and refuse sizes of `fsdp` that split one of its sides.
+  ordered = sorted(devices or jax.devices(), key=lambda device: device.process_index)
   # Linen's Dropout and Conv do not run under jax's default of explicit axis types.
-  return jax.make_mesh(
-    (data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices or None
-  )
+  return Mesh(np.array(ordered).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mixer import dry_run, hardware
+from mixer import dry_run, hardware, sharding
 from mixer.errors import InputError
 import runs
 
@@ -26,16 +26,16 @@ SMALL = (
 def test_on_the_devices_there_are(tmp_path):
   env = runs.environment(tmp_path / 'cache')
   status, text = runs.run(
-    'train.py', CONFIG, *SMALL, f'--dry_run_output={tmp_path}/found.json', env=env
+    'train.py', CONFIG, *SMALL, f'--dry_run_output={tmp_path}/out/found.json', env=env
   )
   assert status == 0, text
   assert '1 x cpu in 1 processes' in text
   assert 'no rates are published for this device' in text
-  found = json.loads((tmp_path / 'found.json').read_text())
-  assert found['fits'] and not found['collectives']
+  found = json.loads((tmp_path / 'out' / 'found.json').read_text())
+  assert found['fits'] is None and not found['collectives']  # a CPU does not tell its memory
   assert found['flops'] == pytest.approx(found['compiled_flops'], rel=0.06)
   assert found['memory'] > 12 * 2 * 2 * 512 * 2048  # parameters and Adam's moments
-  assert [path.name for path in tmp_path.iterdir() if path.name != 'cache'] == ['found.json']
+  assert [path.name for path in tmp_path.iterdir() if path.name != 'cache'] == ['out']
 
 
 @pytest.mark.parametrize('topology', ['v9:2x2', 'v3', 'v3:2', 'v3:axb', 'TPU v3'])
@@ -64,6 +64,17 @@ def test_slices(topology, devices, cores):
   assert len(found) == devices
   assert sum(one.num_cores for one in found) == cores
   assert hardware.peak_flops(found[0].device_kind) and hardware.memory(found[0].device_kind)
+
+
+@with_libtpu
+@pytest.mark.parametrize('topology', ['v4:4x4x4', 'v5e:4x4', 'v5e:16x16'])
+@pytest.mark.parametrize('fsdp', [1, 4, 8])
+def test_each_process_has_a_block_of_rows(topology, fsdp):
+  """`sharding.put` gives process i the i-th block, as the input does."""
+  dry_run.configure()
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=dry_run.devices(topology))
+  processes = [one.process_index for one in mesh.devices.flat]
+  assert len(set(processes)) == mesh.size // 4 and processes == sorted(processes)
 
 
 @with_libtpu

@@ -66,6 +66,7 @@ def test_a_real_program(loop):
 
   shapes = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
   compiled = jax.jit(step, in_shardings=(rows, whole), out_shardings=whole).lower(*shapes).compile()
+  assert hlo.largest_loop(compiled.as_text()) == loop
   assert hlo.by_kind(hlo.collectives(compiled.as_text())) == {
     'all-reduce': {'count': loop, 'bytes': loop * 4096, 'sent': loop * 4096 * 2 * 7 // 8}
   }
