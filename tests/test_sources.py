@@ -123,12 +123,12 @@ def test_memory_by_hand(opened, source, folder):
   data = opened(source)
   parts = data.host_bytes(2)
   assert parts['order'] == 32 * N  # the sort: numbers and words of 8 bytes; two older epochs
-  image = 16 * 24 * 3
+  image, label = 16 * 24 * 3, 4
   if source == 'arrays':
     assert parts['batches'] == 2 * 4 * image
     assert parts['arrays'] == N * image + N * 4
     return
-  assert parts['batches'] == 5 * 4 * image
+  assert parts['batches'] == 5 * 4 * (image + (data.num_classes if data.multi_label else label))
   paths = [path for path in (folder / source).rglob('*') if path.suffix not in ('.json', '.npz')]
   stored = sum(path.stat().st_size for path in paths if path.is_file())
   assert parts['read-ahead'] == pytest.approx(64 * stored / N, rel=0.02)

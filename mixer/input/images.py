@@ -174,12 +174,13 @@ class Images:
 
   def _substitute(self, index, position, example: Callable, *, seen: int) -> dict:
     """The row of a position, from the first example that can be decoded, beginning at `index`."""
-    for candidate in (index + np.arange(self.num_examples)) % self.num_examples:
+    for step in range(self.num_examples):
+      candidate = (int(index) + step) % self.num_examples
       fault, row = self._attempt(candidate, position, example)
       if fault is None:
         return {key: np.asarray(value) for key, value in row.items()}
       where = self._examples.describe(candidate)
-      self._bad.add(int(candidate), f'{where}: {fault}', seen=seen)
+      self._bad.add(candidate, f'{where}: {fault}', seen=seen)
     raise InputError('none of the images can be decoded.')
 
   def eval_batches(
@@ -205,11 +206,13 @@ class Images:
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """What each part takes of a process's memory, about."""
     height, width = self.image_size
+    label = self.num_classes if self.multi_label else 4
+    row = height * width * self.channels + label
     return {
       'index': self._examples.index_bytes,
       'order': order.host_bytes(self.num_examples),
       'read-ahead': _CHUNKS * _READ_AHEAD * self._examples.record_bytes,
-      'batches': _BATCHES * self.batch_size // num_shards * height * width * self.channels,
+      'batches': _BATCHES * self.batch_size // num_shards * row,
     }
 
   def _batches(
