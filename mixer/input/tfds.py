@@ -141,7 +141,8 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   return (
     f'no prepared data set {name!r} in {where}, {found}.\n'
     f'  To prepare it:       {prepare} --data_dir={where}{more}\n'
-    '  If it is elsewhere:  --config.train_input.data_dir=DIR, or set TFDS_DATA_DIR\n'
+    '  If it is elsewhere:  --config.train_input.data_dir=DIR, in a config of evaluations alone '
+    '--config.data_dir=DIR, or set TFDS_DATA_DIR\n'
     '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
   )
 
