@@ -39,7 +39,5 @@ def get_config(argument: str = '') -> ConfigDict:
 
 def parse(argument: str, model: str) -> tuple[str, str]:
   """(model, `config.permutation.kind`) of 'model=...,kind=...'; `model` where it names none."""
-  options = fewshot.parse(
-    argument, {'model': model, 'kind': 'original'}, {'kind': sorted(KINDS)}
-  )
+  options = fewshot.parse(argument, {'model': model, 'kind': 'original'}, {'kind': sorted(KINDS)})
   return options['model'], KINDS[options['kind']]
