@@ -22,7 +22,7 @@ fewer (here `config.model.pyramid`).
 
 from ml_collections import ConfigDict
 
-from configs import digits, upstream
+from configs import digits, fewshot, upstream
 
 # The options of the model that each change sets; the pyramid depends on the model.
 CHANGES = {
@@ -56,18 +56,9 @@ def _recipe(model: str, data: str) -> tuple[ConfigDict, int, int]:
 
 
 def _parse(argument: str) -> dict[str, str]:
-  given = {}
-  for part in filter(None, argument.split(',')):
-    key, equals, value = part.partition('=')
-    if key not in _DEFAULTS or not equals:
-      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(_DEFAULTS)}.')
-    given[key] = value
-  options = {**_DEFAULTS, **given}
-  if options['change'] not in CHANGES:
-    raise ValueError(f'change={options["change"]!r}; use one of {sorted(CHANGES)}.')
-  if options['data'] not in ('digits', *upstream.TABLE_4):
-    raise ValueError(f'data={options["data"]!r}; use digits or one of {sorted(upstream.TABLE_4)}.')
-  if options['data'] == 'digits' and 'model' in given:
+  choices = {'change': sorted(CHANGES), 'data': ['digits', *sorted(upstream.TABLE_4)]}
+  options = fewshot.parse(argument, _DEFAULTS, choices)
+  if options['data'] == 'digits' and 'model=' in argument:
     raise ValueError('data=digits has a small model of its own; leave out model=.')
   size, slash, patch = options['model'].partition('/')
   if size not in _BLOCKS or not slash or not patch.isdecimal():

@@ -11,16 +11,11 @@ neither of the other splits.
 
 from ml_collections import ConfigDict
 
-from configs import permutations_small, upstream
+from configs import fewshot, permutations_small, upstream
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = {'model': 'mixer', 'subset': '100'}
-  for part in filter(None, argument.split(',')):
-    key, equals, value = part.partition('=')
-    if key not in options or not equals:
-      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(options)}.')
-    options[key] = value
+  options = fewshot.parse(argument, {'model': 'mixer', 'subset': '100'}, {})
   config = permutations_small.small(options['model'])
   upstream.take_subset(config, options['subset'])
   return config

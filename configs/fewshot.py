@@ -35,7 +35,7 @@ DATA = {
   'pets': ('oxford_iiit_pet', 'train', 'test'),
   'uc_merced': ('uc_merced', 'train[:1000]', 'train[1000:]'),
 }
-BASE_SIZE = 224
+BASE_SIZE = 224  # pixels that the released files were trained at
 SHOTS = (1, 5, 10, 25)
 _DEFAULTS = {'model': 'B/16', 'data': 'all', 'resolution': '224', 'sweep': 'no'}
 
@@ -85,7 +85,7 @@ def section(name: str, shared: ConfigDict, *, image_size, resize, shots=SHOTS) -
 
 
 def parse(argument: str, defaults: dict[str, str], choices: dict) -> dict[str, str]:
-  """'KEY=VALUE,...' over the defaults."""
+  """The options of 'KEY=VALUE,...' over the defaults; `choices` has the allowed values of some."""
   options = dict(defaults)
   for part in filter(None, argument.split(',')):
     key, equals, value = part.partition('=')
@@ -110,8 +110,12 @@ def resized(image_size: tuple[int, int]) -> tuple[int, int]:
 
 def model(size: str, image_size: tuple[int, int]) -> ConfigDict:
   """A Mixer as it was trained at 224 pixels, or grown to more."""
-  tiles = tuple(max(side // BASE_SIZE, 1) for side in image_size)
-  return ConfigDict({'name': f'Mixer-{size}', 'tiles': tiles, 'dtype': 'float32'})
+  return ConfigDict({'name': f'Mixer-{size}', 'tiles': tiles(image_size), 'dtype': 'float32'})
+
+
+def tiles(image_size: tuple[int, int]) -> tuple[int, int]:
+  """How many times the size that the released files were trained at: (2, 2) for 448."""
+  return tuple(max(side // BASE_SIZE, 1) for side in image_size)
 
 
 # big_vision's, besides the number of images, which changes the features' last bits at most.

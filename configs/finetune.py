@@ -25,6 +25,8 @@ The paper reports at 224 pixels, averaged over its five sets, 88.33 % for B/16 f
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import fewshot
+
 # Steps and held-out parts are ViT's, which the paper follows; the warm-up is big_vision's.
 DATA = {
   'imagenet2012': {'steps': 20_000, 'warmup': 500, 'dev': 99, 'test': 'validation'},
@@ -33,7 +35,6 @@ DATA = {
   'oxford_iiit_pet': {'steps': 500, 'warmup': 100, 'dev': 90, 'test': 'test'},
   'oxford_flowers102': {'steps': 500, 'warmup': 100, 'dev': 90, 'test': 'test'},
 }
-BASE_SIZE = 224  # pixels that the released files were trained at
 
 _CHOICES = {
   'stage': ('final', 'dev'),
@@ -51,9 +52,9 @@ _DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = parse(argument, _DEFAULTS, _CHOICES)
+  options = fewshot.parse(argument, _DEFAULTS, _CHOICES)
   _check_data(options['data'])
-  height, width = _sides(options['resolution'])
+  size = fewshot.sides(options['resolution'])
   facts = DATA.get(options['data'], {'steps': 500, 'warmup': 100})
   theirs = options['recipe'] == 'vision_transformer'
 
@@ -63,10 +64,10 @@ def get_config(argument: str = '') -> ConfigDict:
   config.train_input = _input(options)
   config.train_input.split = _splits(options, facts)[0]
   config.train_input.batch_size = 512
-  config.train_input.image_size = (height, width)
+  config.train_input.image_size = size
   config.train_input.crop = 'inception' if theirs else 'resize_random'
   if not theirs:
-    config.train_input.resize = _larger(height, width)
+    config.train_input.resize = fewshot.resized(size)
   config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
 
   test = _input(options, config.train_input)
@@ -75,7 +76,7 @@ def get_config(argument: str = '') -> ConfigDict:
   test.image_size = config.train_input.get_ref('image_size')
   test.crop = 'direct' if theirs else options['crop']
   if not theirs:
-    test.resize = _larger(height, width)
+    test.resize = fewshot.resized(size)
   name = 'dev' if options['stage'] == 'dev' else 'test'
   config.evals = ConfigDict({name: {'kind': 'classification', 'input': test}})
 
@@ -87,7 +88,7 @@ def get_config(argument: str = '') -> ConfigDict:
   config.model = ConfigDict(
     {
       'name': f'Mixer-{options["model"]}',
-      'tiles': (max(height // BASE_SIZE, 1), max(width // BASE_SIZE, 1)),
+      'tiles': fewshot.tiles(size),
       'head_bias': 0.0,
       'stochastic_depth': 0.0,
       'dropout': 0.0,
@@ -123,34 +124,11 @@ def get_config(argument: str = '') -> ConfigDict:
   return config
 
 
-def parse(argument: str, defaults: dict, choices: dict) -> dict[str, str]:
-  """The options of 'KEY=VALUE,KEY=VALUE', over `defaults`; `choices` has the allowed values."""
-  options = dict(defaults)
-  for part in filter(None, argument.split(',')):
-    key, equals, value = part.partition('=')
-    if key not in options or not equals:
-      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(options)}.')
-    if key in choices and value not in choices[key]:
-      raise ValueError(f'{key}={value!r}; use one of {choices[key]}.')
-    options[key] = value
-  return options
-
-
 def _check_data(data: str) -> None:
   if data not in DATA and '/' not in data:
     raise ValueError(
       f'data={data!r} is none of {sorted(DATA)}; write a folder as a path, with a "/".'
     )
-
-
-def _sides(resolution: str) -> tuple[int, int]:
-  sides = [int(side) for side in resolution.split('x')]
-  return (sides * 2)[:2]
-
-
-def _larger(height: int, width: int) -> tuple[int, int]:
-  """What an image is resized to before a crop of this size: 256 for 224, 512 for 448."""
-  return height * 8 // 7, width * 8 // 7
 
 
 def _is_folder(options: dict) -> bool:

@@ -23,7 +23,7 @@ configs/permutations_small.py runs without JFT-300M, on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs import upstream
+from configs import fewshot, upstream
 
 KINDS = {'original': 'none', 'patch_pixel': 'patch_pixel', 'global': 'global'}
 
@@ -41,12 +41,5 @@ def get_config(argument: str = '') -> ConfigDict:
 
 def parse(argument: str, model: str) -> tuple[str, str]:
   """(model, `config.permutation.kind`) of 'model=...,kind=...'; `model` where it names none."""
-  options = {'model': model, 'kind': 'original'}
-  for part in filter(None, argument.split(',')):
-    key, equals, value = part.partition('=')
-    if key not in options or not equals:
-      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(options)}.')
-    options[key] = value
-  if options['kind'] not in KINDS:
-    raise ValueError(f'kind={options["kind"]!r}; use one of {sorted(KINDS)}.')
+  options = fewshot.parse(argument, {'model': model, 'kind': 'original'}, {'kind': sorted(KINDS)})
   return options['model'], KINDS[options['kind']]

@@ -17,7 +17,7 @@ JFT-300M.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import finetune
+from configs import fewshot, finetune
 
 # BiT's rules: images below 96 x 96 pixels are trained on at 224, all others at 448 (the paper says
 # that it follows this one), and where mirroring or cropping changes the label, there is none.
@@ -39,7 +39,7 @@ _CHOICES = {'stage': ('final', 'dev')}
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = finetune.parse(argument, _DEFAULTS, _CHOICES)
+  options = fewshot.parse(argument, _DEFAULTS, _CHOICES)
   task, dev = options['task'], options['stage'] == 'dev'
   side = 224 if task in SMALL else 448
   config = finetune.get_config(f'model={options["model"]},resolution={side}')
@@ -66,5 +66,5 @@ def get_config(argument: str = '') -> ConfigDict:
 def _input(task: str, crop: str, side: int) -> ConfigDict:
   own = ConfigDict({'source': 'vtab', 'task': task, 'crop': crop, 'image_size': (side, side)})
   if not crop.startswith('direct'):
-    own.resize = (side * 8 // 7,) * 2
+    own.resize = fewshot.resized((side, side))
   return own

@@ -329,6 +329,20 @@ def test_a_npz_and_two_npys(npz, held, tmp_path):
   assert two.host_bytes(1)['arrays'] == 40  # the images stay on the disk
 
 
+def test_a_subset_of_an_array_on_the_disk_stays_there(held, tmp_path):
+  for key, array in held.items():
+    np.save(tmp_path / f'{key}.npy', array)
+  data = files(
+    images=f'{tmp_path}/images.npy', labels=f'{tmp_path}/labels.npy', num_classes=10,
+    first=2, subset_fraction=0.5,
+  )  # fmt: skip
+  assert data.host_bytes(1)['arrays'] == 4 * (8 + 4)  # the number and the label of each
+  (batch,) = data.eval_batches(4)
+  numbers = np.argsort(held['labels'])[batch['label']]
+  assert (numbers >= 2).all() and len(set(numbers)) == 4
+  np.testing.assert_array_equal(batch['image'], held['images'][numbers])
+
+
 def test_a_part_of_the_arrays(npz, held):
   for bound in (7, 0.7):
     first, rest = (files(images=npz, num_classes=10, **part) for part in (

@@ -111,6 +111,47 @@ def test_resuming_and_sharding(build, source):
   sets.assert_same(sets.join(shards), whole[1:])
 
 
+def test_the_next_good_image_of_a_subset(build):
+  data = build(subset_fraction=0.5, subset_seed=3, batch_size=6)
+  chosen = order.subset(N, 0.5, 3).tolist()
+  good = [i not in BAD for i in chosen]
+  assert good.count(False) == 3
+  takes = [next(j % 18 for j in range(i, i + 18) if good[j % 18]) for i in range(18)]
+  found = np.concatenate([batch['label'] for batch in take(data.train_batches(0, SEED), 3)])
+  expected = [chosen[takes[i]] for i in order.permutation(18, SEED, 0)]
+  np.testing.assert_array_equal(found, expected)
+  assert data.bad_images == good.count(False)
+
+
+def test_of_very_many_images_no_list_is_made():
+  """An array of as many numbers would not fit in any memory."""
+  from mixer.input import images
+
+  content = sets.encode(sets.smooth(np.random.default_rng(0), 30, 40), 'PNG')
+
+  class Examples:
+    num_examples, num_classes, class_names, multi_label = 10**14, 7, tuple('0123456'), False
+    dtypes, index_bytes, record_bytes = (images.tf.string, images.tf.int32), 0, 0
+
+    def fetch(self, indices):
+      files = [b'' if i % 4 == 0 else content for i in indices]
+      return np.array(files, object), np.array([i % 7 for i in indices], np.int32)
+
+    def parse(self, encoded, label):
+      return encoded, label
+
+    def describe(self, index):
+      return str(index)
+
+  data = images.Images(
+    Examples, batch_size=16, image_size=16, crop='inception', on_bad_image='skip'
+  )
+  (batch,) = take(data.train_batches(0, SEED), 1)
+  numbers = order.examples(np.arange(16), 10**14, SEED)
+  assert data.bad_images == (numbers % 4 == 0).sum() > 0
+  np.testing.assert_array_equal(batch['label'], (numbers + (numbers % 4 == 0)) % 7)
+
+
 def test_other_batch_sizes_have_the_same_rows(build):
   rows = [np.concatenate([b['image'] for b in take(build(batch_size=size).train_batches(0, SEED),
           72 // size)]) for size in (8, 36)]  # fmt: skip

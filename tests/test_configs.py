@@ -407,6 +407,7 @@ def test_b16_itself(data_dir, tmp_path):
     '--config.train_input.split=full[13:]',
     '--config.train_input.batch_size=4',
     '--config.evals.val.input.split=full[:13]',
+    '--config.evals.fewshot_imagenet.train_input.split=train[:65]',
     '--config.total_steps=2',
     env=runs.environment(tmp_path / 'cache'),
   )

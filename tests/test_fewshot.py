@@ -304,7 +304,9 @@ def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
 
 
 def test_training_images_of_other_classes_are_refused(monkeypatch):
-  small = arrays.Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4), ['a', 'b'], batch_size=4)
+  small = arrays.Arrays(
+    np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int), ['a', 'b'], batch_size=4
+  )
   monkeypatch.setattr(
     inputs, 'build', lambda source, **_: small if source == 'small' else digits('test')
   )

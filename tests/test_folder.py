@@ -399,8 +399,9 @@ def test_a_fraction_that_is_none(tmp_path, fraction):
 
 def test_randaugment_after_a_crop_without_randomness(tmp_path):
   fails_with(
-    "randaugment_layers=2 after crop='resize', which has no randomness: use one of ['inception', "
-    "'resize_random', 'resize_small_random'], or 0 layers.",
+    "randaugment_layers=2 after crop='resize', which has no randomness: use one of "
+    "['direct_flip', 'inception', 'resize_random', 'resize_random_unflipped', "
+    "'resize_small_random'], or 0 layers.",
     build,
     tmp_path,
     crop='resize',

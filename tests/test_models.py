@@ -357,9 +357,9 @@ def test_unknown_name(name):
 
 
 OPTIONS = (
-  "['channels_mlp_dim', 'dropout', 'dtype', 'head_bias', 'hidden_dim', 'num_blocks', "
-  "'num_classes', 'patch_size', 'remat', 'rescale_drop_path', 'scan', 'stochastic_depth', "
-  "'tiles', 'tokens_mlp_dim']"
+  "['channel_groups', 'channels_mlp_dim', 'dropout', 'dtype', 'grouping', 'head_bias', "
+  "'hidden_dim', 'num_blocks', 'num_classes', 'patch_size', 'pyramid', 'remat', "
+  "'rescale_drop_path', 'scan', 'stochastic_depth', 'tiles', 'tokens_mlp_dim', 'untie_tokens']"
 )
 BUILD_FAULTS = {
   'a mistyped option': (

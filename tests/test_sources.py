@@ -123,12 +123,12 @@ def test_memory_by_hand(opened, source, folder):
   data = opened(source)
   parts = data.host_bytes(2)
   assert parts['order'] == 32 * N  # the sort: numbers and words of 8 bytes; two older epochs
-  image = 16 * 24 * 3
+  image, label = 16 * 24 * 3, 4
   if source == 'arrays':
     assert parts['batches'] == 2 * 4 * image
     assert parts['arrays'] == N * image + N * 4
     return
-  assert parts['batches'] == 5 * 4 * image
+  assert parts['batches'] == 5 * 4 * (image + (data.num_classes if data.multi_label else label))
   paths = [path for path in (folder / source).rglob('*') if path.suffix not in ('.json', '.npz')]
   stored = sum(path.stat().st_size for path in paths if path.is_file())
   assert parts['read-ahead'] == pytest.approx(64 * stored / N, rel=0.02)
@@ -148,11 +148,13 @@ def test_memory_is_told_and_too_much_of_it_is_warned_of(opened, monkeypatch, cap
     '7.0 MiB read-ahead, 11.0 MiB batches, {} MiB evaluations'
   )
   # Of two evaluations both indexes stay, and the batches of one are there at a time.
-  told = input.describe_memory(data, {'a': test, 'b': test}, 1)
+  told = input.describe_memory(data, {'a': {'data': test}, 'b': {'data': test}}, 1)
   assert told == expected.format('50.0', 48, '24.0')
   assert 'THE INPUT NEEDS ABOUT 0.0 GiB, AND THIS HOST HAS 0.0.' in caplog.text
   caplog.clear()
-  assert input.describe_memory(data, {'a': test}, 1) == expected.format('47.0', 48, '21.0')
+  assert input.describe_memory(data, {'a': {'data': test}}, 1) == expected.format(
+    '47.0', 48, '21.0'
+  )
   assert not caplog.text
 
 

@@ -433,8 +433,9 @@ def test_features_that_are_not_there(open_set, arguments, text):
 )
 def test_crops_and_resizes_that_do_not_go_together(open_set, crop, resize):
   text = (
-    f"crop={crop!r} with resize={resize!r}: use one of ['direct', 'inception'] without or one of "
-    "['resize', 'resize_random', 'resize_small', 'resize_small_random'] with it."
+    f"crop={crop!r} with resize={resize!r}: use one of ['direct', 'direct_flip', 'inception'] "
+    "without or one of ['resize', 'resize_random', 'resize_random_unflipped', 'resize_small', "
+    "'resize_small_random'] with it."
   )
   fails_with(text, open_set, crop=crop, resize=resize)
 

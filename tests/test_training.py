@@ -628,7 +628,7 @@ def test_loop_saves_where_it_is_told_to_stop():
 
 
 def test_an_evaluation_that_is_left_is_made_up_for():
-  def left(params):
+  def left(params, step):
     raise Interrupted('by a signal')
 
   every = {'log': 0, 'evaluate': 2, 'checkpoint': 4}

@@ -51,14 +51,15 @@ class Arrays:
     if shift_pixels < 0:
       raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
     _check_labels(labels, len(class_names))
+    self._chosen = None  # numbers of the images that are used; None for all
     if subset_fraction != 1.0:
-      chosen = order.subset(len(images), subset_fraction, subset_seed)
-      images, labels = images[chosen], labels[chosen]
+      self._chosen = order.subset(len(images), subset_fraction, subset_seed)
+      labels = labels[self._chosen]
     self.for_evaluation = True  # there, images are neither shifted nor flipped
     self._images, self._shift, self._flip = images, shift_pixels, flip
     self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
     self.multi_label = labels.ndim == 2
-    self.batch_size, self.num_examples = batch_size, len(images)
+    self.batch_size, self.num_examples = batch_size, len(labels)
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]
     self.preprocessing = {'name': 'none', 'value_range': [-1, 1]}
@@ -73,7 +74,7 @@ class Arrays:
       positions = order.rows(batch, self.batch_size, shard, num_shards)
       index = order.examples(positions, self.num_examples, seed)
       words = order.draws(int(positions[0]), len(positions), seed)
-      image = self._flipped(self._shifted(np.asarray(self._images[index]), words), words)
+      image = self._flipped(self._shifted(self._read(index), words), words)
       yield {'image': image, 'label': self._labels[index]}
       batch += 1
 
@@ -83,17 +84,20 @@ class Arrays:
     """Every example once, with a bool 'mask' that is False for padding."""
     batches = order.padded_batches(self.num_examples, batch_size, shard, num_shards)
     for index, mask in batches:
-      image = np.asarray(self._images[index])
-      yield {'image': image, 'label': self._labels[index], 'mask': mask}
+      yield {'image': self._read(index), 'label': self._labels[index], 'mask': mask}
 
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """What each part takes of a process's memory, about."""
     on_disk = isinstance(self._images, np.memmap)
+    numbers = 0 if self._chosen is None else self._chosen.nbytes
     return {
-      'arrays': self._labels.nbytes + (0 if on_disk else self._images.nbytes),
+      'arrays': self._labels.nbytes + numbers + (0 if on_disk else self._images.nbytes),
       'order': order.host_bytes(self.num_examples),
       'batches': 2 * self.batch_size // num_shards * self._images[0].nbytes,
     }
+
+  def _read(self, index: np.ndarray) -> np.ndarray:
+    return np.asarray(self._images[index if self._chosen is None else self._chosen[index]])
 
   def _shifted(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
     if not self._shift:

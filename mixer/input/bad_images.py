@@ -19,7 +19,8 @@ def in_one_batch(faults: Mapping[str, str]) -> InputError:
   return InputError(
     f'{len(faults)} bad images in one batch; replace or remove them. (Training goes on without '
     'them with config.train_input.on_bad_image="skip", an evaluation skips none; python -m '
-    'mixer.input.check lists all.)' + ''.join(f'\n  {line}' for line in told)
+    'mixer.input.check --config=FILE, with the config of this run, lists all.)'
+    + ''.join(f'\n  {line}' for line in told)
   )
 
 
@@ -53,7 +54,7 @@ class BadImages:
       raise InputError(
         f'{len(self)} bad images among the first {seen} or so, the last {described}\n'
         f'on_bad_image="skip" replaces up to {_SHARE:.0%} of a set, or {_ALWAYS} images. List them '
-        'all with "python -m mixer.input.check", and mend the set.'
+        'all with "python -m mixer.input.check --config=FILE", and mend the set.'
       )
 
 

@@ -4,7 +4,8 @@
   python -m mixer.input.check --source=folder --path=/path/to/photos
   python -m mixer.input.check --source=tfds --name=imagenet2012 --data_dir=/path/to/sets
 
-With --config, all the inputs of the config are read. Exit status: 0 all images can be decoded, 1
+With --config, all the inputs of the config are read, but evaluations whose data are not on disk;
+they are named. Exit status: 0 all images can be decoded, 1
 some cannot, 2 a set cannot be opened at all. Verifies the checksums of TFRecord files too.
 """
 
@@ -34,7 +35,7 @@ def main() -> None:
   if (_CONFIG.value is None) == (_SOURCE.value is None):
     raise InputError('give either --config or --source.')
   opened = _of_config() if _SOURCE.value is None else _of_flags()
-  report, verified = {}, set()
+  report = {}
   for title, data in opened.items():
     # Inputs of arrays have no examples: there is nothing to decode.
     if not hasattr(data, 'examples'):
@@ -42,7 +43,7 @@ def main() -> None:
       continue
     from mixer.input import inspection  # loads TensorFlow
 
-    found = inspection.inspect(data.examples, title, verified)
+    found = inspection.inspect(data.examples, title)
     report[title] = _described(data, found, inspection.ODD)
     _tell(title, report[title])
   if _OUTPUT.value:
@@ -53,9 +54,18 @@ def main() -> None:
 
 
 def _of_config() -> dict:
+  """{what the config calls it: an input}; tells which evaluations are left out."""
   config = settings.config(_CONFIG)
-  train = inputs.build(**config['train_input'])
-  return {'train_input': train, **inputs.open_evals(config['evals'], train)}
+  opened = {}
+  if 'train_input' in config:  # configs of evaluations alone have none
+    opened['train_input'] = inputs.build(**config['train_input'])
+  evals, skipped = inputs.open_evals(config['evals'], opened.get('train_input'))
+  for name, of in evals.items():
+    titles = {'data': name, 'pool': f'{name}.train_input'}
+    opened |= {titles[role]: data for role, data in of.items()}
+  if skipped:
+    print(f'LEFT OUT, not on disk: {inputs.describe_skipped(skipped)}')
+  return opened
 
 
 def _of_flags() -> dict:

@@ -206,7 +206,6 @@ class _Files:
 
   dtypes = (tf.string, tf.int32)
   multi_label = False
-  tfrecords = ()
 
   def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
     self._paths, self._labels = paths, np.array(labels, np.int32)

@@ -30,7 +30,6 @@ class Examples(Protocol):
   dtypes: tuple[tf.DType, ...]  # of what `fetch` returns
   index_bytes: int  # of host memory, to find any example
   record_bytes: int  # of a stored example, about
-  tfrecords: Sequence[str]  # files whose records have checksums; `mixer.input.check` verifies them
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     """What is stored of the examples, as columns; called from several threads."""
@@ -174,12 +173,13 @@ class Images:
 
   def _substitute(self, index, position, example: Callable, *, seen: int) -> dict:
     """The row of a position, from the first example that can be decoded, beginning at `index`."""
-    for candidate in (index + np.arange(self.num_examples)) % self.num_examples:
+    for step in range(self.num_examples):
+      candidate = (int(index) + step) % self.num_examples
       fault, row = self._attempt(candidate, position, example)
       if fault is None:
         return {key: np.asarray(value) for key, value in row.items()}
       where = self._examples.describe(candidate)
-      self._bad.add(int(candidate), f'{where}: {fault}', seen=seen)
+      self._bad.add(candidate, f'{where}: {fault}', seen=seen)
     raise InputError('none of the images can be decoded.')
 
   def eval_batches(
@@ -205,11 +205,13 @@ class Images:
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """What each part takes of a process's memory, about."""
     height, width = self.image_size
+    label = self.num_classes if self.multi_label else 4
+    row = height * width * self.channels + label
     return {
       'index': self._examples.index_bytes,
       'order': order.host_bytes(self.num_examples),
       'read-ahead': _CHUNKS * _READ_AHEAD * self._examples.record_bytes,
-      'batches': _BATCHES * self.batch_size // num_shards * height * width * self.channels,
+      'batches': _BATCHES * self.batch_size // num_shards * row,
     }
 
   def _batches(
@@ -282,7 +284,7 @@ class _Subset:
     self._all, self.num_examples = examples, len(self._chosen)
     self.num_classes, self.class_names = examples.num_classes, examples.class_names
     self.multi_label, self.dtypes = examples.multi_label, examples.dtypes
-    self.parse, self.tfrecords = examples.parse, examples.tfrecords
+    self.parse = examples.parse
     self.index_bytes = examples.index_bytes + self._chosen.nbytes
     self.record_bytes = examples.record_bytes
 

@@ -16,7 +16,8 @@ import numpy as np
 from mixer.errors import InputError
 
 SORTED = 20_000_000  # examples; that takes 0.16 GB and, with every new epoch, seconds
-SHUFFLE, AUGMENT, NETWORK, PIXELS, SUBSET = range(5)  # streams drawn from one seed
+# Streams drawn from one seed; a new one comes last, or runs would change.
+SHUFFLE, AUGMENT, NETWORK, PIXELS, SUBSET = range(5)
 _ROUNDS = 8  # of the network, in each of which both halves change
 _BLOCK = 4096  # positions that go through the network together
 

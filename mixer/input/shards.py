@@ -90,7 +90,6 @@ class _Shards:
     self.class_names = _names(class_names, num_classes)
     paths = _matching(files)
     self._records = records.open_files(paths)
-    self.tfrecords = paths if isinstance(self._records, records.TFRecords) else ()
     where = f'{files!r} ({len(paths)} files)'
     if not len(self._records):
       raise InputError(f'{where}: the files hold no records.')

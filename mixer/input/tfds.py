@@ -75,7 +75,6 @@ class _Records:
     self._features, labels = _features(builder, image_key, label_key)
     self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
     self._image_key, self._label_key = image_key, label_key
-    self.tfrecords = tfrecords(builder, split)
     self._where = f'{builder.info.full_name}, split {split!r}, example'
     self.num_examples = len(self._records)
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
@@ -141,7 +140,8 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
   return (
     f'no prepared data set {name!r} in {where}, {found}.\n'
     f'  To prepare it:       {prepare} --data_dir={where}{more}\n'
-    '  If it is elsewhere:  --config.train_input.data_dir=DIR, or set TFDS_DATA_DIR\n'
+    '  If it is elsewhere:  --config.train_input.data_dir=DIR, in a config of evaluations alone '
+    '--config.data_dir=DIR, or set TFDS_DATA_DIR\n'
     '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
   )
 
@@ -182,14 +182,6 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str):
       f'dataset_info.json promises {expected}. Prepare the set again.'
     )
   return opened
-
-
-def tfrecords(builder: tfds.core.DatasetBuilder, split: str) -> tuple[str, ...]:
-  """The TFRecord files of a split; none if it is stored otherwise."""
-  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-    return ()
-  parts = builder.info.splits[split].file_instructions
-  return tuple(dict.fromkeys(str(part.filename) for part in parts))
 
 
 def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str):

@@ -201,7 +201,6 @@ class _Examples:
     sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
     chosen = slices(self._task, sizes.get('train', 0))[split]
     self._records = prepared.open_records(builder, chosen)
-    self.tfrecords = prepared.tfrecords(builder, chosen)
     self._where = f'{builder.info.full_name}, split {chosen!r}, example'
     self.num_examples, self.num_classes = len(self._records), self._task.num_classes
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
