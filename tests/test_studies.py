@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from mixer import studies
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 import runs
 
 TINY = (
@@ -113,6 +113,13 @@ def test_a_run_that_fails(tmp_path, monkeypatch):
   monkeypatch.setattr(studies, 'ROOT', tmp_path)
   (tmp_path / 'train.py').write_text('raise SystemExit(2)')
   with pytest.raises(InputError, match=r'^train.py ended with status 2; see its message above\.$'):
+    studies.train('configs/digits.py', tmp_path / 'run', '0', [])
+
+
+def test_a_run_that_is_told_to_stop(tmp_path, monkeypatch):
+  monkeypatch.setattr(studies, 'ROOT', tmp_path)
+  (tmp_path / 'train.py').write_text('raise SystemExit(75)')
+  with pytest.raises(Interrupted, match='^in train.py; the same command again goes on there'):
     studies.train('configs/digits.py', tmp_path / 'run', '0', [])
 
 
