@@ -85,6 +85,7 @@ def main() -> None:
     mesh=devices,
     records=output.with_suffix(''),
   )
+  distributed.check_same(inputs.identity(tests))
   results = evaluate(jax.device_put(params, sharding.replicated(devices)))
 
   if jax.process_index() != 0:

@@ -155,6 +155,7 @@ def train(
     evals, interruptible, apply=apply, features=features, loss=loss,
     mesh=devices, records=directory / 'evals', total_steps=steps,
   )  # fmt: skip
+  distributed.check_same(inputs.identity(tests, data))
   intervals = settings.call(
     'config.every', training.intervals, every,
     keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
@@ -229,6 +230,7 @@ def train(
   try:
     with saved, contextlib.closing(report), contextlib.closing(profile), pace.watching():
       profile.boundary(first)
+      pace.boundary(first)
       state = training.fit(
         state,
         step_fn=step_fn,

@@ -142,6 +142,17 @@ def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
     (directory / name).unlink()
 
 
+def check_same(facts: Mapping[str, Any]) -> None:
+  """Raises InputError on a process where one of the facts, by name, is not as on process 0."""
+  own = json.loads(json.dumps(facts))
+  for name, value in agreed(lambda: dict(facts)).items():
+    if own.get(name) != value:
+      raise InputError(
+        f'process {jax.process_index()} finds for {name}: {own.get(name)}; process 0: {value}. '
+        'Give all processes the same files.'
+      )
+
+
 def announce(name: str, text: str) -> None:
   """Lets the handler of `name` run on every process, this one too."""
   store().key_value_set(f'{_NOTICES}{name}/{jax.process_index()}', text, allow_overwrite=True)

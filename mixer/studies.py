@@ -14,14 +14,13 @@ import io
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 
 from absl import flags
 from etils import epath
 
 from mixer import files, reporting, settings, sweep, visualize
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVALUATE = ROOT / 'evaluate.py'
@@ -104,7 +103,9 @@ def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
       '--which=best', f'--output={output}', *(f for f in rest if f.startswith('--config.')),
     ]  # fmt: skip
     print(' '.join(command), flush=True)
-    status = subprocess.run(command, check=False).returncode
+    status = sweep.run_to_end(command)
+    if status == Interrupted.status:
+      raise Interrupted(f'in {run}; the same command again goes on there.')
     if status:
       raise InputError(
         f'the evaluation of {run} ended with status {status}; see its message above.'
@@ -132,6 +133,7 @@ def write(table: Sequence[dict], path: epath.Path) -> None:
 def main(study: str, *rest: str) -> None:
   if study not in STUDIES:
     raise InputError(f'unknown study {study!r}; use one of {sorted(STUDIES)}.')
+  sweep.end_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
   STUDIES[study](workdir, flags.FLAGS.seeds, rest)
   print(f'written: {workdir / study}.csv, {workdir / study}.png')

@@ -55,12 +55,23 @@ def start(config: str, directory: epath.Path, *rest: str) -> dict:
   command = [sys.executable, str(TRAIN), f'--config={config}', f'--workdir={directory}', *rest]
   print(' '.join(command), flush=True)
   with _alone(directory) as inherited:
-    status = subprocess.run(command, check=False, pass_fds=inherited).returncode
+    status = run_to_end(command, inherited)
   if status == Interrupted.status:
     raise Interrupted(f'in {directory}; the same command again goes on there.')
   if status:
     raise InputError(f'the run in {directory} ended with status {status}; see its message above.')
   return reporting.read_rows(directory)[-1]
+
+
+def run_to_end(command: list[str], inherited: tuple[int, ...] = ()) -> int:
+  """The exit status of a command, which is told to stop if this program is, and waited for."""
+  process = subprocess.Popen(command, pass_fds=inherited)
+  try:
+    return process.wait()
+  except (KeyboardInterrupt, SystemExit):  # Ctrl-C reaches the command too, SIGTERM this program
+    process.terminate()  # of train.py: it saves
+    process.wait()
+    raise
 
 
 @contextlib.contextmanager
@@ -83,8 +94,8 @@ def _alone(directory: epath.Path) -> Iterator[tuple[int, ...]]:
 
 
 def end_on_sigterm() -> None:
-  """Makes SIGTERM an exception, so that the run that has been started ends as well."""
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  """Makes SIGTERM an exception, so that the run that has been started saves and ends as well."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(Interrupted.status))
 
 
 def main(*rest: str) -> None:

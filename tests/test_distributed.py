@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from mixer import place, rollcall
+from mixer import distributed, place, rollcall
 from mixer.errors import InputError
 
 SLURM = {
@@ -162,6 +162,15 @@ def test_a_port_that_is_taken():
     address = f'localhost:{server.getsockname()[1]}'
     with pytest.raises(InputError, match='process 0 cannot listen on port .* a free port'):
       rollcall.hold(address, process_id=0, num_processes=2, timeout=1, facts={})
+
+
+def test_data_that_differ_are_named(monkeypatch):
+  same = {'config.train_input': '5 images', 'config.evals.val.input': '3 images'}
+  distributed.check_same(same)
+  monkeypatch.setattr(distributed, 'agreed', lambda _: same)
+  text = 'process 0 finds for config.evals.val.input: 4 images; process 0: 3 images. Give all'
+  with pytest.raises(InputError, match=text):
+    distributed.check_same({**same, 'config.evals.val.input': '4 images'})
 
 
 @pytest.mark.parametrize('address', ['here', 'here:', ':80', 'here:port'])

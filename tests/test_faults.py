@@ -236,7 +236,7 @@ def test_a_process_that_does_not_come_is_named(env, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['config', 'code', 'workdir'])
+@pytest.mark.parametrize('kind', ['config', 'code', 'data', 'workdir'])
 def test_processes_that_do_not_agree(env, tmp_path, kind):
   first, second = runs.places(2)
   (tmp_path / 'marks').mkdir()
@@ -246,11 +246,12 @@ def test_processes_that_do_not_agree(env, tmp_path, kind):
     text = 'process 1: config.mixup is 0.7, on process 0 0.2'
     more = flags(workdir, '--config.mixup=0.7')
     processes.append(runs.start('train.py', *more, *second, env=env))
-  elif kind == 'code':
-    text = "process 1: code is 'changed', on process 0"
-    processes.append(
-      runs.start_faulty('other_code', *flags(workdir), *second, marks=tmp_path / 'marks', env=env)
-    )
+  elif kind in ('code', 'data'):
+    text = {
+      'code': "process 1: code is 'changed', on process 0",
+      'data': 'process 1 finds for config.train_input: ',
+    }[kind]
+    processes += start_faulty_ones(f'other_{kind}', [second], workdir, tmp_path / 'marks', env)
   else:
     text = 'they do not share that directory'
     processes.append(runs.start('train.py', *flags(tmp_path / 'other'), *second, env=env))

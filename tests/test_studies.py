@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from mixer import studies, sweep
-from mixer.errors import InputError
+from mixer.errors import InputError, Interrupted
 import runs
 
 TINY = (
@@ -48,13 +48,13 @@ def commands(tmp_path, monkeypatch):
     path = tmp_path / f'{name}.py'
     path.write_text(program)
     monkeypatch.setattr(module, name, path)
-  started, run = [], subprocess.run
+  started, run = [], sweep.run_to_end
 
-  def noted(command, **options):
+  def noted(command, *inherited):
     started.append((command[1].rsplit('/')[-1], *command[2:]))
-    return run(command, **options)
+    return run(command, *inherited)
 
-  monkeypatch.setattr(subprocess, 'run', noted)
+  monkeypatch.setattr(sweep, 'run_to_end', noted)
   return started
 
 
@@ -125,6 +125,12 @@ def test_an_evaluation_that_fails(commands, tmp_path):
   (tmp_path / 'EVALUATE.py').write_text('raise SystemExit(2)')
   text = rf'^the evaluation of {tmp_path}/data_size-mixer-3-seed0 ended with status 2; see its '
   with pytest.raises(InputError, match=text):
+    studies.data_size(epath.Path(tmp_path), ['0'], [])
+
+
+def test_a_run_that_is_told_to_stop(commands, tmp_path):
+  (tmp_path / 'TRAIN.py').write_text('raise SystemExit(75)')
+  with pytest.raises(Interrupted, match='the same command again goes on there'):
     studies.data_size(epath.Path(tmp_path), ['0'], [])
 
 

@@ -212,9 +212,11 @@ def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_the_run_ends_with_its_program(tmp_path):
-  """On SIGTERM; after a kill -9 it goes on, holding the lock."""
+  """On SIGTERM, and saves first; after a kill -9 it goes on, holding the lock."""
   (tmp_path / 'fake.py').write_text(
-    'import os, sys, time\n'
+    'import os, signal, sys, time\n'
+    f'save = lambda *_: (open({str(tmp_path / "saved")!r}, "w").close(), sys.exit(75))\n'
+    'signal.signal(signal.SIGTERM, save)\n'
     f'open({str(tmp_path / "pid")!r}, "w").write(f"{{os.getpid()}}\\n")\n'
     'time.sleep(60)\n'
   )
@@ -230,7 +232,8 @@ def test_the_run_ends_with_its_program(tmp_path):
     assert runs.wait_for(lambda: written.exists() and written.read_text()[-1:] == '\n', process)
     started = int(written.read_text())
     process.send_signal(end)
-    process.wait()
+    assert process.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 75}[end]
+    assert (tmp_path / 'saved').exists() == (end == signal.SIGTERM)
     with open(tmp_path / 'run' / '.sweep-lock') as lock:
       if end == signal.SIGKILL:
         with pytest.raises(BlockingIOError):

@@ -1,6 +1,7 @@
 """Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
 
 from collections.abc import Callable, Iterator, Mapping
+import hashlib
 import importlib
 from typing import Protocol
 
@@ -118,6 +119,22 @@ def open_evals(
       facts = _SHAPE if 'pool' in inputs else (*_CLASSES, *_SHAPE)
       _compare(own, inputs['data'], 'config.train_input', trained, facts)
   return opened, skipped
+
+
+def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
+  """What of the inputs must be the same on all processes of a run: {config key: in words}."""
+  keys = {'data': 'input', 'pool': 'train_input'}
+  inputs = {
+    f'config.evals.{name}.{keys[role]}': one
+    for name, of in tests.items()
+    for role, one in of.items()
+  }
+  inputs |= {} if trained is None else {'config.train_input': trained}
+  return {
+    key: f'{one.num_examples} images of {one.num_classes} classes, whose names have the sha256 '
+    + hashlib.sha256(repr(tuple(one.class_names)).encode()).hexdigest()[:16]
+    for key, one in inputs.items()
+  }
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:
