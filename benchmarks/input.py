@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measurements of each variant; the best counts.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measurements of each variant.')
 _MEASURED = flags.DEFINE_integer('measured', 512, 'Images that one measurement takes.')
 _IMAGES = flags.DEFINE_integer('images', 2000, 'JPEGs that are written.')
 _ONLY = flags.DEFINE_list('only', None, 'Names of variants; all where it is left out.')
@@ -249,18 +250,17 @@ def compare(names: Sequence[str], folder: str) -> dict[str, list[dict]]:
 
 
 def print_table(found: dict[str, list[dict]]) -> None:
-  """The least CPU time of each variant, and its ratios to the first and the last of them."""
-  cpu = {name: min(one['cpu'] for one in those) for name, those in found.items()}
+  """The median CPU time of each variant, and its ratios to the first and the last of them."""
+  cpu = {name: statistics.median(one['cpu'] for one in those) for name, those in found.items()}
   first, last = next(iter(found)), list(found)[-1]
-  print(
-    f'| variant | CPU us | images/s/core | of {first} | times {last} | by the clock | peak MB |'
-  )
+  print(f'| variant | CPU us | least, most | images/s | of {first} | times {last} | peak MB |')
   print('|---|---|---|---|---|---|---|')
   for name, those in found.items():
-    clock, peak = min(one['clock'] for one in those), max(one['peak'] for one in those)
+    least, most = (of(one['cpu'] for one in those) for of in (min, max))
     print(
-      f'| {name} | {cpu[name]:.0f} | {1e6 / cpu[name]:.0f} | {cpu[first] / cpu[name]:.0%} '
-      f'| {cpu[last] / cpu[name]:.2f} | {1e6 / clock:.0f} | {peak / 1e3:.0f} |'
+      f'| {name} | {cpu[name]:.0f} | {least:.0f}, {most:.0f} | {1e6 / cpu[name]:.0f} '
+      f'| {cpu[first] / cpu[name]:.0%} | {cpu[last] / cpu[name]:.2f} '
+      f'| {max(one["peak"] for one in those) / 1e3:.0f} |'
     )
 
 
