@@ -22,6 +22,7 @@ from absl import flags, logging
 from etils import epath
 import jax
 from jax._src import distributed  # its client has no public name
+from jax.experimental import multihost_utils
 
 from mixer import files, rollcall
 from mixer import place as placing
@@ -88,6 +89,8 @@ def join(facts: Mapping[str, Any]) -> None:
     f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else ''),
     flush=True,
   )
+  meet('joined')
+  multihost_utils.sync_global_devices('mixer/joined')
 
 
 @functools.cache
@@ -127,6 +130,16 @@ def agreed(decide: Callable[[], Any]) -> Any:
   return json.loads(store().blocking_key_value_get(key, _LONG_MS))
 
 
+def meet(name: str) -> None:
+  """Waits until all processes have come here.
+
+  For a point before collectives that have not run yet: to connect, they wait for one another for
+  half a minute only.
+  """
+  if several():
+    store().wait_at_barrier(f'mixer/{name}', _LONG_MS)
+
+
 def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
   """Raises InputError on a process that does not see what process 0 writes in `directory`."""
   if not several():
@@ -142,7 +155,7 @@ def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
         'processes see.'
       )
     time.sleep(0.1)
-  store().wait_at_barrier(f'mixer/shared/{name}', _LONG_MS)
+  meet(name)
   if _me() == 0:
     (directory / name).unlink()
 
@@ -166,7 +179,7 @@ def leave(status: int, text: str) -> int:
     return status
   if status not in (0, Diverged.status, Interrupted.status):  # to those all come together
     end_all(status, text)
-  store().wait_at_barrier('mixer/done', _LONG_MS)  # process 0 may still be writing
+  meet('done')  # process 0 may still be writing
   _finished.set()
   _listener.join()
   return status
