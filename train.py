@@ -195,6 +195,7 @@ def train(
   begin = time.perf_counter()
   step_fn = training.compile_step(step_fn, like, batch, devices)
   compile_seconds = time.perf_counter() - begin
+  distributed.meet('compiled')
   runtime.banner({
     'devices': runtime.device_line(),
     'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),

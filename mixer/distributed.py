@@ -15,12 +15,14 @@ import pathlib
 import sys
 import threading
 import time
+import traceback
 from typing import Any, NoReturn
 
 from absl import flags, logging
 from etils import epath
 import jax
 from jax._src import distributed  # its client has no public name
+from jax.experimental import multihost_utils
 
 from mixer import files, rollcall
 from mixer import place as placing
@@ -87,6 +89,8 @@ def join(facts: Mapping[str, Any]) -> None:
     f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else ''),
     flush=True,
   )
+  meet('joined')
+  multihost_utils.sync_global_devices('mixer/joined')
 
 
 @functools.cache
@@ -104,6 +108,10 @@ def store():
   return distributed.global_state.client
 
 
+def _me() -> int:
+  return distributed.global_state.process_id  # jax.process_index() may wait for other processes
+
+
 def several() -> bool:
   return jax.distributed.is_initialized()
 
@@ -117,9 +125,19 @@ def agreed(decide: Callable[[], Any]) -> Any:
   if not several():
     return decide()
   key = f'mixer/agreed/{next(_numbers)}'
-  if jax.process_index() == 0:
+  if _me() == 0:
     store().key_value_set(key, json.dumps(decide()))
   return json.loads(store().blocking_key_value_get(key, _LONG_MS))
+
+
+def meet(name: str) -> None:
+  """Waits until all processes have come here.
+
+  For a point before collectives that have not run yet: to connect, they wait for one another for
+  half a minute only.
+  """
+  if several():
+    store().wait_at_barrier(f'mixer/{name}', _LONG_MS)
 
 
 def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
@@ -132,13 +150,13 @@ def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
   while not (directory / name).exists():
     if time.monotonic() > end:
       raise InputError(
-        f'process {jax.process_index()} does not find {name}, which process 0 has written in '
+        f'process {_me()} does not find {name}, which process 0 has written in '
         f'{directory}: they do not share that directory. Give a --workdir on a filesystem that all '
         'processes see.'
       )
     time.sleep(0.1)
-  store().wait_at_barrier(f'mixer/shared/{name}', _LONG_MS)
-  if jax.process_index() == 0:
+  meet(name)
+  if _me() == 0:
     (directory / name).unlink()
 
 
@@ -155,7 +173,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 def announce(name: str, text: str) -> None:
   """Lets the handler of `name` run on every process, this one too."""
-  store().key_value_set(f'{_NOTICES}{name}/{jax.process_index()}', text, allow_overwrite=True)
+  store().key_value_set(f'{_NOTICES}{name}/{_me()}', text, allow_overwrite=True)
 
 
 def on_notice(name: str, handler: Callable[[int, str], None]) -> None:
@@ -172,7 +190,7 @@ def leave(status: int, text: str) -> int:
     return status
   if status not in (0, Diverged.status, Interrupted.status):  # to those all come together
     end_all(status, text)
-  store().wait_at_barrier('mixer/done', _LONG_MS)  # process 0 may still be writing
+  meet('done')  # process 0 may still be writing
   _finished.set()
   _listener.join()
   return status
@@ -195,17 +213,26 @@ def _listen() -> None:
     try:
       found = store().key_value_dir_get(_NOTICES)
       beat = json.dumps({'time': time.time(), **sign})
-      store().key_value_set(f'mixer/beats/{jax.process_index()}', beat, allow_overwrite=True)
-      if jax.process_index() == 0:
+      store().key_value_set(f'mixer/beats/{_me()}', beat, allow_overwrite=True)
+      if _me() == 0:
         heard.update(signs())
         _warn_of_silence(since)
-    except Exception as fault:  # the service has gone; JAX ends this process
-      logging.warning('no answer from the coordination service: %s', fault)
-      return
+    except Exception as fault:  # where the service has gone, JAX ends this process
+      text = 'no answer from the coordination service: %s'
+      logging.log_every_n_seconds(logging.WARNING, text, 30, fault)
+      continue
     for key, text in found:
       *_, name, process = key.split('/')
       if name in _handlers:
-        _handlers.pop(name)(int(process), text)
+        _handle(_handlers.pop(name), int(process), text)
+
+
+def _handle(handler: Callable[[int, str], None], process: int, text: str) -> None:
+  try:
+    handler(process, text)
+  except Exception as fault:
+    traceback.print_exc()
+    end_all(1, f'{type(fault).__name__}: {fault}')
 
 
 def signs() -> dict[int, dict]:
@@ -231,17 +258,17 @@ def _warn_of_silence(since: dict[int, tuple[dict, float]]) -> None:
 def _hear_of_the_end() -> None:
   for key, text in store().key_value_dir_get(f'{_NOTICES}end/'):
     process = int(key.split('/')[-1])
-    if process != jax.process_index():
+    if process != _me():
       _end(process, text)
 
 
 def _end(process: int, text: str) -> None:
-  if process == jax.process_index():
+  if process == _me():
     return
   notice = json.loads(text)
   print(
     f'process {process} has ended with status {notice["status"]} ({notice["text"]}); so does '
-    f'process {jax.process_index()}.',
+    f'process {_me()}.',
     file=sys.stderr,
     flush=True,
   )
@@ -251,10 +278,10 @@ def _end(process: int, text: str) -> None:
 def _exit(status: int) -> NoReturn:
   """Ends without waiting at exit; process 0, which serves the others, when they have ended."""
   with contextlib.suppress(Exception):
-    store().key_value_set(f'{_LEFT}{jax.process_index()}', '', allow_overwrite=True)
+    store().key_value_set(f'{_LEFT}{_me()}', '', allow_overwrite=True)
     end = time.monotonic() + 5
-    while jax.process_index() == 0 and time.monotonic() < end:
-      if len(store().key_value_dir_get(_LEFT)) == jax.process_count():
+    while _me() == 0 and time.monotonic() < end:
+      if len(store().key_value_dir_get(_LEFT)) == distributed.global_state.num_processes:
         break
       time.sleep(0.05)
   sys.stdout.flush()
