@@ -91,9 +91,7 @@ def test_the_newest_and_the_best_stay(directory):
   again.close()
   assert on_disk(directory) == [5] and again.best() == 5
   other = checkpoints.Checkpoints(directory, keep_best='few/5shot', read_only=True)
-  with pytest.raises(
-    errors.InputError, match=r"'few/5shot' is no result in .*/5; it has \['val/n'"
-  ):
+  with pytest.raises(errors.InputError, match=r"'few/5shot' is no result of step 5 in .*\['val/n'"):
     other.best()
 
 
