@@ -1,12 +1,12 @@
 """Trains again and again under events of chance, and says whether anything went wrong.
 
-  python benchmarks/soak.py --minutes=10 --workdir=DIR [--seed=0] [--steps=300]
+  python benchmarks/soak.py --minutes=10 --workdir=DIR [--seed=0] [--steps=300] [--lanes=2]
 
 The digits config at the size of the tests, through train.py in processes of their own. An
-undisturbed run comes first; then one run after the other is stopped, killed and starved of disk at
-moments of chance and started again until its steps are done. Every other run changes its layout
-(processes x devices of each x fsdp) at each start. What is drawn depends on the seed, the run and
-the attempt alone. When the time is over, the run under way is left to finish.
+undisturbed run comes first; then, in each lane, one run after the other is stopped, killed and
+starved of disk at moments of chance and started again until its steps are done. Every other run
+changes its layout (processes x devices of each x fsdp) at each start. What is drawn depends on the
+seed, the run and the attempt alone. After the minutes, the runs under way are left to finish.
 
 Exit status 0 if nothing was wrong, else 1; the verdict is DIR/soak.json too. The checks, with their
 bounds, are in soak_checks.py. The logs of attempts with faults stay in DIR/logs.
@@ -14,7 +14,9 @@ bounds, are in soak_checks.py. The logs of attempts with faults stay in DIR/logs
 
 from collections import Counter
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -52,10 +54,13 @@ OVERRIDES = (
   f'--config.checkpoints.keep_last={KEPT}',
 )
 
-_MINUTES = flags.DEFINE_float('minutes', 10.0, 'When to stop disturbing.', lower_bound=0)
+_MINUTES = flags.DEFINE_float(
+  'minutes', 10.0, 'To disturb for, after the undisturbed run.', lower_bound=0
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where all is written.', required=True)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the events.')
 _STEPS = flags.DEFINE_integer('steps', 300, 'Of each run.', lower_bound=100)
+_LANES = flags.DEFINE_integer('lanes', 2, 'Runs at work at the same time.', lower_bound=1)
 
 
 class Event(NamedTuple):
@@ -90,8 +95,7 @@ def main(_) -> None:
   folder = pathlib.Path(_WORKDIR.value).absolute()
   if folder.exists() and any(folder.iterdir()):
     sys.exit(f'--workdir={folder} is not empty; give a new one.')
-  soak = Soak(folder, seed=_SEED.value, steps=_STEPS.value, end=time.time() + 60 * _MINUTES.value)
-  result = soak.run()
+  result = Soak(folder, seed=_SEED.value, steps=_STEPS.value).run(_MINUTES.value, _LANES.value)
   (folder / 'soak.json').write_text(json.dumps(result, indent=1))
   print(checks.describe(result))
   sys.exit(0 if result['passed'] else 1)
@@ -118,8 +122,9 @@ def plan(seed: int, run: int, attempt: int, steps: int) -> Plan:
 class Soak:
   """One soak in `folder`, with what it has found so far."""
 
-  def __init__(self, folder: pathlib.Path, *, seed: int, steps: int, end: float):
-    self._folder, self._seed, self._steps, self._end = folder, seed, steps, end
+  def __init__(self, folder: pathlib.Path, *, seed: int, steps: int):
+    self._folder, self._seed, self._steps = folder, seed, steps
+    self._end = 0.0  # of all events
     self._logs = folder / 'logs'
     self._logs.mkdir(parents=True)
     (folder / 'marks').mkdir()
@@ -127,18 +132,24 @@ class Soak:
     self._longest: list[checks.Sample] = []
     self._start_seconds = 0.0  # of the undisturbed run, which compiles
 
-  def run(self) -> dict:
+  def run(self, minutes: float, lanes: int) -> dict:
     """Soaks, and returns the verdict."""
     straight = self._folder / 'undisturbed'
     done = self._attempt(straight, 'undisturbed', Plan(HOME, CALM))
     if not done.faults:
       self._faults += [f'undisturbed: {fault}' for fault in self._finished(straight)]
-    number = 0
-    while not self._faults and time.time() < self._end:
-      self._one_run(number, straight)
-      number += 1
+    if not self._faults:
+      self._end = time.time() + 60 * minutes
+      with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(lambda lane: self._lane(lane, lanes, straight), range(lanes)))
     faults, leak = checks.leak_faults(self._longest)
     return checks.verdict([*self._faults, *faults], self._events, self._runs, leak)
+
+  def _lane(self, first: int, lanes: int, straight: pathlib.Path) -> None:
+    for number in itertools.count(first, lanes):
+      if time.time() > self._end:
+        return
+      self._one_run(number, straight)
 
   def _one_run(self, number: int, straight: pathlib.Path) -> None:
     """Starts one run until it is done, and compares it with the undisturbed one."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 TOLERANCE = 1e-6  # of losses, relative, once the layout has changed: another order of additions
 FILES_BOUND = 8  # by how many open files a process may grow; a save under way has some
-MEMORY_BOUND_MIB = 48  # by how much its resident memory may grow from its first steps to its last
+MEMORY_BOUND_MIB = 64  # by how much its resident memory may grow from its first steps to its last
 _FEWEST_SAMPLES = 10
 # Exit statuses by event, of the process that it befalls and of the others (docs/scale.md).
 _STATUSES = {
