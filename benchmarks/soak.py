@@ -269,7 +269,7 @@ class Watch:
       if self.samples and self.samples[-1].step != step:
         last_news = time.time()
       if self.event == 'none' and time.time() < self._end and self._due(step):
-        self._strike()
+        self._strike(started=step is not None)
       if time.time() - last_news > HUNG_SECONDS:
         return [f'nothing happened for {HUNG_SECONDS} s, after {self.event}']
       time.sleep(0.002 if self._due_at else 0.05)
@@ -293,7 +293,7 @@ class Watch:
     if self._drawn.kind == 'none':
       return False
     if 'start' in self._drawn.kind:
-      return step is None and time.time() - self._begin >= self._early_at
+      return step is not None or time.time() - self._begin >= self._early_at
     if step is None or step < self._first + self._drawn.steps:
       return False
     if 'save' not in self._drawn.kind:
@@ -303,9 +303,11 @@ class Watch:
       self._due_at = time.time() + self._drawn.delay_seconds if started else float('inf')
     return time.time() >= self._due_at
 
-  def _strike(self) -> None:
+  def _strike(self, *, started: bool) -> None:
     victim = self._processes[self._drawn.victim]
     self.event = self._drawn.kind
+    if started:  # the start was quicker than the first one
+      self.event = self.event.removesuffix(' during the start')
     if 'disk' in self.event:
       # No file of this process can grow any more, as on a full disk or at the end of a quota.
       with contextlib.suppress(ProcessLookupError):

@@ -123,9 +123,9 @@ def test_events_are_drawn_from_the_seed():
 
 @pytest.mark.slow
 def test_a_minute_of_it(tmp_path):
-  command = [sys.executable, 'benchmarks/soak.py', '--minutes=1', f'--workdir={tmp_path}/soak']
+  options = ('--minutes=1', '--steps=100', f'--workdir={tmp_path}/soak')
   done = subprocess.run(
-    [*command, '--steps=100', '--lanes=2'], cwd=runs.ROOT, text=True, capture_output=True, timeout=1800,
+    [sys.executable, 'benchmarks/soak.py', *options], cwd=runs.ROOT, text=True, capture_output=True, timeout=1800,
     check=False,
   )  # fmt: skip
   assert done.returncode == 0 and 'verdict: passed' in done.stdout, done.stdout + done.stderr
