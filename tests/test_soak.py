@@ -125,8 +125,8 @@ def test_events_are_drawn_from_the_seed():
 def test_a_minute_of_it(tmp_path):
   options = ('--minutes=1', '--steps=100', f'--workdir={tmp_path}/soak')
   done = subprocess.run(
-    [sys.executable, 'benchmarks/soak.py', *options], cwd=runs.ROOT, text=True, capture_output=True, timeout=1800,
-    check=False,
+    [sys.executable, 'benchmarks/soak.py', *options], cwd=runs.ROOT, text=True,
+    capture_output=True, timeout=1800, check=False,
   )  # fmt: skip
   assert done.returncode == 0 and 'verdict: passed' in done.stdout, done.stdout + done.stderr
   result = json.loads((tmp_path / 'soak/soak.json').read_text())
