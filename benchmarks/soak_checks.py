@@ -40,6 +40,10 @@ class Sample(NamedTuple):
   memory_mib: float
 
 
+def length(samples: Sequence[Sample]) -> int:
+  return samples[-1].step - samples[0].step if samples else 0
+
+
 def status_faults(event: str, statuses: Sequence[int], victim: int, complete: bool) -> list[str]:
   """Are the exit statuses those of the event that befell process `victim`?
 
