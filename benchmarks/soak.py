@@ -177,14 +177,16 @@ class Soak:
     statuses = tuple(status(process) for process in processes)
     complete = (workdir / 'model.npz').exists()
     after, rows = runs.saved_steps(workdir), last_step(workdir)
-    faults += checks.status_faults(watch.event, statuses, drawn.event.victim, complete)
-    faults += checks.save_faults(watch.event if set(statuses) == {75} else '', before, after, rows)
-    faults += checks.start_faults((self._logs / f'{name}.0').read_text(), before)
+    logs = [(self._logs / f'{name}.{i}').read_text() for i in range(len(processes))]
+    event = checks.event_in(watch.event, logs)
+    faults += checks.status_faults(event, statuses, drawn.event.victim, complete)
+    faults += checks.save_faults(event if set(statuses) == {75} else '', before, after, rows)
+    faults += checks.start_faults(logs[0], before)
     faults += stray_faults(processes)
-    self._events[watch.event, statuses] += 1
+    self._events[event, statuses] += 1
     self._longest = max(self._longest, watch.samples, key=checks.length)
     print(
-      f'{name} on {drawn.layout}: steps {before[-1] if before else 0} to {rows}, {watch.event}: '
+      f'{name} on {drawn.layout}: steps {before[-1] if before else 0} to {rows}, {event}: '
       f'{statuses}, {time.time() - begin:.0f} s {"; ".join(faults)}', flush=True,
     )  # fmt: skip
     if not faults:

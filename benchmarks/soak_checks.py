@@ -23,8 +23,12 @@ _STATUSES = {
   'SIGKILL during the start': ({137}, {1, 134}),
   'full disk': ({2}, {2}),
   'full disk during a save': ({2}, {2}),
+  # No event of ours: on CPUs, processes that do not come to a collective within 30 s of each other
+  # end as of an unforeseen error, and a loaded machine can keep one waiting for so long.
+  'transport timed out': ({1, 134}, {1, 134}),
 }
-EVENTS = [event for event in _STATUSES if event != 'none']
+EVENTS = [event for event in _STATUSES if event not in ('none', 'transport timed out')]
+_TIMED_OUT = 'Gloo context initialization failed: DEADLINE_EXCEEDED'
 # What a finished run leaves (README, "What a run writes"; docs/data.md; docs/scale.md).
 _FILES = re.compile(
   r'metrics\.jsonl|curves\.png|config\.json|classes\.json|model\.npz|model\.json|\.lock'
@@ -42,6 +46,12 @@ class Sample(NamedTuple):
 
 def length(samples: Sequence[Sample]) -> int:
   return samples[-1].step - samples[0].step if samples else 0
+
+
+def event_in(event: str, logs: Sequence[str]) -> str:
+  """What befell an attempt: `event`, unless none came and its logs tell of something else."""
+  timed_out = event == 'none' and any(_TIMED_OUT in log for log in logs)
+  return 'transport timed out' if timed_out else event
 
 
 def status_faults(event: str, statuses: Sequence[int], victim: int, complete: bool) -> list[str]:

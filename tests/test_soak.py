@@ -78,6 +78,15 @@ def test_a_late_event_may_find_a_run_that_is_done():
   assert soak_checks.save_faults('SIGTERM', [10], [10, 17], 17) == []
 
 
+def test_a_transport_that_timed_out():
+  log = 'UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue() timed out'
+  assert soak_checks.event_in('none', ['', log]) == 'transport timed out'
+  assert soak_checks.event_in('none', ['', 'Traceback']) == 'none'
+  assert soak_checks.event_in('SIGKILL', [log]) == 'SIGKILL'
+  assert soak_checks.status_faults('transport timed out', [1, 1], 0, False) == []
+  assert soak_checks.status_faults('transport timed out', [0, 1], 0, False)
+
+
 def test_a_soak_without_a_finished_run_fails():
   assert not soak_checks.verdict([], Counter(), [], {})['passed']
 
