@@ -208,6 +208,10 @@ class Checkpoints:
       if fault is None:
         intact.append(step)
         continue
+      if intact and not self._read_only and not _whole(self.directory / str(step)):
+        logging.warning('removed the rest of checkpoint %d: its removal had been cut short.', step)
+        (self.directory / str(step)).rmtree()
+        continue
       where = 'skipped' if self._read_only else f'set aside as {self._set_aside(step)}'
       logging.warning('checkpoint %d is damaged (%s): %s.', step, fault, where)
     if not intact and not self._read_only and self._aside.exists():
@@ -262,6 +266,17 @@ def damage(root: epath.Path) -> str | None:
     if found_crc != crc:
       return f'{name} has changed since it was written'
   return None
+
+
+def _whole(root: epath.Path) -> bool:
+  """Whether all files are there, as from the moment of the rename until one begins to remove it."""
+  path = root / MANIFEST
+  try:
+    return all((root / name).exists() for name in json.loads(path.read_text()))
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError):  # damage of another kind
+    return True
 
 
 def _files(root: epath.Path) -> Iterator[epath.Path]:

@@ -179,6 +179,14 @@ class Reporter:
     self._restart_clock(step)
     return row
 
+  def _keep(self, row: dict) -> None:
+    if self.postponed:
+      self._rewrite([*read_rows(self._path.parent)[:-1], row])
+      self.postponed = False
+    else:
+      with self._path.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+
   def _rewrite(self, rows: list[dict]) -> None:
     files.write(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
 
@@ -202,12 +210,13 @@ class Reporter:
         f'{self._path} is gone: it was moved or removed, or its disk is no longer there. The run '
         'ends, for nothing more of it could be kept.'
       )
-    if self.postponed:
-      self._rewrite([*read_rows(self._path.parent)[:-1], row])
-      self.postponed = False
-    else:
-      with self._path.open('a') as file:
-        file.write(json.dumps(row) + '\n')
+    try:
+      self._keep(row)
+    except OSError as fault:
+      raise InputError(
+        f'step {row["step"]} could not be written to {self._path}: {fault}. Make room (quotas '
+        'count too), then start the same command again.'
+      ) from fault
     if row.get('postponed'):
       return
     if self._writer is not None:

@@ -171,6 +171,24 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   assert_holds(checkpoints.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
 
 
+@pytest.mark.parametrize('first_gone', [checkpoints.MANIFEST, 'state'])
+def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone):
+  """As by a kill; it is no damage, and leaves nothing behind. The newest is never removed so."""
+  fill(directory, [1, 2, 3], keep_last=3)
+  for step in (1, 3):
+    gone = directory / str(step) / first_gone
+    gone.rmtree() if gone.is_dir() else gone.unlink()
+  watching = checkpoints.Checkpoints(directory, read_only=True)
+  assert watching.latest_intact() == 2 and watching.steps() == [1, 2, 3]
+  caplog.clear()
+  saved = checkpoints.Checkpoints(directory, keep_last=3)
+  assert saved.latest_intact() == 2 and saved.steps() == [2]
+  assert 'removed the rest of checkpoint 1' in caplog.text
+  assert 'checkpoint 3 is damaged' in caplog.text and 'checkpoint 1 is' not in caplog.text
+  aside = directory.with_name('checkpoints.damaged')
+  assert [path.name.split('-')[0] for path in aside.iterdir()] == ['3']
+
+
 def test_every_damaged_one_is_set_aside(directory):
   fill(directory, [1, 2, 3], keep_last=3)
   flip(directory / '1')

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import sys
 import time
 
@@ -220,6 +221,34 @@ def test_metrics_that_are_gone(tmp_path):
   with pytest.raises(errors.InputError, match='metrics.jsonl is gone: it was moved or removed'):
     report.write()
   assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+@pytest.mark.parametrize('postponed', [False, True])
+def test_metrics_that_find_no_room(tmp_path, postponed):
+  """In the middle of a line as well: what is whole stays, and the next start goes on from it."""
+  report = make(tmp_path)
+  report.step(1, metrics(), keep=True)
+  if postponed:
+    report.postpone()
+  report.write()
+  before = rows(tmp_path)
+  report = make(tmp_path, first_step=1)
+  if postponed:
+    report.add({'val/top1': 0.75})
+  else:
+    report.step(2, metrics(), keep=True)
+  size = (tmp_path / 'metrics.jsonl').stat().st_size
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size - 50 if postponed else size + 5, limits[1]))
+  try:
+    wanted = r'step \d could not be written to .*metrics.jsonl: .* Make room \(quotas count too\)'
+    with pytest.raises(errors.InputError, match=wanted):
+      report.write()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert reporting.read_rows(epath.Path(tmp_path)) == before
+  assert make(tmp_path, first_step=1).postponed == postponed
+  assert rows(tmp_path) == before
 
 
 def test_what_comes_once(tmp_path):
