@@ -17,5 +17,6 @@ from configs import fewshot, permutations_small, upstream
 def get_config(argument: str = '') -> ConfigDict:
   options = fewshot.parse(argument, {'model': 'mixer', 'subset': '100'}, {})
   config = permutations_small.small(options['model'])
+  config.total_steps = 400
   upstream.take_subset(config, options['subset'])
   return config

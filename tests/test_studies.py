@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import subprocess
+import sys
 
 from etils import epath
 from PIL import Image
@@ -137,45 +138,55 @@ def test_a_run_that_is_told_to_stop(commands, tmp_path):
 # --- Real runs ------------------------------------------------------------------------------
 
 
-def start(study, workdir, env):
-  return runs.start('mixer/studies.py', study, f'--workdir={workdir}', *TINY, env=env)
+def start(study, workdir, env) -> subprocess.Popen:
+  """The study as a command; what it prints goes to workdir/output.txt, so that no pipe fills."""
+  workdir.mkdir(exist_ok=True)
+  command = [sys.executable, str(runs.ROOT / 'mixer/studies.py'), study, f'--workdir={workdir}']
+  with open(workdir / 'output.txt', 'w') as output:
+    return subprocess.Popen([*command, *TINY], env=env, stdout=output, stderr=output)
 
 
-def killed_and_restarted(study, workdir, env, victim):
-  """The study killed, with its program, while run `victim` trains; then the same command."""
-  process = start(study, workdir, {**env, 'PYTHONUNBUFFERED': '1'})
-  assert runs.wait_for((workdir / victim / 'checkpoints' / '2').exists, process, 600)
+def kill_with_its_program(process: subprocess.Popen) -> None:
   children = subprocess.run(
     ['ps', '--ppid', str(process.pid), '-o', 'pid='], capture_output=True, text=True, check=True
   )
   process.send_signal(signal.SIGKILL)
   for child in children.stdout.split():
     os.kill(int(child), signal.SIGKILL)
-  process.communicate()
-  assert not (workdir / f'{study}.csv').exists()
-  process = start(study, workdir, env)
-  output, _ = process.communicate(timeout=1800)
-  assert process.returncode == 0, output
-  return output
+  process.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('study', 'victim', 'rows'),
+  ('study', 'victim', 'config', 'rows'),
   [
-    ('permutations', 'permutations-mixer-patch_pixel-seed0', 18),
-    ('data_size', 'data_size-mixer-10-seed0', 8),
+    ('permutations', 'mixer-patch_pixel', 'permutations_small.py:model=mixer,kind=patch_pixel', 18),
+    ('data_size', 'mixer-10', 'data_size_small.py:model=mixer,subset=10', 8),
   ],
 )
-def test_a_study_that_is_killed_goes_on(study, victim, rows, tmp_path):
+def test_a_study_that_is_killed_goes_on(study, victim, config, rows, tmp_path):
+  """The same command ends it: what was done stays, and the killed run ends as if undisturbed."""
   env = runs.environment(tmp_path / 'cache', PYTHONPATH=str(runs.ROOT))
-  straight = start(study, tmp_path / 'straight', env)
-  output, _ = straight.communicate(timeout=1800)
-  assert straight.returncode == 0, output
-  again = killed_and_restarted(study, tmp_path / 'killed', env, victim)
-  assert 'is finished: 6 of 6 steps' in again  # the run before the victim is not made twice
-  found, wanted = (
-    (tmp_path / name / f'{study}.csv').read_bytes() for name in ('killed', 'straight')
-  )
-  assert found == wanted and len(read(tmp_path / 'killed' / f'{study}.csv')) == rows
-  assert (tmp_path / 'killed' / f'{study}.png').read_bytes().startswith(b'\x89PNG')
+  workdir = tmp_path / 'study'
+  run = workdir / f'{study}-{victim}-seed0'
+  process = start(study, workdir, env)
+  assert runs.wait_for((run / 'checkpoints' / '2').exists, process, 1200)
+  kill_with_its_program(process)
+  assert not (workdir / f'{study}.csv').exists()
+  process = start(study, workdir, env)
+  assert process.wait(3600) == 0, (workdir / 'output.txt').read_text()
+  assert (workdir / 'output.txt').read_text().count('is finished: 6 of 6 steps') == 1
+  table = read(workdir / f'{study}.csv')
+  assert len(table) == rows and (workdir / f'{study}.png').read_bytes().startswith(b'\x89PNG')
+
+  alone = tmp_path / 'alone'
+  flags = runs.train_flags(alone, '--config.seed=0', *TINY, config=f'configs/{config}')
+  status, output = runs.run('train.py', *flags, env=env)
+  assert status == 0, output
+  assert [runs.learned(row) for row in runs.rows(run)] == [
+    runs.learned(row) for row in runs.rows(alone)
+  ]
+  last = [row for row in table if victim.rsplit('-', 1)[-1] in row.values()
+          and row['model'] == 'mixer'][-1]  # fmt: skip
+  key = 'test_top1' if study == 'permutations' else 'last_test_top1'
+  assert float(last[key]) == runs.rows(alone)[-1]['test/top1']
