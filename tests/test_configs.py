@@ -223,6 +223,7 @@ def test_an_argument_that_is_not_known(argument):
     load('mixer_b16', argument)
 
 
+@pytest.mark.slow
 def test_randaugment_on_the_device(data_dir, tmp_path, monkeypatch):
   given, make_step = [], train.training.make_step
 

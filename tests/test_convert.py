@@ -129,6 +129,7 @@ def test_a_run_is_read_and_converted(tmp_path, capsys):
   equal(pretrained.load(tmp_path), tree(seed=10))
 
 
+@pytest.mark.slow
 def test_programs(tmp_path):
   """On the command line: what is printed, what is kept, and how a mistake ends."""
   env = runs.environment(tmp_path / 'cache')

@@ -44,6 +44,7 @@ def test_a_topology_that_is_none(topology):
     dry_run.devices(topology)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is there')
 def test_without_libtpu(tmp_path):
   env = runs.environment(tmp_path / 'cache')

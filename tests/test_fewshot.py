@@ -265,6 +265,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
   """train.py and evaluate.py count the same hits on the same samples, on 1 device and on 8."""
   (tmp_path / 'few.py').write_text(FEW)

@@ -147,6 +147,7 @@ def test_the_sweep_takes_the_best_rate(tmp_path, monkeypatch):
     sweep.sweep(config + ',stage=dev', workdir, rates, [])
 
 
+@pytest.mark.slow
 def test_the_sweep_as_a_command(data_dir, tmp_path):
   """It finds train.py, and train.py's message comes through."""
   status, output = runs.run(

@@ -313,6 +313,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_permute_alike(tmp_path):
   """evaluate.py finds what training found, of the file too, and refuses another permutation."""
   env = runs.environment(tmp_path / 'cache')

@@ -256,6 +256,7 @@ def test_a_released_file(released, photos, env, tmp_path):
     assert [(g['synset'], g['name']) for g in line['top']] == [classes[i] for i in indices]
 
 
+@pytest.mark.slow
 def test_a_zero_head_gives_features_alone(tmp_path, photos, env):
   params = random_params(32, 21843)
   features = outputs(params, photos[1], None)
