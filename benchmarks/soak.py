@@ -50,13 +50,14 @@ OVERRIDES = (
   f'--config.checkpoints.keep_last={KEPT}',
 )
 
-_MINUTES = flags.DEFINE_float(
-  'minutes', 10.0, 'To disturb for, after the undisturbed run.', lower_bound=0
-)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where all is written.', required=True)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the events.')
-_STEPS = flags.DEFINE_integer('steps', 300, 'Of each run.', lower_bound=100)
-_LANES = flags.DEFINE_integer('lanes', 2, 'Runs at work at the same time.', lower_bound=1)
+if __name__ == '__main__':  # tests import this beside train.py, which has a --workdir too
+  _MINUTES = flags.DEFINE_float(
+    'minutes', 10.0, 'To disturb for, after the undisturbed run.', lower_bound=0
+  )
+  _WORKDIR = flags.DEFINE_string('workdir', None, 'Where all is written.', required=True)
+  _SEED = flags.DEFINE_integer('seed', 0, 'Of the events.')
+  _STEPS = flags.DEFINE_integer('steps', 300, 'Of each run.', lower_bound=100)
+  _LANES = flags.DEFINE_integer('lanes', 2, 'Runs at work at the same time.', lower_bound=1)
 
 
 class Plan(NamedTuple):

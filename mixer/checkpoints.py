@@ -64,11 +64,11 @@ class Checkpoints:
     self._keep_best = keep_best
     self._read_only = read_only
     self._manager = None
+    save_faults.seen.clear()  # those of an earlier run in this process
 
   @property
   def manager(self) -> ocp.CheckpointManager:
     if self._manager is None:
-      save_faults.seen.clear()
       self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(

@@ -18,7 +18,7 @@ COMMON = {'batch_size': 1, 'image_size': 32, 'crop': 'direct'}
 
 def of_folder(root, split='train'):
   data = input.build(source='folder', path=str(root), split=split, val_fraction=0, **COMMON)
-  return inspection.inspect(data.examples, split, set())
+  return inspection.inspect(data.examples, split)
 
 
 def of_set(root, name, split='train'):
