@@ -138,7 +138,7 @@ def train(
     dry_run.run(
       step_fn, like, data, devices,
       flops_per_image=models.train_flops(net, data.image_size, data.channels),
-      steps=steps, output=_DRY_RUN_OUTPUT.value,
+      steps=steps, name=model['name'], output=_DRY_RUN_OUTPUT.value,
     )  # fmt: skip
     return
 
@@ -176,6 +176,20 @@ def train(
     return
   to_come = max(saved.copies - len(saved.steps()), 1)
   distributed.agreed(lambda: workdirs.check_space(directory, to_come * training.state_bytes(like)))
+  local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
+  batches = (sharding.put(batch, devices) for batch in local)
+  batch = next(batches)
+  runtime.banner({
+    'devices': runtime.device_line(),
+    'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
+    'config': json.dumps(config, indent=1),
+    'parameters': parameter_overview.get_parameter_overview(like.params, include_stats=False),
+    'optimizer': optimizers.describe(optim, steps),
+    'data': training.describe_data(data, steps),
+    'memory': training.describe_shapes(like, batch),
+    'host memory': inputs.describe_memory(data, tests, jax.process_count()),
+  })  # fmt: skip
+
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
   if init is not None and init['path'] and not first:
@@ -189,23 +203,13 @@ def train(
       files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
     state = state.replace(params=sharding.place(params, like.params))
 
-  local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
-  batches = (sharding.put(batch, devices) for batch in local)
-  batch = next(batches)
   begin = time.perf_counter()
   step_fn = training.compile_step(step_fn, like, batch, devices)
   compile_seconds = time.perf_counter() - begin
   distributed.meet('compiled')
   runtime.banner({
-    'devices': runtime.device_line(),
-    'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
-    'config': json.dumps(config, indent=1),
-    'parameters': parameter_overview.get_parameter_overview(like.params, include_stats=False),
-    'optimizer': optimizers.describe(optim, steps),
-    'data': training.describe_data(data, steps),
-    'memory': training.describe_memory(like, batch, step_fn),
-    'host memory': inputs.describe_memory(data, tests, jax.process_count()),
-    'start': f'{origin}; step {first} of {steps}; compiled in {compile_seconds:.1f} s',
+    'start': f'{origin}; step {first} of {steps}; compiled in {compile_seconds:.1f} s; '
+             f'{training.describe_memory(step_fn)}',
   })  # fmt: skip
 
   report = reporting.Reporter(

@@ -5,6 +5,7 @@ generation of TPU (`train.py --dry_run`: one to four minutes each on a CPU; no T
 prints the table of docs/scale.md. What has been compiled is kept in DIR and not done again.
 """
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -14,6 +15,9 @@ from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from mixer import dry_run, paper  # noqa: E402
+
 MODELS = ('s32', 's16', 'b32', 'b16', 'l32', 'l16', 'h14')
 SLICES = ('v3:8x8', 'v4:4x4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
 
@@ -42,24 +46,21 @@ def compiled(model: str, where: str, folder: pathlib.Path) -> dict:
 
 def in_the_paper(name: str) -> float:
   """Core-days of TPU v3 that table 3 has of a model after its longest training on JFT-300M."""
-  from mixer import paper
-
   rows = [row for row in paper.rows(f'Mixer-{name}', 'jft_300m') if row.table == 3]
   return 1e3 * max(row.kilo_core_days for row in rows)
 
 
 def line(model: str, where: str, row: dict) -> str:
-  if not row['fits']:
-    return f'| {model} | {where} | does not fit | | | | | | | |'
-  sent = sum(kind['sent'] for kind in row['collectives'].values())
-  days = row['steps'] * row['seconds'] * row['cores'] / 86_400
   name = model.upper()[0] + '/' + model[1:]
+  found = dry_run.Report(**{f.name: row[f.name] for f in dataclasses.fields(dry_run.Report)})
+  if not found.fits:
+    return f'| {name} | {where} | {found.devices} | does not fit |' + ' |' * 8
   parts = [
-    name, where, f'{row["devices"]}',
-    f'{row["memory"] / 2**30:.1f} of {row["memory_limit"] / 2**30:.0f}' + ' (remat)' * row['remat'],
-    f'{row["flops"] / 1e12:.2f}', f'{row["bytes_accessed"] / 2**30:.1f}', f'{sent / 2**20:.0f}',
-    f'{1e3 * row["compute_seconds"]:.1f}', f'{1e3 * row["seconds"]:.1f}',
-    f'{days:.1f}', f'{in_the_paper(name):.0f}',
+    name, where, f'{found.devices}',
+    f'{found.memory / 2**30:.1f} of {found.memory_limit / 2**30:.0f}' + ' (remat)' * row['remat'],
+    f'{found.flops / 1e12:.2f}', f'{found.bytes_accessed / 2**30:.1f}',
+    f'{found.sent / 2**20:.0f}', *[f'{1e3 * seconds:.1f}' for seconds in found.times().values()],
+    f'{found.core_days(row["steps"]):.1f}', f'{in_the_paper(name):.0f}',
   ]  # fmt: skip
   return f'| {" | ".join(parts)} |'
 
@@ -74,9 +75,9 @@ def main(_) -> None:
   ]
   print(
     '| model | slice | devices | GiB per device | TFLOP | GiB accessed | MiB sent | matmuls, ms '
-    '| step, ms | core-days | core-days in paper |'
+    '| memory, ms | network, ms | step, ms | core-days | core-days in paper |'
   )
-  print('|' + '---|' * 11)
+  print('|' + '---|' * 13)
   print('\n'.join(rows))
 
 

@@ -15,7 +15,7 @@ import time
 import jax
 from jax.sharding import Mesh
 
-from mixer import files, hardware, hlo, runtime, sharding, training
+from mixer import files, hardware, hlo, hlo_traffic, paper, runtime, sharding, training
 from mixer.errors import InputError
 
 # The name of a slice -> keywords of `get_topology_desc`. v4's two cores act as one device on a pod,
@@ -97,24 +97,29 @@ def run(
   *,
   flops_per_image: int,
   steps: int,
+  name: str,
   output: str | None,
 ) -> None:
-  """Compiles a train step for `mesh`, prints what is known of it, and writes it to `output`."""
+  """Compiles a train step for `mesh`, prints what is known of it, and writes it to `output`.
+
+  `name` is the model's, for what the paper says of it.
+  """
   path = None if output is None else files.absolute(output)
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
   batch = abstract_batch(data, mesh)
+  runtime.banner({'per device, by shapes': training.describe_shapes(like, batch)})
   begin = time.perf_counter()
   compiled = compile_step(step, like, batch, mesh)
   seconds = time.perf_counter() - begin
   found = report(compiled, mesh, flops=flops_per_image * data.batch_size)
   runtime.banner({
-    'per device, by shapes': training.describe_shapes(like, batch),
     'dry run': describe(found, steps=steps),
+    'in the paper': describe_paper(name),
     'compiled in': f'{seconds:.0f} s',
   })  # fmt: skip
   if path is not None:
-    row = {**dataclasses.asdict(found), 'seconds': found.seconds, 'steps': steps}
+    row = {**dataclasses.asdict(found), **found.times(), 'steps': steps}
     files.write(path, json.dumps(row, indent=1).encode())
 
 
@@ -130,45 +135,45 @@ class Report:
   memory: int | None  # bytes, all of the step's
   memory_limit: int | None  # bytes
   flops: float  # of the matmuls, analytic
-  compiled_flops: float | None
-  bytes_accessed: float | None  # by all instructions, in on-chip memory too; a loop's body once
-  largest_loop: int  # how often the body of one runs; 1 for none
+  compiled_flops: float | None  # by the compiler, which counts the body of a loop once
+  bytes_accessed: int | None  # in the device's main memory
   collectives: dict[str, dict[str, int]]  # kind -> {'count', 'bytes' of the results, 'sent'}
-  compute_seconds: float | None  # at the published matmul rate
-  memory_seconds: float | None  # at the published bandwidth
-  network_seconds: float | None  # at the published all-reduce rate
   refusal: str = ''
 
   @property
-  def seconds(self) -> float | None:
-    """The estimate of a step: the slowest of matmuls, memory and network, as if they overlapped.
+  def sent(self) -> int:
+    return sum(kind['sent'] for kind in self.collectives.values())
 
-    Matmuls at the published rate are a lower bound, but not the memory's part: the compiler's
-    count has accesses to on-chip memory in it too, though of a loop (`config.model.scan`,
-    `config.microbatches`) those of one turn.
+  def times(self) -> dict[str, float]:
+    """Seconds of a step at the published rates; {} where there are none or it does not fit.
+
+    A step takes the longest of matmuls, memory and network, as if they overlapped: a lower bound,
+    since no program quite reaches the rates.
     """
-    if self.compute_seconds is None or self.memory_seconds is None:
-      return None
-    return max(self.compute_seconds, self.memory_seconds, self.network_seconds or 0.0)
+    memory, peak = hardware.memory(self.device_kind), hardware.peak_flops(self.device_kind)
+    if memory is None or peak is None or self.bytes_accessed is None:
+      return {}
+    parts = {
+      'compute_seconds': self.flops / peak,
+      'memory_seconds': self.bytes_accessed / memory.bandwidth,
+      'network_seconds': self.sent / memory.all_reduce,
+    }
+    return {**parts, 'seconds': max(parts.values())}
 
-  def core_days(self, steps: int) -> float | None:
+  def core_days(self, steps: int) -> float:
     """Of so many such steps, in the paper's unit: TPU cores times days."""
-    return None if self.seconds is None else steps * self.seconds * self.cores / 86_400
+    return steps * self.times()['seconds'] * self.cores / 86_400
 
 
 def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report:
   """What is known of a step that does `flops` (analytic, all devices) on `mesh`."""
   device = mesh.devices.flat[0]
-  memory, peak = hardware.memory(device.device_kind), hardware.peak_flops(device.device_kind)
-  own = flops / mesh.size
+  memory = hardware.memory(device.device_kind)
   refused = isinstance(compiled, str)
   text = '' if refused else compiled.as_text()
   cost = {} if refused else (compiled.cost_analysis() or {})
   needed = None if refused else training.compiled_bytes(compiled)
   limit = memory.bytes if memory else hardware.memory_limit(device)
-  found = hlo.collectives(text)
-  accessed = cost.get('bytes accessed')
-  sent = sum(one.sent for one in found)
   return Report(
     devices=mesh.size,
     cores=sum(getattr(one, 'num_cores', None) or 1 for one in mesh.devices.flat),
@@ -177,14 +182,10 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     fits=False if refused else limit and needed <= limit,
     memory=needed,
     memory_limit=limit,
-    flops=own,
+    flops=flops / mesh.size,
     compiled_flops=cost.get('flops'),
-    bytes_accessed=accessed,
-    largest_loop=hlo.largest_loop(text),
-    collectives=hlo.by_kind(found),
-    compute_seconds=own / peak if peak else None,
-    memory_seconds=accessed / memory.bandwidth if memory and accessed else None,
-    network_seconds=sent / memory.all_reduce if memory and not refused else None,
+    bytes_accessed=hlo_traffic.bytes_accessed(text) if text else None,
+    collectives=hlo.by_kind(hlo.collectives(text)) if text else {},
     refusal=compiled if refused else '',
   )
 
@@ -207,19 +208,30 @@ def describe(report: Report, *, steps: int) -> str:
       f'  {total["count"]} {kind}: results {total["bytes"] / 2**20:.2f} MiB, '
       f'sent {total["sent"] / 2**20:.2f} MiB'
     )
-  if report.seconds is None:
+  times = report.times()
+  if not times:
     return '\n'.join([*lines, 'no rates are published for this device, so no time is estimated'])
-  bound = 'at most' if report.largest_loop == 1 else 'at most, but of a loop one turn only'
   lines.append(
-    f'at the published rates a step takes {1e3 * report.compute_seconds:.1f} ms of matmuls, '
-    f'{1e3 * report.memory_seconds:.1f} of memory ({bound}), '
-    f'{1e3 * report.network_seconds:.1f} of network: about {1e3 * report.seconds:.1f} ms'
+    'at the published rates a step takes {:.1f} ms of matmuls, {:.1f} of memory, {:.1f} of '
+    'network: {:.1f} ms at least'.format(*[1e3 * seconds for seconds in times.values()])
   )
   lines.append(
-    f'{steps} such steps: about {report.core_days(steps):.3g} core-days, '
-    f'{steps * report.seconds / 3600:.3g} hours'
+    f'{steps} such steps: {report.core_days(steps):.3g} core-days, '
+    f'{steps * times["seconds"] / 3600:.3g} hours at least'
   )
   return '\n'.join(lines)
+
+
+def describe_paper(name: str) -> str:
+  """What pre-training a model took by table 3 of the paper."""
+  rows = [row for row in paper.rows(name) if row.table == 3 and row.resolution == 224]
+  if not rows:
+    return f'nothing of {name}'
+  costs = [
+    f'{1e3 * row.kilo_core_days:.0f} ({paper.DATA_NAMES[row.data]}, {row.epochs} epochs)'
+    for row in rows
+  ]
+  return f'core-days of TPU v3 for {name}: {", ".join(costs)}'
 
 
 _CURES = (

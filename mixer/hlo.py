@@ -1,7 +1,7 @@
 """What a compiled program says of the data that its devices exchange."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -25,27 +25,18 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-  """What a compiled program has of them; those inside a loop count as often as it runs.
-
-  How often is read from the constant that the loop's condition compares with.
-  """
-  computations = _computations(hlo)
-  times = _times(computations)
+  """What a compiled program has of them; those inside a loop count as often as it runs."""
+  program = computations(hlo)
   found = []
-  for name, lines in computations.items():
-    for line in lines:
+  for name, times in runs(program, fused=True).items():
+    for line in program[name]:
       match = _COLLECTIVE.match(line)
       if match:
         group = _group_size(line)
         share = _RESULT[match['kind']](group) if match['start'] else 1
-        size = round(_type_bytes(match['type']) * share)
-        found.append(Collective(match['kind'], size, group, times[name]))
+        size = round(type_bytes(match['type']) * share)
+        found.append(Collective(match['kind'], size, group, round(times)))
   return found
-
-
-def largest_loop(hlo: str) -> int:
-  """How often a step runs the body that it runs most often; 1 where there is no loop."""
-  return max(_times(_computations(hlo)).values(), default=1)
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
@@ -73,35 +64,46 @@ _COLLECTIVE = re.compile(
 )
 
 
-def _computations(hlo: str) -> dict[str, list[str]]:
-  """{name: its instructions} of the text of a compiled program."""
+def computations(hlo: str) -> dict[str, list[str]]:
+  """{name: its instructions} of the text of a compiled program; the one that starts is ''."""
   found, current = {}, None
   for line in hlo.splitlines():
-    header = re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line)
+    header = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line)
     if header:
-      current = found.setdefault(header[1], [])
+      current = found.setdefault('' if header[1] else header[2], [])
     elif current is not None:
       current.append(line)
   return found
 
 
-def _times(computations: dict[str, list[str]]) -> dict[str, int]:
-  """How often a step runs each computation that it runs more than once."""
-  callers = {}  # computation -> (the one that calls it, how often)
-  for name, lines in computations.items():
-    for line in lines:
+def runs(program: Mapping[str, Sequence[str]], *, fused: bool) -> dict[str, float]:
+  """How often a step runs each of these computations, as far as it does.
+
+  How often a loop runs is read from the constant that its condition compares with; the branches of
+  a choice count as equally frequent. With `fused`, the computations inside instructions count too.
+  """
+  found = collections.Counter()
+
+  def visit(name: str, times: float) -> None:
+    found[name] += times
+    for line in program[name]:
       loop = re.search(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)', line)
+      branches = re.search(r' conditional\(.*branch_computations=\{(.*?)\}', line)
+      called = re.findall(r'(?:calls|to_apply|\w+_computation)=%?([\w.\-]+)', line)
       if loop:
-        callers[loop[2]] = (name, _bound(computations[loop[1]]))
-      else:
-        for called in re.findall(r'(?:calls|to_apply)=%?([\w.\-]+)', line):
-          callers[called] = (name, 1)
+        turns = _bound(program[loop[1]])
+        visit(loop[1], times * turns)
+        visit(loop[2], times * turns)
+      elif ' conditional(' in line:
+        names = re.findall(r'[\w.\-]+', branches[1]) if branches else called
+        for one in names:
+          visit(one, times / len(names))
+      elif fused or ' call(' in line:
+        for one in called:
+          visit(one, times)
 
-  def times(name: str) -> int:
-    caller, count = callers.get(name, (None, 1))
-    return count * times(caller) if caller else count
-
-  return {name: times(name) for name in computations}
+  visit('', 1)
+  return dict(found)
 
 
 def _bound(condition: list[str]) -> int:
@@ -110,7 +112,7 @@ def _bound(condition: list[str]) -> int:
   return max(map(int, constants), default=1) or 1
 
 
-def _type_bytes(types: str) -> int:
+def type_bytes(types: str) -> int:
   """Bytes of all the arrays in an instruction's type, such as '(f32[8,4]{1,0}, bf16[2])'."""
   total = 0
   for kind, sides in re.findall(r'\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]', types):

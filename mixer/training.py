@@ -232,14 +232,12 @@ def describe_shapes(like: TrainState, batch: dict) -> str:
   return f'per device: {text.format(*per_device)}'
 
 
-def describe_memory(like: TrainState, batch: dict, compiled: jax.stages.Compiled) -> str:
-  """What one device holds: by shapes and shardings, and by the compiler's own account."""
-  text = describe_shapes(like, batch)
-  total = compiled_bytes(compiled)
-  if total is not None:
-    text += f'\nthe compiled step: {total / 2**20:.1f} MiB'
-  limit = hardware.memory_limit()
-  return text + (f' of {limit / 2**20:.0f}' if limit else '')
+def describe_memory(compiled: jax.stages.Compiled) -> str:
+  """What one device needs while a step runs, by the compiler's own account."""
+  total, limit = compiled_bytes(compiled), hardware.memory_limit()
+  needed = 'unknown' if total is None else f'{total / 2**20:.1f} MiB'
+  there = f' of {limit / 2**20:.0f}' if limit else ''
+  return f'memory per device of the compiled step: {needed}{there}'
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:

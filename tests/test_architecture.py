@@ -25,7 +25,7 @@ LAYERS = [
   'mixer.workdir mixer.preemption mixer.watch mixer.units mixer.charts mixer.page mixer.paper '
   'mixer.input.order mixer.input.records mixer.input.crops mixer.input.randaugment '
   'mixer.input.bad_images mixer.input.odd_files',
-  'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed '
+  'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed mixer.hlo_traffic '
   'mixer.input.record_index',
   'mixer.place mixer.rollcall mixer.save_faults mixer.hlo',
   'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer',

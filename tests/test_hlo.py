@@ -20,6 +20,10 @@ HloModule jit_step
   ROOT %compare.1 = pred[]{:T(512)} compare(%i, %constant.9), direction=LT
 }
 
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %add.1 = f32[] add(%x, %y)
+}
+
 %inner.7 (p: f32[4]) -> f32[4] {
   %reduce-scatter.1 = f32[4]{0} reduce-scatter(%y), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
@@ -66,7 +70,6 @@ def test_a_real_program(loop):
 
   shapes = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
   compiled = jax.jit(step, in_shardings=(rows, whole), out_shardings=whole).lower(*shapes).compile()
-  assert hlo.largest_loop(compiled.as_text()) == loop
   assert hlo.by_kind(hlo.collectives(compiled.as_text())) == {
     'all-reduce': {'count': loop, 'bytes': loop * 4096, 'sent': loop * 4096 * 2 * 7 // 8}
   }

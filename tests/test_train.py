@@ -69,7 +69,7 @@ def test_the_banner(finished):
     'cpu: 1 x cpu', f'jax {jax.__version__}', '"total_steps": 20', 'MixerBlock_1/token_mixing',
     'weight decay on kernels: 0.0003 times the schedule (big_vision, "independent") = 0.1 times '
     'the learning rate (AdamW, "adamw")', '1437 images of 10 classes; 20 steps of 64 are 0.89',
-    'WARNING: the run ends within its warm-up', 'the compiled step:', 'step 20/20 eta 0:00:00',
+    'WARNING: the run ends within its warm-up', 'of the compiled step: ', 'step 20/20 eta 0:00:00',
   ):  # fmt: skip
     assert text in output
 
