@@ -111,7 +111,7 @@ def train(
 ) -> None:
   """Trains from where `directory` is to the end; from `seed` on, the arguments are `config`'s."""
   # What can be wrong is looked at first, the cheapest first.
-  data = inputs.build(**train_input)
+  data = (dry_run.data if _DRY_RUN.value else inputs.build)(**train_input)
   if not _DRY_RUN.value:
     runtime.check_backend(_REQUIRE.value)
   there = dry_run.devices(_TOPOLOGY.value) if _TOPOLOGY.value else jax.devices()
@@ -138,7 +138,7 @@ def train(
     dry_run.run(
       step_fn, like, data, devices,
       flops_per_image=models.train_flops(net, data.image_size, data.channels),
-      steps=steps, name=model['name'], output=_DRY_RUN_OUTPUT.value,
+      steps=steps, name=model['name'], topology=_TOPOLOGY.value, output=_DRY_RUN_OUTPUT.value,
     )  # fmt: skip
     return
 

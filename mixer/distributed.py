@@ -199,11 +199,29 @@ def leave(status: int, text: str) -> int:
 def end_all(status: int, text: str) -> NoReturn:
   """Ends this process with `status` at once, and all others when they hear of it."""
   with contextlib.suppress(Exception):  # process 0 may have gone
-    for _ in range(20 if status == 1 else 0):  # perhaps because another one has ended
-      _hear_of_the_end()
-      time.sleep(0.1)
-    announce('end', json.dumps({'status': status, 'text': text[:1000]}))
+    text = text[:1000] + (_cause() if status == 1 else '')
+    announce('end', json.dumps({'status': status, 'text': text}))
   _exit(status)
+
+
+def _cause() -> str:
+  """Waits whether an error comes of the end of another process: it tells, or it has fallen silent.
+
+  Ends with it if it tells; returns the names of the silent ones in words.
+  """
+  before, end = signs(), time.monotonic() + 3 * _TICK_SECONDS
+  while time.monotonic() < end:
+    _hear_of_the_end()
+    time.sleep(0.1)
+  silent = [str(i) for i, sign in signs().items() if sign == before.get(i) and i != _me()]
+  if not silent:
+    return ''
+  told = (
+    f'No sign of life of process {", ".join(silent)} for {3 * _TICK_SECONDS:g} s: killed, it may '
+    'be what this error comes from.'
+  )
+  print(told, file=sys.stderr, flush=True)
+  return f' {told}'
 
 
 def _listen() -> None:

@@ -8,24 +8,35 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import time
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mixer import files, hardware, hlo, hlo_traffic, paper, runtime, sharding, training
+from mixer import input as inputs
 from mixer.errors import InputError
 
-# The name of a slice -> keywords of `get_topology_desc`. v4's two cores act as one device on a pod,
-# which its description does not take for granted.
-TOPOLOGIES = {
-  'v3': {},
-  'v4': {'chip_config_name': 'megacore'},
-  'v5e': {},
-  'v5p': {},
-  'v6e': {},
+
+class Generation(NamedTuple):
+  """What slices there are of one generation of TPUs."""
+
+  sides: int
+  chips: int  # of the largest
+  options: dict = {}  # noqa: RUF012  # of `get_topology_desc`; nobody changes them
+
+
+GENERATIONS = {
+  'v3': Generation(2, 1024),
+  # Its two cores act as one device on a pod, which the description does not take for granted.
+  'v4': Generation(3, 4096, {'chip_config_name': 'megacore'}),
+  'v5e': Generation(2, 256),
+  'v5p': Generation(3, 6144),
+  'v6e': Generation(2, 256),
 }
 
 
@@ -49,15 +60,21 @@ def devices(topology: str) -> Sequence[jax.Device]:
   """
   from jax.experimental import topologies
 
-  generation, _, sides = topology.partition(':')
-  if generation not in TOPOLOGIES or not re.fullmatch(r'\d+(x\d+){1,2}', sides):
+  name, _, sides = topology.partition(':')
+  if name not in GENERATIONS or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', sides):
     raise InputError(
-      f'--topology={topology!r}: write GENERATION:SIDES with one of {sorted(TOPOLOGIES)} and the '
+      f'--topology={topology!r}: write GENERATION:SIDES with one of {sorted(GENERATIONS)} and the '
       'chips of each side, such as v3:8x8, v5e:16x16 or v5p:4x4x4.'
+    )
+  generation, chips = GENERATIONS[name], [int(side) for side in sides.split('x')]
+  if len(chips) != generation.sides or math.prod(chips) > generation.chips:
+    raise InputError(
+      f'--topology={topology!r}: slices of {name} have {generation.sides} sides and up to '
+      f'{generation.chips} chips.'
     )
   try:
     described = topologies.get_topology_desc(
-      platform='tpu', topology_name=topology, **TOPOLOGIES[generation]
+      platform='tpu', topology_name=topology, **generation.options
     )
   except Exception as fault:  # jax has no class of its own for this
     if importlib.util.find_spec('libtpu') is None:
@@ -67,6 +84,17 @@ def devices(topology: str) -> Sequence[jax.Device]:
       ) from fault
     raise InputError(f'--topology={topology}: {fault}') from fault
   return described.devices
+
+
+def data(**arguments) -> inputs.Input:
+  """The training input, of which only the shapes matter; its fault says how to do without it."""
+  try:
+    return inputs.build(**arguments)
+  except InputError as fault:
+    raise InputError(
+      f'{fault}\nA dry run needs no data: with an upstream config, put ",synthetic" after their '
+      'name, as in --config=configs/mixer_b16.py:imagenet21k,synthetic.'
+    ) from fault
 
 
 def abstract_batch(data, mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -98,11 +126,12 @@ def run(
   flops_per_image: int,
   steps: int,
   name: str,
+  topology: str | None,
   output: str | None,
 ) -> None:
   """Compiles a train step for `mesh`, prints what is known of it, and writes it to `output`.
 
-  `name` is the model's, for what the paper says of it.
+  `name` is the model's, for what the paper says of it; `topology` is None for the devices here.
   """
   path = None if output is None else files.absolute(output)
   if path is not None:
@@ -112,14 +141,20 @@ def run(
   begin = time.perf_counter()
   compiled = compile_step(step, like, batch, mesh)
   seconds = time.perf_counter() - begin
-  found = report(compiled, mesh, flops=flops_per_image * data.batch_size)
+  found = report(compiled, mesh, flops=flops_per_image * data.batch_size, here=topology is None)
   runtime.banner({
     'dry run': describe(found, steps=steps),
     'in the paper': describe_paper(name),
     'compiled in': f'{seconds:.0f} s',
   })  # fmt: skip
   if path is not None:
-    row = {**dataclasses.asdict(found), **found.times(), 'steps': steps}
+    what = {'model': name, 'topology': topology, 'mesh': dict(mesh.shape), 'steps': steps}
+    row = {
+      **what,
+      **dataclasses.asdict(found),
+      **found.times(),
+      'core_days': found.core_days(steps),
+    }
     files.write(path, json.dumps(row, indent=1).encode())
 
 
@@ -133,7 +168,7 @@ class Report:
   processes: int
   fits: bool | None  # None where nobody says how much memory the device has
   memory: int | None  # bytes, all of the step's
-  memory_limit: int | None  # bytes
+  memory_limit: int | None  # bytes; of a TPU those it has, of which the compiler keeps some
   flops: float  # of the matmuls, analytic
   compiled_flops: float | None  # by the compiler, which counts the body of a loop once
   bytes_accessed: int | None  # in the device's main memory
@@ -145,28 +180,32 @@ class Report:
     return sum(kind['sent'] for kind in self.collectives.values())
 
   def times(self) -> dict[str, float]:
-    """Seconds of a step at the published rates; {} where there are none or it does not fit.
+    """Seconds of a step at the published rates, as far as there are any; {} if it does not fit.
 
     A step takes the longest of matmuls, memory and network, as if they overlapped: a lower bound,
-    since no program quite reaches the rates.
+    since no program quite reaches the rates, nor has a small slice all the links of a pod.
     """
     memory, peak = hardware.memory(self.device_kind), hardware.peak_flops(self.device_kind)
-    if memory is None or peak is None or self.bytes_accessed is None:
+    if peak is None or self.bytes_accessed is None:
       return {}
-    parts = {
-      'compute_seconds': self.flops / peak,
-      'memory_seconds': self.bytes_accessed / memory.bandwidth,
-      'network_seconds': self.sent / memory.all_reduce,
-    }
-    return {**parts, 'seconds': max(parts.values())}
+    # The compiler's count has what is computed twice in it (`config.model.remat`).
+    parts = {'matmuls': max(self.flops, self.compiled_flops or 0.0) / peak}
+    if memory is not None:
+      parts['memory'] = self.bytes_accessed / memory.bandwidth
+      parts['network'] = self.sent / memory.all_reduce
+    return {**parts, 'step': max(parts.values())}
 
-  def core_days(self, steps: int) -> float:
-    """Of so many such steps, in the paper's unit: TPU cores times days."""
-    return steps * self.times()['seconds'] * self.cores / 86_400
+  def core_days(self, steps: int) -> float | None:
+    """Of so many such steps: cores (on a TPU, of its chips) times days; None for no estimate."""
+    times = self.times()
+    return steps * times['step'] * self.cores / 86_400 if times else None
 
 
-def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report:
-  """What is known of a step that does `flops` (analytic, all devices) on `mesh`."""
+def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float, here: bool) -> Report:
+  """What is known of a step that does `flops` (analytic, all devices) on `mesh`.
+
+  Where the devices are not `here`, the compiler has seen to it that they have enough memory.
+  """
   device = mesh.devices.flat[0]
   memory = hardware.memory(device.device_kind)
   refused = isinstance(compiled, str)
@@ -179,7 +218,7 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     cores=sum(getattr(one, 'num_cores', None) or 1 for one in mesh.devices.flat),
     device_kind=device.device_kind,
     processes=len({d.process_index for d in mesh.devices.flat}),
-    fits=False if refused else limit and needed <= limit,
+    fits=not refused if refused or not here else limit and needed <= limit,
     memory=needed,
     memory_limit=limit,
     flops=flops / mesh.size,
@@ -210,14 +249,12 @@ def describe(report: Report, *, steps: int) -> str:
     )
   times = report.times()
   if not times:
-    return '\n'.join([*lines, 'no rates are published for this device, so no time is estimated'])
+    return '\n'.join([*lines, 'no rates of this device are known here, so no time is estimated'])
+  told = ', '.join(f'{what} {1e3 * seconds:.1f}' for what, seconds in times.items())
+  lines.append(f'ms at the published rates, and so at least: {told}')
   lines.append(
-    'at the published rates a step takes {:.1f} ms of matmuls, {:.1f} of memory, {:.1f} of '
-    'network: {:.1f} ms at least'.format(*[1e3 * seconds for seconds in times.values()])
-  )
-  lines.append(
-    f'{steps} such steps: {report.core_days(steps):.3g} core-days, '
-    f'{steps * times["seconds"] / 3600:.3g} hours at least'
+    f'{steps} such steps: at least {report.core_days(steps):.3g} core-days of {report.device_kind} '
+    f'({report.cores} cores), {steps * times["step"] / 3600:.3g} hours'
   )
   return '\n'.join(lines)
 

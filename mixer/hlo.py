@@ -25,17 +25,29 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-  """What a compiled program has of them; those inside a loop count as often as it runs."""
+  """What a compiled program has of them; those inside a loop count as often as it runs.
+
+  A TPU's program has two forms of its own: a fusion called all-reduce-scatter, which keeps but a
+  part of its all-reduce, and a chain of fusions in each of which the same collective stands, so
+  that it goes on while they compute.
+  """
   program = computations(hlo)
-  found = []
+  found, links = [], set()
   for name, times in runs(program, fused=True).items():
     for line in program[name]:
       match = _COLLECTIVE.match(line)
-      if match:
-        group = _group_size(line)
-        share = _RESULT[match['kind']](group) if match['start'] else 1
-        size = round(type_bytes(match['type']) * share)
-        found.append(Collective(match['kind'], size, group, round(times)))
+      if not match:
+        continue
+      chain = re.search(r'(channel_id=\d+).*(chain_id="\d+")', line)
+      link = (match['kind'], *chain.groups()) if chain else (name, line)
+      if link in links:
+        continue
+      links.add(link)
+      kind, group = match['kind'], _group_size(line)
+      share = _RESULT[kind](group) if match['start'] else 1
+      if name.startswith('all-reduce-scatter'):
+        kind, share = 'reduce-scatter', share / group
+      found.append(Collective(kind, round(type_bytes(match['type']) * share), group, round(times)))
   return found
 
 

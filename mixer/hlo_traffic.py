@@ -5,7 +5,7 @@ on-chip memory in it, where much of a step takes place, and the body of a loop o
 instruction counts as often as it runs, with what it reads and writes in the device's main memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import re
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class _Instruction(NamedTuple):
   operands: tuple[str, ...]
   called: str  # the computation of a fusion
   target: str  # of a custom call
+  passed: tuple[tuple[int, int], ...]  # (result, operand) that a fusion hands on as they are
   root: bool
 
 
@@ -77,9 +78,12 @@ class _Counter:
       return self._at(types[1]) + self._at(one.type, hlo.type_bytes(types[1]))
     if one.op == 'fusion':
       inside = self._program[one.called]
-      read = [self._at(type_, self._read_of(i, inside)) for i, type_ in enumerate(types)]
-      roots = [i for i in inside.values() if i.root]
-      return sum(read) + self._written(one.type, roots[0], inside)
+      results, operands = map(set, zip(*one.passed)) if one.passed else (set(), set())
+      return self._written(one.type, _root(inside), inside, results) + sum(
+        self._at(type_, self._read_of(i, inside))
+        for i, type_ in enumerate(types)
+        if i not in operands
+      )
     return sum(map(self._at, types)) + self._at(one.type)
 
   def _at(self, types: str, part: int | None = None) -> int:
@@ -114,19 +118,29 @@ class _Counter:
       total += part
     return total
 
-  def _written(self, types: str, root: _Instruction, inside: _Computation) -> int:
+  def _written(
+    self, types: str, root: _Instruction, inside: _Computation, passed: Collection[int] = ()
+  ) -> int:
     """Bytes that a fusion writes: of a result that it updates in place, the update."""
     if root.op == 'tuple':
-      parts = [inside[name] for name in root.operands]
-      return sum(self._written(t, part, inside) for t, part in zip(_ARRAY.findall(types), parts))
+      parts = zip(_ARRAY.findall(types), [inside[name] for name in root.operands])
+      return sum(
+        self._written(type_, part, inside)
+        for i, (type_, part) in enumerate(parts)
+        if i not in passed
+      )
     if root.op == 'bitcast':
       return self._written(types, inside[root.operands[0]], inside)
     if root.op == 'dynamic-update-slice':
       return self._at(types, hlo.type_bytes(inside[root.operands[1]].type))
     if root.op == 'fusion' and not types.startswith('('):
       within = self._program[root.called]
-      return self._written(types, next(i for i in within.values() if i.root), within)
+      return self._written(types, _root(within), within)
     return self._at(types)
+
+
+def _root(computation: _Computation) -> _Instruction:
+  return next(one for one in computation.values() if one.root)
 
 
 def _read(lines: Sequence[str]) -> _Computation:
@@ -134,6 +148,9 @@ def _read(lines: Sequence[str]) -> _Computation:
   for match in filter(None, map(_INSTRUCTION.match, lines)):
     rest = match.string[match.end() :]
     called, target = (re.search(key, rest) for key in (r'calls=%?([\w.\-]+)', r'target="(\w+)"'))
+    # A collective under way goes from one of its fusions to the next.
+    passed = re.search(r'output_to_operand_aliasing=\{(.*?\))\}', rest)
+    passed = passed if called and called[1].startswith('async_collective_fusion') else None
     found[match['name']] = _Instruction(
       type=match['type'],
       op=match['op'],
@@ -141,6 +158,12 @@ def _read(lines: Sequence[str]) -> _Computation:
       operands=tuple(re.findall(r'%([\w.\-]+)', match['inner'])),
       called=called[1] if called else '',
       target=target[1] if target else '',
+      passed=_pairs(passed[1]) if passed else (),
       root=bool(match['root']),
     )
   return found
+
+
+def _pairs(aliasing: str) -> tuple[tuple[int, int], ...]:
+  """'{1}: (0, {}), {2}: (1, {})' -> ((1, 0), (2, 1))."""
+  return tuple((int(a), int(b)) for a, b in re.findall(r'\{(\d+)\}: \((\d+),', aliasing))

@@ -213,13 +213,13 @@ def state_bytes(like: TrainState) -> int:
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """Bytes that one device needs for the arguments, results and temporaries of a compiled step."""
+  """Bytes that one device needs for a compiled step, its arguments, results and temporaries."""
   memory = compiled.memory_analysis()
   if memory is None:
     return None
   return (
-    memory.argument_size_in_bytes + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
   )  # fmt: skip
 
 

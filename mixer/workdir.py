@@ -19,9 +19,11 @@ from mixer.errors import InputError
 CONFIG_FILE = 'config.json'
 LOCK_FILE = '.lock'
 CLASSES_FILE = 'classes.json'
-# Where a computation runs and what is kept of it, not what it computes: these may change when a
-# run goes on. So may what happens at a bad image: a run that stops at one has met none before.
-_MAY_CHANGE = re.compile(r'(mesh|every|checkpoints)\..*|.*\.data_dir|.*\.on_bad_image')
+# Where and in which parts a run computes and what is kept of it, not what it computes: these may
+# change when it goes on. So may what happens at a bad image: a run that stops at one has met none.
+_MAY_CHANGE = re.compile(
+  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|.*\.data_dir|.*\.on_bad_image'
+)
 _NAMED = 10  # classes in a message
 
 

@@ -262,13 +262,21 @@ def test_values_that_make_no_sense(tmp_path, parsed_flags, change, message):
 
 
 def test_what_may_change_when_a_run_goes_on(tmp_path):
-  config = {'mixup': 0.2, 'every': {'log': 1}, 'checkpoints': {'keep_last': 1}}
+  config = {
+    'mixup': 0.2, 'every': {'log': 1}, 'checkpoints': {'keep_last': 1}, 'microbatches': 1,
+    'model': {'remat': False, 'scan': False},
+  }  # fmt: skip
   workdirs.claim(tmp_path, config, started=False)
-  other = {**config, 'every': {'log': 5}, 'checkpoints': {'keep_last': 2}}
+  other = {
+    'mixup': 0.2, 'every': {'log': 5}, 'checkpoints': {'keep_last': 2}, 'microbatches': 4,
+    'model': {'remat': True, 'scan': False},
+  }  # fmt: skip
   workdirs.claim(tmp_path, other, started=True)
   assert json.loads((tmp_path / 'config.json').read_text()) == other
   with pytest.raises(errors.InputError, match='mixup: 0.2 there, 0.7 now'):
     workdirs.claim(tmp_path, {**config, 'mixup': 0.7}, started=True)
+  with pytest.raises(errors.InputError, match='model.scan: False there, True now'):
+    workdirs.claim(tmp_path, {**other, 'model': {'remat': True, 'scan': True}}, started=True)
 
 
 def test_what_happens_at_a_bad_image_may_change_when_a_run_goes_on(tmp_path):
