@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 import threading
 import time
 import traceback
@@ -24,7 +23,7 @@ import jax
 from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
-from mixer import files, rollcall
+from mixer import files, messages, rollcall
 from mixer import place as placing
 from mixer.errors import Diverged, InputError, Interrupted
 
@@ -83,11 +82,10 @@ def join(facts: Mapping[str, Any]) -> None:
   _listener.start()
   local = ', '.join(str(device) for device in jax.local_devices())
   cuda = os.environ.get('CUDA_VISIBLE_DEVICES')
-  print(
+  messages.tell(
     f'process {place.process_id} of {place.num_processes}, pid {os.getpid()}, coordinator '
     f'{place.coordinator}: {jax.local_device_count()} local devices ({local}) of '
-    f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else ''),
-    flush=True,
+    f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else '')
   )
   meet('joined')
   multihost_utils.sync_global_devices('mixer/joined')
@@ -220,7 +218,7 @@ def _cause() -> str:
     f'No sign of life of process {", ".join(silent)} for {3 * _TICK_SECONDS:g} s: killed, it may '
     'be what this error comes from.'
   )
-  print(told, file=sys.stderr, flush=True)
+  messages.tell(told, error=True)
   return f' {told}'
 
 
@@ -241,15 +239,18 @@ def _listen() -> None:
       continue
     for key, text in found:
       *_, name, process = key.split('/')
-      if name in _handlers:
-        _handle(_handlers.pop(name), int(process), text)
+      if name in _handlers:  # it may wait for other processes, and the signs of life go on
+        told = (_handlers.pop(name), int(process), text)
+        threading.Thread(target=_handle, args=told, name=name, daemon=True).start()
 
 
 def _handle(handler: Callable[[int, str], None], process: int, text: str) -> None:
   try:
     handler(process, text)
   except Exception as fault:
-    traceback.print_exc()
+    if _finished.is_set():  # the others have come to the end of the run without having heard
+      return
+    messages.tell(traceback.format_exc(), error=True)
     end_all(1, f'{type(fault).__name__}: {fault}')
 
 
@@ -284,11 +285,10 @@ def _end(process: int, text: str) -> None:
   if process == _me():
     return
   notice = json.loads(text)
-  print(
+  messages.tell(
     f'process {process} has ended with status {notice["status"]} ({notice["text"]}); so does '
     f'process {_me()}.',
-    file=sys.stderr,
-    flush=True,
+    error=True,
   )
   _exit(notice['status'])
 
@@ -302,8 +302,7 @@ def _exit(status: int) -> NoReturn:
       if len(store().key_value_dir_get(_LEFT)) == distributed.global_state.num_processes:
         break
       time.sleep(0.05)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  messages.flush()
   os._exit(status)
 
 

@@ -152,7 +152,7 @@ def run(
     row = {
       **what,
       **dataclasses.asdict(found),
-      **found.times(),
+      'seconds': found.times(),
       'core_days': found.core_days(steps),
     }
     files.write(path, json.dumps(row, indent=1).encode())

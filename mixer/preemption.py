@@ -7,6 +7,7 @@ no collective, and nothing at all until somebody is told to stop.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import threading
 
 import jax
 
-from mixer import distributed
+from mixer import distributed, messages
 from mixer.errors import Interrupted
 
 _NAMES = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT'}
@@ -73,7 +74,7 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
       continue
     if not _passed:
       text = f'{_NAMES[number]} before the first step: nothing had to be saved.'
-      print(f'stopped: {text}', flush=True)
+      messages.tell(f'stopped: {text}')
       if distributed.several():
         distributed.end_all(Interrupted.status, text)
       os._exit(Interrupted.status)
@@ -81,10 +82,11 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
       if number == signal.SIGINT:
         os._exit(128 + signal.SIGINT)
       continue
-    print(f'{_NAMES[number]}: the run saves at the next boundary and ends.', flush=True)
     _asked.set()
+    messages.tell(f'{_NAMES[number]}: the run saves at the next boundary and ends.')
     if distributed.several():
-      distributed.announce('stop', _NAMES[number])
+      with contextlib.suppress(Exception):  # process 0 has gone, and JAX will end this one
+        distributed.announce('stop', _NAMES[number])
 
 
 def _agree(_process: int, _text: str) -> None:

@@ -12,7 +12,7 @@ from etils import epath
 import jax
 import tqdm
 
-from mixer import distributed, files, hardware, runtime
+from mixer import distributed, files, hardware, messages, runtime
 from mixer.errors import Diverged, InputError
 
 METRICS_FILE = 'metrics.jsonl'
@@ -132,8 +132,7 @@ class Reporter:
     self._picture()
     if self._bar is not None:
       self._bar.close()
-    if self._writer is not None:
-      self._writer.close()
+    self._to_tensorboard(lambda writer: writer.close())
 
   def _settle(self) -> None:
     """Waits for the held step; raises Diverged if its loss or gradient is not finite."""
@@ -187,6 +186,18 @@ class Reporter:
       with self._path.open('a') as file:
         file.write(json.dumps(row) + '\n')
 
+  def _to_tensorboard(self, write: Callable) -> None:
+    """Does something with the writer, if there is one; its faults are those of a copy."""
+    if self._writer is None:
+      return
+    try:
+      write(self._writer)
+    except Exception as fault:  # TensorFlow's own
+      self._writer = None
+      logging.warning(
+        'no more TensorBoard output until the next start; metrics.jsonl goes on: %s', fault
+      )
+
   def _rewrite(self, rows: list[dict]) -> None:
     files.write(self._path, ''.join(json.dumps(row) + '\n' for row in rows).encode())
 
@@ -219,15 +230,15 @@ class Reporter:
       ) from fault
     if row.get('postponed'):
       return
-    if self._writer is not None:
-      self._writer.write_scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
-      self._writer.flush()
+    scalars = {k: v for k, v in row.items() if k != 'step'}
+    self._to_tensorboard(lambda writer: writer.write_scalars(row['step'], scalars))
+    self._to_tensorboard(lambda writer: writer.flush())
     if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
       self._picture()
     if self._bar is None:
       done, left = max(row['step'] - self._first_step, 1), self._total_steps - row['step']
       eta = _duration((time.perf_counter() - self._started) / done * left)
-      print(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}', flush=True)
+      messages.tell(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}')
     else:
       self._bar.set_postfix_str(_line(row), refresh=False)
       if _results(row):

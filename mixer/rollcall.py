@@ -16,6 +16,7 @@ import time
 from mixer.errors import InputError
 
 _RETRY_SECONDS = 0.2
+_SEND_SECONDS = 5.0
 
 
 def hold(
@@ -57,26 +58,47 @@ def split(address: str) -> tuple[str, int]:
 
 def _ask(port: int, own: dict, num_processes: int, deadline: float, timeout: float) -> str:
   """Process 0: collects the others, tells all of them the verdict and returns it ('' is good)."""
-  came: list[dict] = [own]
-  connections: list[socket.socket] = []
+  came: list[tuple[dict, socket.socket]] = []
   with _listen(port) as server:
-    while len(came) < num_processes and (left := deadline - time.monotonic()) > 0:
+    while len(came) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
       server.settimeout(left)
       try:
         connection, _ = server.accept()
       except TimeoutError:
         break
+      except OSError as fault:
+        raise InputError(
+          f'process 0 cannot hear more than {len(came)} of {num_processes - 1} other processes: '
+          f'{fault.strerror}. Each takes one open file; raise "ulimit -n".'
+        ) from fault
       hello = _read_line(connection, seconds=2)
-      if hello.keys() != own.keys():
+      if hello.keys() == own.keys():
+        came.append((hello, connection))
+      else:
         connection.close()  # somebody else: a port scan, a health check
-        continue
-      came.append(hello)
-      connections.append(connection)
-    fault = _judge(came, num_processes, timeout)
-    for connection in connections:
+      came = [one for one in came if _waits(one[1])]
+    came = [one for one in came if _waits(one[1])]
+    fault = _judge([own, *(hello for hello, _ in came)], num_processes, timeout)
+    for _, connection in came:
       with connection, contextlib.suppress(OSError):  # it may have ended meanwhile
         connection.sendall(json.dumps({'fault': fault}).encode() + b'\n')
   return fault
+
+
+def _waits(connection: socket.socket) -> bool:
+  """Whether the process at the other end is still there; it says nothing more until the verdict."""
+  connection.setblocking(False)
+  try:
+    ended = not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:  # it is there, and silent
+    ended = False
+  except ConnectionError:
+    ended = True
+  if ended:
+    connection.close()
+  else:
+    connection.settimeout(_SEND_SECONDS)
+  return not ended
 
 
 def _judge(came: list[dict], num_processes: int, timeout: float) -> str:

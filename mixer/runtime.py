@@ -10,7 +10,7 @@ import platform
 from absl import logging
 import jax
 
-from mixer import files
+from mixer import files, messages
 from mixer.errors import InputError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets')
@@ -27,7 +27,7 @@ def configure(*, deterministic: bool, compilation_cache: str | None = None) -> N
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
-    print(f'--deterministic: {DETERMINISM_SCOPE}', flush=True)
+    messages.tell(f'--deterministic: {DETERMINISM_SCOPE}')
 
 
 def check_backend(require: str | None) -> None:
@@ -98,4 +98,4 @@ def banner(sections: Mapping[str, str]) -> None:
   """Prints titled blocks of text, on the first process."""
   if jax.process_index() == 0:
     for title, text in sections.items():
-      print(f'--- {title} ---\n{text}', flush=True)
+      messages.tell(f'--- {title} ---\n{text}')

@@ -4,6 +4,7 @@ Orbax raises the fault of a save only at the next one, and with several processe
 have waited for each other in vain; at once it is in orbax's log alone. So that is listened to.
 """
 
+import errno
 import logging as std_logging
 import shutil
 
@@ -13,6 +14,7 @@ from etils import epath
 from mixer.errors import InputError
 
 seen: list[BaseException] = []  # of the saves under way, in the order they came
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
 
 
@@ -22,7 +24,7 @@ def explained(fault: BaseException, *, step: int, directory: epath.Path, kept: i
   `kept` is the newest step with a complete checkpoint in `directory`.
   """
   fault = seen[0] if seen else fault
-  if not isinstance(fault, OSError) and 'os_error_code' not in str(fault):
+  if getattr(fault, 'errno', None) not in _OF_THE_DISK and 'os_error_code' not in str(fault):
     return fault
   intact = 'No other was saved yet' if kept is None else f'The checkpoint of step {kept} is intact'
   return InputError(

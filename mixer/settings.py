@@ -10,6 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
+from mixer import messages
 from mixer.errors import Diverged, InputError, Interrupted
 
 
@@ -77,7 +78,7 @@ def run(
       sys.exit(leave(_fail(error, error.status), str(error)))
     except (Exception, KeyboardInterrupt) as error:
       if jax.distributed.is_initialized():
-        traceback.print_exc()
+        messages.tell(traceback.format_exc(), error=True)
         leave(1, f'{type(error).__name__}: {error}')
       raise
     leave(0, 'done')
@@ -107,5 +108,5 @@ def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
 def _fail(error: Exception, status: int) -> int:
   text = error.args[0] if isinstance(error, KeyError) else error
   kind = 'stopped' if isinstance(error, Interrupted) else 'error'
-  print(f'{kind}: {text}', file=sys.stderr, flush=True)
+  messages.tell(f'{kind}: {text}', error=True)
   return status

@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 import jax
 
-from mixer import distributed
+from mixer import distributed, messages
 from mixer.errors import InputError
 
 _REMEMBERED_STEPS = 8  # logged ones, to find one that all processes have told of
@@ -116,5 +116,5 @@ class Profile:
   def close(self) -> None:
     if self._running:
       jax.profiler.stop_trace()
-      print(f'profile: {self._directory}', flush=True)
+      messages.tell(f'profile: {self._directory}')
     self._running = self._wanted = False

@@ -28,7 +28,7 @@ LAYERS = [
   'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed mixer.hlo_traffic '
   'mixer.input.record_index',
   'mixer.place mixer.rollcall mixer.save_faults mixer.hlo',
-  'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer',
+  'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer.messages mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}
 # package -> where it may be imported

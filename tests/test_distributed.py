@@ -1,6 +1,7 @@
 """Which process this is, and how processes find each other; real runs are in test_faults.py."""
 
 import concurrent.futures
+import json
 import re
 import socket
 
@@ -127,6 +128,37 @@ def test_without_process_0():
 def test_two_of_the_same_number():
   told = call(3, [0, 1, 1])
   assert len(set(told)) == 1 and 'two processes say that they are process 1: ' in told[0]
+
+
+def say_hello(port: int, process_id: int) -> socket.socket:
+  """A process that has come, and waits for the verdict."""
+  while True:
+    try:
+      connection = socket.create_connection(('localhost', port))
+      break
+    except OSError:
+      pass
+  hello = {'id': process_id, 'where': 'there', 'facts': {'num_processes': 3}}
+  connection.sendall(json.dumps(hello).encode() + b'\n')
+  return connection
+
+
+@pytest.mark.parametrize('again', [True, False])
+def test_a_process_that_comes_and_ends_is_not_counted(again):
+  """Started again it is one of them; else it is the one that is missing."""
+  port = free_port()
+  arguments = {'num_processes': 3, 'facts': {}, 'timeout': 30.0 if again else 2.0}
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(rollcall.hold, f'localhost:{port}', process_id=0, **arguments)
+    say_hello(port, 1).close()
+    others = [say_hello(port, i) for i in ((1, 2) if again else (2,))]
+    if again:
+      assert first.result() is None
+    else:
+      with pytest.raises(InputError, match='process 1 of 3 did not come within 2 s'):
+        first.result()
+  for connection in others:
+    connection.close()
 
 
 def test_what_differs_is_named():

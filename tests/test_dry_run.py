@@ -1,5 +1,6 @@
 """Train steps compiled for machines that are not there."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -30,18 +31,77 @@ def test_on_the_devices_there_are(tmp_path):
   )
   assert status == 0, text
   assert '1 x cpu in 1 processes' in text
-  assert 'no rates are published for this device' in text
+  assert 'no rates of this device are known' in text
   found = json.loads((tmp_path / 'out' / 'found.json').read_text())
   assert found['fits'] is None and not found['collectives']  # a CPU does not tell its memory
   assert found['flops'] == pytest.approx(found['compiled_flops'], rel=0.06)
   assert found['memory'] > 12 * 2 * 2 * 512 * 2048  # parameters and Adam's moments
+  assert found['seconds'] == {} and found['core_days'] is None
   assert [path.name for path in tmp_path.iterdir() if path.name != 'cache'] == ['out']
 
 
-@pytest.mark.parametrize('topology', ['v9:2x2', 'v3', 'v3:2', 'v3:axb', 'TPU v3'])
+@pytest.mark.parametrize('topology', ['v9:2x2', 'v3', 'v3:0x4', 'v3:axb', 'TPU v3'])
 def test_a_topology_that_is_none(topology):
   with pytest.raises(InputError, match=r'GENERATION:SIDES.*v5e:16x16'):
     dry_run.devices(topology)
+
+
+@pytest.mark.parametrize(
+  'topology, text',
+  [
+    ('v3:2', '2 sides and up to 1024 chips'),
+    ('v4:4x4', '3 sides'),
+    ('v5e:4x4x4', '2 sides'),
+    ('v5e:32x32', '2 sides and up to 256 chips'),
+  ],
+)
+def test_a_slice_that_there_is_not(topology, text):
+  with pytest.raises(InputError, match=f'slices of {topology[:2]}.* have {text}'):
+    dry_run.devices(topology)
+
+
+def test_data_that_are_not_there():
+  with pytest.raises(InputError, match='A dry run needs no data: .* put ",synthetic" after their'):
+    dry_run.data(source='folder', path='/nowhere', batch_size=8, image_size=8)
+
+
+FOUND = dry_run.Report(
+  devices=256, cores=256, device_kind='TPU v5 lite', processes=64, fits=True, memory=2**30,
+  memory_limit=16 * 2**30, flops=1.97e12, compiled_flops=1e12, bytes_accessed=819 * 10**7,
+  collectives={'all-gather': {'count': 1, 'bytes': 9, 'sent': 10**9},
+               'all-reduce': {'count': 1, 'bytes': 9, 'sent': 10**9}},
+)  # fmt: skip
+
+
+def test_times_at_the_published_rates():
+  """197 TFLOP/s, 819 GB/s, and the 51.2 TB/s of a pod of 256."""
+  expected = {'matmuls': 0.01, 'memory': 0.01, 'network': 0.01, 'step': 0.01}
+  assert FOUND.times() == pytest.approx(expected)
+  recomputed = dataclasses.replace(FOUND, compiled_flops=3.94e12)
+  assert recomputed.times() == pytest.approx({**expected, 'matmuls': 0.02, 'step': 0.02})
+  assert recomputed.core_days(86_400) == pytest.approx(0.02 * 256)
+  gpu = dataclasses.replace(FOUND, device_kind='NVIDIA H100', flops=989e9)
+  assert gpu.times() == pytest.approx({'matmuls': 1e12 / 989e12, 'step': 1e12 / 989e12})
+  for other in ({'device_kind': 'cpu'}, {'bytes_accessed': None}):
+    assert dataclasses.replace(FOUND, **other).times() == {}
+
+
+def test_the_report_in_words():
+  text = dry_run.describe(FOUND, steps=86_400)
+  assert '256 x TPU v5 lite in 64 processes' in text
+  assert 'memory per device: 1.00 of 16 GiB: it fits' in text
+  assert 'matmuls 10.0, memory 10.0, network 10.0, step 10.0' in text
+  assert 'at least 2.56 core-days of TPU v5 lite (256 cores), 0.24 hours' in text
+  refused = dataclasses.replace(FOUND, fits=False, memory=None, bytes_accessed=None, refusal='No.')
+  assert 'IT DOES NOT FIT: No.' in dry_run.describe(refused, steps=1)
+
+
+def test_what_the_paper_needed():
+  assert dry_run.describe_paper('Mixer-B/16') == (
+    'core-days of TPU v3 for Mixer-B/16: 10 (ImageNet, 300 epochs), '
+    '150 (ImageNet-21k, 300 epochs), 80 (JFT-300M, 7 epochs)'
+  )
+  assert dry_run.describe_paper('Mixer-S/8') == 'nothing of Mixer-S/8'
 
 
 @pytest.mark.slow

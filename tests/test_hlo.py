@@ -57,6 +57,47 @@ def test_bytes_sent_are_those_of_a_ring():
   assert sent['collective-permute'] == 224 * 224 * 3
 
 
+# As libtpu 0.0.50 writes them, with fsdp.
+FORMS_OF_A_TPU = """
+%all-reduce-scatter.17 (input: bf16[512,2048], input.1: bf16[2048,512]) -> (bf16[512,256], bf16[256,512]) {
+  %all-reduce.198 = (bf16[512,2048]{1,0}, bf16[2048,512]{1,0}) all-reduce(%input, %input.1), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}, to_apply=%add
+  %dynamic-slice.125 = bf16[512,256]{1,0} dynamic-slice(%all-reduce.198, %partition-id.37)
+}
+
+%start.1 (p: bf16[512,256]) -> bf16[512,2048] {
+  %all-gather.1 = bf16[512,2048]{1,0} all-gather(%p), channel_id=2, replica_groups=[2,8]<=[16], frontend_attributes={chain_id="0"}
+}
+
+%async_collective_fusion.1 (p: bf16[512,256]) -> bf16[512,2048] {
+  %all-gather.2 = bf16[512,2048]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=2, replica_groups=[2,8]<=[16], frontend_attributes={chain_id="0"}
+}
+
+%other.1 (p: bf16[512,256]) -> bf16[512,2048] {
+  %all-gather.3 = bf16[512,2048]{1,0} all-gather(%p), channel_id=2, replica_groups=[2,8]<=[16], frontend_attributes={chain_id="1"}
+}
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {
+  ROOT %add.1 = bf16[] add(%x, %y)
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %fusion.1 = (bf16[512,256]{1,0}, bf16[256,512]{1,0}) fusion(%a, %b), kind=kCustom, calls=%all-reduce-scatter.17
+  %fusion.2 = bf16[512,2048]{1,0} fusion(%a), kind=kCustom, calls=%start.1
+  %fusion.3 = bf16[512,2048]{1,0} fusion(%fusion.2), kind=kOutput, calls=%async_collective_fusion.1
+  %fusion.4 = bf16[512,2048]{1,0} fusion(%a), kind=kOutput, calls=%other.1
+}
+"""  # noqa: E501
+
+
+def test_forms_that_a_tpu_has_of_its_own():
+  """A reduce-scatter of two arrays over 8, and two gathers of which one goes on in two fusions."""
+  mib = 2**20
+  assert hlo.by_kind(hlo.collectives(FORMS_OF_A_TPU)) == {
+    'all-gather': {'count': 2, 'bytes': 2 * 2 * mib, 'sent': 2 * 2 * mib * 7 // 8},
+    'reduce-scatter': {'count': 1, 'bytes': 4 * mib // 8, 'sent': 4 * mib * 7 // 8},
+  }
+
+
 @pytest.mark.parametrize('loop', [1, 5])
 def test_a_real_program(loop):
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
