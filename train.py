@@ -174,6 +174,7 @@ def train(
   if first >= steps and distributed.agreed((directory / 'model.npz').exists):
     print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
     return
+  saved.remove_unfinished()
   to_come = max(saved.copies - len(saved.steps()), 1)
   distributed.agreed(lambda: workdirs.check_space(directory, to_come * training.state_bytes(like)))
   local = data.train_batches(first, seed, jax.process_index(), jax.process_count())

@@ -162,7 +162,7 @@ class Soak:
   def _finished(self, workdir: pathlib.Path) -> list[str]:
     """What is wrong with the steps and files of a run that is done."""
     names = [str(p.relative_to(workdir)) for p in workdir.rglob('*') if not p.is_dir()]
-    names += [f'{p.relative_to(workdir)}/' for p in (workdir / 'checkpoints').iterdir()]
+    names += [f'{p.relative_to(workdir)}/' for p in workdir.glob('checkpoints/*') if p.is_dir()]
     rows = runs.rows(workdir)
     faults = [f'step {row["step"]} waits for its evaluation' for row in rows if 'postponed' in row]
     faults += checks.step_faults([row['step'] for row in rows], self._steps)

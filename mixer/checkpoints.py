@@ -1,6 +1,6 @@
 """Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import time
@@ -17,6 +17,9 @@ from mixer import distributed, files, save_faults
 from mixer.errors import Diverged, InputError, Interrupted
 
 MANIFEST = 'manifest.json'
+GOING_FILE = 'going.json'  # the steps that orbax is removing, or is about to
+# Where a checkpoint is complete by a file of orbax's, and not by a rename.
+_COMMIT_FILE, _STORES_WITHOUT_RENAMES = 'commit_success.txt', ('gs://',)
 # Orbax stamps the time of the commit into this file after the manifest is made.
 _NOT_LISTED = (MANIFEST, '_CHECKPOINT_METADATA')
 
@@ -60,7 +63,7 @@ class Checkpoints:
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
     self._aside = self.directory.with_name(self.directory.name + '.damaged')
     self._saving_step = self._restored_step = None
-    self._policy = preservation_policy.AnyPreservationPolicy(policies)
+    self._policy = _Announced(policies, self.directory / GOING_FILE)
     self._keep_best = keep_best
     self._read_only = read_only
     self._manager = None
@@ -96,6 +99,11 @@ class Checkpoints:
     earlier save fail.
     """
     self._finish()
+    if '://' not in str(self.directory) and not self.directory.exists():
+      raise InputError(
+        f'{self.directory} is gone: it was moved or removed, or its disk is no longer there. Step '
+        f'{step} was not saved, for nothing would be found there.'
+      )
     if results and self._keep_best is not None and self._keep_best not in results:
       raise InputError(
         f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
@@ -120,6 +128,10 @@ class Checkpoints:
     unless this is read-only.
     """
     return distributed.agreed(self._first_intact)
+
+  def remove_unfinished(self) -> None:
+    """Frees the disk of what saves that were cut short have left, as orbax does when it opens."""
+    self.manager.reload()
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
@@ -202,13 +214,13 @@ class Checkpoints:
     self.manager.reload()
 
   def _first_intact(self) -> int | None:
-    intact = []
+    intact, going = [], _read_going(self.directory / GOING_FILE)
     for step in reversed(self.steps()):  # a damaged best one is set aside too
       fault = damage(self.directory / str(step))
       if fault is None:
         intact.append(step)
         continue
-      if intact and not self._read_only and not _whole(self.directory / str(step)):
+      if intact and step in going and not self._read_only:
         logging.warning('removed the rest of checkpoint %d: its removal had been cut short.', step)
         (self.directory / str(step)).rmtree()
         continue
@@ -224,7 +236,10 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""
     entries = self.directory.iterdir() if self.directory.exists() else ()
-    return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+    found = [entry for entry in entries if entry.name.isdigit()]
+    if str(self.directory).startswith(_STORES_WITHOUT_RENAMES):
+      found = [entry for entry in found if (entry / _COMMIT_FILE).exists()]
+    return sorted(int(entry.name) for entry in found)
 
   def _set_aside(self, step: int) -> epath.Path:
     self._aside.mkdir(parents=True, exist_ok=True)
@@ -237,6 +252,32 @@ class Checkpoints:
     unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
     root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
     (root / MANIFEST).write_text(json.dumps(fingerprint(root), indent=1))
+
+
+class _Announced:
+  """A preservation policy that writes down which checkpoints are to go, before they do.
+
+  So what a kill leaves of one that was being removed is not taken for damage, nor damage for it.
+  """
+
+  def __init__(self, policies: Sequence[preservation_policy.PreservationPolicy], path: epath.Path):
+    """Preserves what any of `policies` does."""
+    self._policy, self._path = preservation_policy.AnyPreservationPolicy(policies), path
+
+  def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+    found = self._policy.should_preserve(checkpoints, context=context)
+    if jax.process_index() == 0:
+      going = [one.step for one, stays in zip(checkpoints, found) if not stays]
+      with contextlib.suppress(OSError):  # a full disk: then it would be set aside
+        files.write(self._path, json.dumps(going).encode())
+    return found
+
+
+def _read_going(path: epath.Path) -> list[int]:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return []
 
 
 def fingerprint(root: epath.Path) -> dict[str, list[int]]:
@@ -266,17 +307,6 @@ def damage(root: epath.Path) -> str | None:
     if found_crc != crc:
       return f'{name} has changed since it was written'
   return None
-
-
-def _whole(root: epath.Path) -> bool:
-  """Whether all files are there, as from the moment of the rename until one begins to remove it."""
-  path = root / MANIFEST
-  try:
-    return all((root / name).exists() for name in json.loads(path.read_text()))
-  except FileNotFoundError:
-    return False
-  except (OSError, ValueError):  # damage of another kind
-    return True
 
 
 def _files(root: epath.Path) -> Iterator[epath.Path]:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import resource
 import runpy
+import signal
 import sys
 import time
 
@@ -144,6 +145,25 @@ def waits_to_be_stopped() -> None:
       yield batch
 
   arrays.Arrays.train_batches = train_batches
+
+
+def hears_late() -> None:
+  """Notices are not heard before the end of the run."""
+  distributed._TICK_SECONDS = 3600.0
+
+
+def is_told_at_the_end() -> None:
+  """A SIGTERM comes when the last step has been saved, and this process alone hears of it."""
+  original = distributed.meet
+
+  def meet(name):
+    if name == 'done':
+      os.kill(os.getpid(), signal.SIGTERM)
+      while 'stop' in distributed._handlers:
+        time.sleep(0.02)
+    original(name)
+
+  distributed.meet = meet
 
 
 def shards_everything() -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
+from orbax.checkpoint._src.path import atomicity, atomicity_defaults, gcs_utils
 import pytest
 
 from mixer import checkpoints, errors, sharding
@@ -175,6 +176,7 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
 def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone):
   """As by a kill; it is no damage, and leaves nothing behind. The newest is never removed so."""
   fill(directory, [1, 2, 3], keep_last=3)
+  (directory / checkpoints.GOING_FILE).write_text('[1, 3]')
   for step in (1, 3):
     gone = directory / str(step) / first_gone
     gone.rmtree() if gone.is_dir() else gone.unlink()
@@ -187,6 +189,69 @@ def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone)
   assert 'checkpoint 3 is damaged' in caplog.text and 'checkpoint 1 is' not in caplog.text
   aside = directory.with_name('checkpoints.damaged')
   assert [path.name.split('-')[0] for path in aside.iterdir()] == ['3']
+
+
+def test_what_is_to_go_is_written_down_before(directory, monkeypatch):
+  saved = checkpoints.Checkpoints(directory, keep_last=2)
+  told = []
+  for step in range(1, 5):
+    saved.save(step, state(step, mesh(1, 1)), {})
+    told.append(json.loads((directory / checkpoints.GOING_FILE).read_text()))
+  saved.close()
+  assert told == [[], [], [1], [2]] and on_disk(directory) == [3, 4]
+
+
+@pytest.mark.parametrize('loss', ['a file', 'the manifest'])
+def test_a_checkpoint_that_was_to_stay_is_set_aside(directory, loss):
+  """Not all files of it are there, but nobody was removing it: what is left of it is kept."""
+  fill(directory, [1, 2], keep_last=2)
+  (largest(directory / '1') if loss == 'a file' else directory / '1' / 'manifest.json').unlink()
+  assert checkpoints.Checkpoints(directory, keep_last=2).latest_intact() == 2
+  aside = directory.with_name('checkpoints.damaged')
+  assert [path.name.split('-')[0] for path in aside.iterdir()] == ['1']
+
+
+def test_room_of_unfinished_saves_is_freed_before_it_is_missed(directory):
+  fill(directory, [1])
+  left = directory / '2.orbax-checkpoint-tmp'
+  shutil.copytree(directory / '1', left)
+  (left / 'manifest.json').unlink()
+  saved = checkpoints.Checkpoints(directory)
+  assert saved.latest_intact() == 1
+  saved.remove_unfinished()
+  assert not left.exists() and saved.steps() == [1]
+  saved.close()
+
+
+def test_a_store_without_renames(directory, monkeypatch):
+  """As gs://, where an unfinished checkpoint has its name from the beginning."""
+  monkeypatch.setattr(checkpoints, '_STORES_WITHOUT_RENAMES', (str(directory),))
+  commits = atomicity.CommitFileTemporaryPath
+  for kind in ('', 'item_'):
+    name = f'get_{kind}default_temporary_path_class'
+    monkeypatch.setattr(atomicity_defaults, name, lambda *_, **__: commits)
+  monkeypatch.setattr(gcs_utils, 'is_gcs_path', lambda path: True)
+  fill(directory, [1, 2], keep_last=2)
+  saved = checkpoints.Checkpoints(directory, keep_last=2)
+  assert saved.latest_intact() == 2
+  for step in (2, 1):  # the save was cut short, later also the first one
+    (directory / str(step) / 'commit_success.txt').unlink()
+    assert saved.latest_intact() == (1 if step == 2 else None)
+  assert not directory.with_name('checkpoints.damaged').exists()
+  saved.remove_unfinished()
+  saved.save(1, state(10, mesh(1, 1)), {})
+  saved.close()
+  assert_holds(checkpoints.Checkpoints(directory).restore(1, like(mesh(1, 1))), 10)
+
+
+def test_nothing_is_saved_where_the_directory_has_gone(directory):
+  saved = checkpoints.Checkpoints(directory)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.manager.wait_until_finished()
+  directory.rename(directory.with_name('elsewhere'))
+  with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 2 was not saved'):
+    saved.save(2, state(2, mesh(1, 1)), {})
+  assert not directory.exists()
 
 
 def test_every_damaged_one_is_set_aside(directory):
