@@ -74,6 +74,7 @@ def join(facts: Mapping[str, Any]) -> None:
     place.num_processes,
     place.process_id,
     local_device_ids=place.local_device_ids,
+    cluster_detection_method='deactivate',  # `place` has what was found
     initialization_timeout=max(60, int(given.startup_timeout)),
     heartbeat_timeout_seconds=given.heartbeat_timeout,
     shutdown_timeout_seconds=given.heartbeat_timeout,

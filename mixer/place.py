@@ -39,17 +39,21 @@ def find(
   )
   if given == (None, None, None) and size is None and alone_in_a_pod:
     return None
+  launched = tuple(a if a is not None else b for a, b in zip(given, (None, size, rank)))
   try:
-    *found, local = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      *given, None, None, int(timeout)
-    )
+    if None in launched:
+      *found, local = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        *given, None, None, int(timeout)
+      )
+    else:  # of launchers that it does not know, JAX's detection raises instead of leaving them
+      found, local = launched, None
   except Exception as fault:  # each launcher's detection has exceptions of its own
     raise InputError(
       f'this looks like one of several processes, but JAX cannot tell which: {fault} Give '
       '--coordinator, --num_processes and --process_id, or --num_processes=1 to run alone.'
     ) from fault
   names = ('coordinator', 'num_processes', 'process_id')
-  values = [a if a is not None else b for a, b in zip(found, (None, size, rank))]
+  values = [a if a is not None else b for a, b in zip(found, launched)]
   missing = [f'--{name}' for name, value in zip(names, values) if value is None]
   if len(missing) == 3:
     return None

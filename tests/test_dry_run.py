@@ -160,7 +160,7 @@ def test_compiles_for_a_slice_data_parallel_and_fsdp(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path):
   status, text = runs.run(
     'train.py', CONFIG, *SMALL, '--topology=v5e:2x2', '--config.train_input.batch_size=4194304',
-    env=runs.environment(tmp_path / 'cache'),
+    '--config.total_steps=5', env=runs.environment(tmp_path / 'cache'),
   )  # fmt: skip
   assert status == 0
   assert 'IT DOES NOT FIT' in text and 'config.model.remat=True' in text
