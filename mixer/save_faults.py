@@ -7,6 +7,7 @@ have waited for each other in vain; at once it is in orbax's log alone. So that 
 import errno
 import logging as std_logging
 import shutil
+import sys
 
 from absl import logging
 from etils import epath
@@ -49,4 +50,14 @@ def _heed(record: std_logging.LogRecord) -> bool:
   return True
 
 
+def _show(kind: type[BaseException], fault: BaseException, trace) -> None:
+  """What shows an exception that nobody catches, less those in the wake of a fault.
+
+  The writes that a failed save had begun go on for a while, and each reports to a loop that has gone.
+  """
+  if not (seen and kind is RuntimeError and str(fault) == 'Event loop is closed'):
+    _show_as_before(kind, fault, trace)
+
+
 logging.get_absl_logger().addFilter(_heed)
+_show_as_before, sys.excepthook = sys.excepthook, _show

@@ -401,7 +401,7 @@ def test_a_disk_that_is_really_full(env, tmp_path):
   )  # fmt: skip
   output = process.stdout + process.stderr
   assert process.returncode == 2 and 'No space left on device' in output, output
-  assert 'Traceback' not in output
+  assert 'Traceback' not in output, output
 
 
 @pytest.mark.slow

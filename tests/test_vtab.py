@@ -330,8 +330,8 @@ def test_the_command_itself(tmp_path):
   (tmp_path / 'vtab' / 'svhn' / 'final-0.03' / 'result.json').unlink()  # as if killed before
   status, again = run('--config.every.log=7')
   assert status == 0 and again.count('--config.optim.learning_rate') == 1
-  status, output = run('--config.microbatches=4')
-  assert status == 2 and "microbatches: '8' there, '4' now" in output
+  status, output = run('--config.loss=sigmoid')
+  assert status == 2 and "loss: '(absent)' there, 'sigmoid' now" in output
 
 
 @pytest.mark.slow
