@@ -50,14 +50,15 @@ def _heed(record: std_logging.LogRecord) -> bool:
   return True
 
 
-def _show(kind: type[BaseException], fault: BaseException, trace) -> None:
-  """What shows an exception that nobody catches, less those in the wake of a fault.
+def _show(fault) -> None:
+  """What shows an exception that goes nowhere, less those in the wake of a failed save.
 
-  The writes that a failed save had begun go on for a while, and each reports to a loop that has gone.
+  The writes that it had begun go on, and each reports to an event loop that has gone, some before
+  the fault itself is told.
   """
-  if not (seen and kind is RuntimeError and str(fault) == 'Event loop is closed'):
-    _show_as_before(kind, fault, trace)
+  if str(fault.exc_value) != 'Event loop is closed':
+    _show_as_before(fault)
 
 
 logging.get_absl_logger().addFilter(_heed)
-_show_as_before, sys.excepthook = sys.excepthook, _show
+_show_as_before, sys.unraisablehook = sys.unraisablehook, _show
