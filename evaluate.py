@@ -17,6 +17,7 @@ from mixer import (
   distributed,
   evaluators,
   files,
+  manifests,
   models,
   permutations,
   pretrained,
@@ -122,7 +123,7 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     try:
       return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
     except Exception:
-      if distributed.several() or checkpointing.damage(saved.directory / str(step)) is None:
+      if distributed.several() or manifests.damage(saved.directory / str(step)) is None:
         raise  # of several processes, one must not try again alone
       # A run that trains there has removed it meanwhile, for a newer one.
 

@@ -1,10 +1,9 @@
 """Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 import time
-import zlib
 
 from absl import logging
 from etils import epath
@@ -13,15 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mixer import distributed, files, save_faults
+from mixer import distributed, files, manifests, save_faults
 from mixer.errors import Diverged, InputError, Interrupted
 
-MANIFEST = 'manifest.json'
 GOING_FILE = 'going.json'  # the steps that orbax is removing, or is about to
 # Where a checkpoint is complete by a file of orbax's, and not by a rename.
 _COMMIT_FILE, _STORES_WITHOUT_RENAMES = 'commit_success.txt', ('gs://',)
-# Orbax stamps the time of the commit into this file after the manifest is made.
-_NOT_LISTED = (MANIFEST, '_CHECKPOINT_METADATA')
 
 
 class Checkpoints:
@@ -161,7 +157,7 @@ class Checkpoints:
     scores = {}
     for step in self.steps():
       path = self.directory / str(step) / 'metrics' / 'metrics'
-      if path.exists() and damage(self.directory / str(step)) is None:
+      if path.exists() and manifests.damage(self.directory / str(step)) is None:
         found = json.loads(path.read_text())
         if self._keep_best not in found:
           raise InputError(
@@ -209,14 +205,14 @@ class Checkpoints:
       root = self.directory / str(self._restored_step)
       (root / 'metrics').mkdir(exist_ok=True)
       files.write(root / 'metrics' / 'metrics', json.dumps(metrics).encode())
-      files.write(root / MANIFEST, json.dumps(fingerprint(root), indent=1).encode())
+      files.write(root / manifests.FILE, manifests.content(root))
     distributed.agreed(lambda: None)  # the files are there
     self.manager.reload()
 
   def _first_intact(self) -> int | None:
     intact, going = [], _read_going(self.directory / GOING_FILE)
     for step in reversed(self.steps()):  # a damaged best one is set aside too
-      fault = damage(self.directory / str(step))
+      fault = manifests.damage(self.directory / str(step))
       if fault is None:
         intact.append(step)
         continue
@@ -251,7 +247,7 @@ class Checkpoints:
       return
     unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
     root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
-    (root / MANIFEST).write_text(json.dumps(fingerprint(root), indent=1))
+    (root / manifests.FILE).write_bytes(manifests.content(root))
 
 
 class _Announced:
@@ -278,48 +274,3 @@ def _read_going(path: epath.Path) -> list[int]:
     return json.loads(path.read_text())
   except (OSError, ValueError):
     return []
-
-
-def fingerprint(root: epath.Path) -> dict[str, list[int]]:
-  """[size, CRC-32] of every file below `root`, by its path relative to it."""
-  return {
-    str(path.relative_to(root)): list(_size_and_crc(path))
-    for path in _files(root)
-    if path.name not in _NOT_LISTED
-  }
-
-
-def damage(root: epath.Path) -> str | None:
-  """What is wrong with the checkpoint at `root`, or None."""
-  try:
-    manifest = json.loads((root / MANIFEST).read_text())
-  except (OSError, ValueError) as fault:
-    return f'no readable {MANIFEST}: {fault}'
-  for name, (size, crc) in manifest.items():
-    try:
-      found_size, found_crc = _size_and_crc(root / name)
-    except FileNotFoundError:
-      return f'{name} is missing'
-    except OSError as fault:
-      return f'{name} cannot be read: {fault}'
-    if found_size != size:
-      return f'{name} has {found_size} bytes instead of {size}'
-    if found_crc != crc:
-      return f'{name} has changed since it was written'
-  return None
-
-
-def _files(root: epath.Path) -> Iterator[epath.Path]:
-  for path in sorted(root.iterdir()):
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
-
-
-def _size_and_crc(path: epath.Path) -> tuple[int, int]:
-  size = crc = 0
-  with path.open('rb') as file:
-    while chunk := file.read(1 << 22):
-      size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-  return size, crc

@@ -14,7 +14,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mixer import containers, files, layouts, released, settings
+from mixer import containers, files, layouts, manifests, released, settings
 from mixer.errors import InputError
 
 _BLOCK = re.compile(r'MixerBlock_(\d+)')
@@ -46,16 +46,14 @@ def identify(path: epath.PathLike) -> dict:
     if not path.exists():
       raise InputError(f'no file {path}; give the path of a file of parameters or of a workdir.')
     return {'source': str(path), **_digest(path)}
-  from mixer import checkpoints  # loads orbax, which takes seconds
-
   _, step = _open_workdir(path)
   root = path / 'checkpoints' / str(step)
-  manifest = json.loads((root / checkpoints.MANIFEST).read_text())
+  manifest = json.loads((root / manifests.FILE).read_text())
   return {
     'source': str(path),
     'step': step,
     'bytes': sum(size for size, _ in manifest.values()),
-    'sha256': _digest(root / checkpoints.MANIFEST)['sha256'],
+    'sha256': _digest(root / manifests.FILE)['sha256'],
   }
 
 

@@ -27,7 +27,7 @@ LAYERS = [
   'mixer.input.bad_images mixer.input.odd_files',
   'mixer.settings mixer.runtime mixer.labels mixer.randaugment mixer.distributed mixer.hlo_traffic '
   'mixer.input.record_index',
-  'mixer.place mixer.rollcall mixer.save_faults mixer.hlo',
+  'mixer.place mixer.rollcall mixer.save_faults mixer.hlo mixer.manifests',
   'mixer.files mixer.hardware mixer.input.checksums mixer.errors mixer.messages mixer',
 ]
 LAYER = {module: i for i, line in enumerate(LAYERS) for module in line.split()}

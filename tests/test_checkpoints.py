@@ -12,7 +12,7 @@ import numpy as np
 from orbax.checkpoint._src.path import atomicity, atomicity_defaults, gcs_utils
 import pytest
 
-from mixer import checkpoints, errors, sharding
+from mixer import checkpoints, errors, manifests, sharding
 
 SHAPES = {'params': {'kernel': (64, 48), 'bias': (48,)}, 'step': ()}
 
@@ -104,7 +104,7 @@ def test_results_come_to_a_checkpoint_that_had_none(directory):
   again = checkpoints.Checkpoints(directory, keep_last=1, keep_best='val/top1')
   again.restore(1, like(mesh(1, 1)))
   again.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
-  assert checkpoints.damage(directory / '1') is None and again.best() == 1
+  assert manifests.damage(directory / '1') is None and again.best() == 1
   again.save(2, state(2, mesh(1, 1)), {'val/top1': 0.25})
   again.close()
   assert on_disk(directory) == [1, 2] and again.best() == 1
@@ -127,7 +127,7 @@ def test_a_step_is_not_saved_twice(directory):
 def test_every_file_is_in_the_manifest(directory):
   fill(directory, [1])
   root = directory / '1'
-  manifest = json.loads((root / checkpoints.MANIFEST).read_text())
+  manifest = json.loads((root / manifests.FILE).read_text())
   files = {
     str(path.relative_to(root))
     for path in pathlib.Path(root).rglob('*')
@@ -153,6 +153,7 @@ DAMAGE = {
   'bytes instead of': lambda root: largest(root).write_bytes(b'short'),
   'is missing': lambda root: largest(root).unlink(),
   'no readable manifest.json': lambda root: (root / 'manifest.json').unlink(),
+  'no readable manifest.json: ': lambda root: (root / 'manifest.json').write_text('{"a": [1]}'),
   'no readable': lambda root: [shutil.rmtree(root), root.mkdir()],
 }
 
@@ -161,7 +162,7 @@ DAMAGE = {
 def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   fill(directory, [1, 2], keep_last=2)
   DAMAGE[text](directory / '2')
-  assert text in checkpoints.damage(directory / '2')
+  assert text in manifests.damage(directory / '2')
   watching = checkpoints.Checkpoints(directory, keep_last=2, read_only=True)
   assert watching.latest_intact() == 1 and on_disk(directory) == [1, 2]
   saved = checkpoints.Checkpoints(directory, keep_last=2)
@@ -172,7 +173,7 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   assert_holds(checkpoints.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
 
 
-@pytest.mark.parametrize('first_gone', [checkpoints.MANIFEST, 'state'])
+@pytest.mark.parametrize('first_gone', [manifests.FILE, 'state'])
 def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone):
   """As by a kill; it is no damage, and leaves nothing behind. The newest is never removed so."""
   fill(directory, [1, 2, 3], keep_last=3)
@@ -282,7 +283,7 @@ def test_a_failed_save_is_raised_by_the_next(directory, monkeypatch):
   def full(root):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(checkpoints, 'fingerprint', full)
+  monkeypatch.setattr(manifests, 'content', full)
   saved.save(2, state(2, mesh(1, 1)), {})
   text = 'step 2 could not be written .*No space left on device. The checkpoint of step 1 is intact'
   with pytest.raises(errors.InputError, match=text):

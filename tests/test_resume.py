@@ -8,7 +8,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from mixer import checkpoints
+from mixer import manifests
 import runs
 
 STEPS = 120
@@ -92,7 +92,7 @@ def test_fifty_kills_during_saves(env, tmp_path, kills=50):
     intact = [
       s
       for s in runs.saved_steps(killed)
-      if checkpoints.damage(epath.Path(killed / 'checkpoints' / str(s))) is None
+      if manifests.damage(epath.Path(killed / 'checkpoints' / str(s))) is None
     ]
     assert not complete or (intact and intact[-1] >= complete[-1])
   assert cut_short >= kills // 5  # the others came after its end
