@@ -17,6 +17,7 @@ from mixer import (
   dry_run,
   evaluators,
   files,
+  messages,
   models,
   permutations,
   preemption,
@@ -172,11 +173,25 @@ def train(
   distributed.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
   first = saved.latest_intact() or 0
   if first >= steps and distributed.agreed((directory / 'model.npz').exists):
-    print(f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.')
+    messages.tell(
+      f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.'
+    )
     return
-  saved.remove_unfinished()
+  distributed.agreed(saved.remove_unfinished)
   to_come = max(saved.copies - len(saved.steps()), 1)
   distributed.agreed(lambda: workdirs.check_space(directory, to_come * training.state_bytes(like)))
+  origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
+  params = None
+  if init is not None and init['path'] and not first:
+    permutations.check_same(files.absolute(init['path']), permutation, data.image_size)
+    params, source = settings.call(
+      'config.init', warmstart.load, init,
+      model=net, image_size=data.image_size, channels=data.channels,
+    )  # fmt: skip
+    origin = ', '.join(f'{name} {value}' for name, value in source.items())
+    if jax.process_index() == 0:
+      files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
+
   local = data.train_batches(first, seed, jax.process_index(), jax.process_count())
   batches = (sharding.put(batch, devices) for batch in local)
   batch = next(batches)
@@ -190,20 +205,9 @@ def train(
     'memory': training.describe_shapes(like, batch),
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),
   })  # fmt: skip
-
-  origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   state = saved.restore(first, like) if first else initial()
-  if init is not None and init['path'] and not first:
-    permutations.check_same(files.absolute(init['path']), permutation, data.image_size)
-    params, source = settings.call(
-      'config.init', warmstart.load, init,
-      model=net, image_size=data.image_size, channels=data.channels,
-    )  # fmt: skip
-    origin = ', '.join(f'{name} {value}' for name, value in source.items())
-    if jax.process_index() == 0:
-      files.write(directory / 'init.json', json.dumps(source, indent=1).encode())
+  if params is not None:
     state = state.replace(params=sharding.place(params, like.params))
-
   begin = time.perf_counter()
   step_fn = training.compile_step(step_fn, like, batch, devices)
   compile_seconds = time.perf_counter() - begin
@@ -269,11 +273,11 @@ def train(
     'versions': runtime.versions(),
   })  # fmt: skip
   if data.bad_images:
-    print(
+    messages.tell(
       f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
       'them, and python -m mixer.input.check finds all.'
     )
-  print(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
+  messages.tell(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 
 def classified_as(tests: dict, data) -> dict:

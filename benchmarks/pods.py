@@ -30,7 +30,7 @@ def compiled(model: str, where: str, folder: pathlib.Path) -> dict:
   """What the dry run found; with recomputed activations where the plain step does not fit."""
   for remat in ('False', 'True'):
     path = folder / f'{model}-{where.replace(":", "-")}{"-remat" * (remat == "True")}.json'
-    if not path.exists():
+    if not path.exists() or 'core_days' not in json.loads(path.read_text()):
       command = [
         sys.executable, str(ROOT / 'train.py'),
         f'--config={ROOT}/configs/mixer_{model}.py:jft,synthetic', '--dry_run',
@@ -54,7 +54,7 @@ def line(model: str, where: str, row: dict) -> str:
   name = model.upper()[0] + '/' + model[1:]
   found = dry_run.Report(**{f.name: row[f.name] for f in dataclasses.fields(dry_run.Report)})
   if not found.fits:
-    return f'| {name} | {where} | {found.devices} | does not fit |' + ' |' * 8
+    return f'| {name} | {where} | {found.devices} | does not fit |' + ' |' * 9
   parts = [
     name, where, f'{found.devices}',
     f'{found.memory / 2**30:.1f} of {found.memory_limit / 2**30:.0f}' + ' (remat)' * row['remat'],

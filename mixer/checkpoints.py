@@ -95,11 +95,8 @@ class Checkpoints:
     earlier save fail.
     """
     self._finish()
-    if '://' not in str(self.directory) and not self.directory.exists():
-      raise InputError(
-        f'{self.directory} is gone: it was moved or removed, or its disk is no longer there. Step '
-        f'{step} was not saved, for nothing would be found there.'
-      )
+    if self._gone():
+      raise self._of_what_is_gone(step)
     if results and self._keep_best is not None and self._keep_best not in results:
       raise InputError(
         f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
@@ -126,8 +123,12 @@ class Checkpoints:
     return distributed.agreed(self._first_intact)
 
   def remove_unfinished(self) -> None:
-    """Frees the disk of what saves that were cut short have left, as orbax does when it opens."""
-    self.manager.reload()
+    """Frees the disk of what saves that were cut short have left, before anyone asks for room.
+
+    Orbax does so too, but while training goes on.
+    """
+    for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
+      path.rmtree()
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
@@ -190,7 +191,23 @@ class Checkpoints:
     except Exception as fault:
       raise self._explained(fault) from fault
 
+  def _gone(self) -> bool:
+    """Whether the directory, which was made when this was opened, is no longer there."""
+    return (
+      jax.process_index() == 0  # on a network filesystem others may not see it yet
+      and '://' not in str(self.directory)  # where empty ones do not exist
+      and not self.directory.exists()
+    )
+
+  def _of_what_is_gone(self, step: int) -> InputError:
+    return InputError(
+      f'{self.directory} is gone: it was moved or removed, or its disk is no longer there. Step '
+      f'{step} was not saved, for nothing would be found there.'
+    )
+
   def _explained(self, fault: BaseException) -> BaseException:
+    if self._gone():
+      return self._of_what_is_gone(self._saving_step)
     kept = [step for step in self.steps() if step != self._saving_step]
     return save_faults.explained(
       fault,
@@ -271,6 +288,7 @@ class _Announced:
 
 def _read_going(path: epath.Path) -> list[int]:
   try:
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
   except (OSError, ValueError):
     return []
+  return found if isinstance(found, list) else []

@@ -7,7 +7,6 @@ no collective, and nothing at all until somebody is told to stop.
 """
 
 from collections.abc import Callable, Iterator
-import contextlib
 import os
 import signal
 import socket
@@ -85,8 +84,11 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
     _asked.set()
     messages.tell(f'{_NAMES[number]}: the run saves at the next boundary and ends.')
     if distributed.several():
-      with contextlib.suppress(Exception):  # process 0 has gone, and JAX will end this one
+      try:
         distributed.announce('stop', _NAMES[number])
+      except Exception as fault:  # where process 0 has gone, JAX ends this one
+        messages.tell(f'the other processes were not told ({fault}); send it again.', error=True)
+        _asked.clear()
 
 
 def _agree(_process: int, _text: str) -> None:

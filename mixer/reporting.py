@@ -231,8 +231,9 @@ class Reporter:
     if row.get('postponed'):
       return
     scalars = {k: v for k, v in row.items() if k != 'step'}
-    self._to_tensorboard(lambda writer: writer.write_scalars(row['step'], scalars))
-    self._to_tensorboard(lambda writer: writer.flush())
+    self._to_tensorboard(
+      lambda writer: (writer.write_scalars(row['step'], scalars), writer.flush())
+    )
     if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
       self._picture()
     if self._bar is None:

@@ -8,6 +8,7 @@ the port is free for JAX.
 
 from collections.abc import Mapping
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -67,6 +68,8 @@ def _ask(port: int, own: dict, num_processes: int, deadline: float, timeout: flo
       except TimeoutError:
         break
       except OSError as fault:
+        if fault.errno not in (errno.EMFILE, errno.ENFILE):
+          continue  # of the one who came
         raise InputError(
           f'process 0 cannot hear more than {len(came)} of {num_processes - 1} other processes: '
           f'{fault.strerror}. Each takes one open file; raise "ulimit -n".'
@@ -92,7 +95,7 @@ def _waits(connection: socket.socket) -> bool:
     ended = not connection.recv(1, socket.MSG_PEEK)
   except BlockingIOError:  # it is there, and silent
     ended = False
-  except ConnectionError:
+  except OSError:
     ended = True
   if ended:
     connection.close()

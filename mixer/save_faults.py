@@ -15,7 +15,10 @@ from etils import epath
 from mixer.errors import InputError
 
 seen: list[BaseException] = []  # of the saves under way, in the order they came
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_OF_THE_DISK = (
+  errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE,
+  errno.ENOTCONN,
+)  # fmt: skip
 _OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
 
 
@@ -30,7 +33,7 @@ def explained(fault: BaseException, *, step: int, directory: epath.Path, kept: i
   intact = 'No other was saved yet' if kept is None else f'The checkpoint of step {kept} is intact'
   return InputError(
     f'the checkpoint of step {step} could not be written to {directory}: {fault}. {intact}. '
-    f'{_free(directory)}Make room (quotas count too), then start the same command again.'
+    f'{_free(directory)}See to its room, quotas and rights, then start the same command again.'
   )
 
 

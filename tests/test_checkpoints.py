@@ -1,5 +1,6 @@
 """Checkpoints: what stays, what comes back, and what is refused."""
 
+import errno
 import json
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
-from orbax.checkpoint._src.path import atomicity, atomicity_defaults, gcs_utils
+from orbax.checkpoint._src.path import atomicity, atomicity_defaults, deleter, gcs_utils
 import pytest
 
 from mixer import checkpoints, errors, manifests, sharding
@@ -153,7 +154,7 @@ DAMAGE = {
   'bytes instead of': lambda root: largest(root).write_bytes(b'short'),
   'is missing': lambda root: largest(root).unlink(),
   'no readable manifest.json': lambda root: (root / 'manifest.json').unlink(),
-  'no readable manifest.json: ': lambda root: (root / 'manifest.json').write_text('{"a": [1]}'),
+  'not enough values to unpack': lambda root: (root / 'manifest.json').write_text('{"a": [1]}'),
   'no readable': lambda root: [shutil.rmtree(root), root.mkdir()],
 }
 
@@ -193,13 +194,24 @@ def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone)
 
 
 def test_what_is_to_go_is_written_down_before(directory, monkeypatch):
-  saved = checkpoints.Checkpoints(directory, keep_last=2)
   told = []
-  for step in range(1, 5):
-    saved.save(step, state(step, mesh(1, 1)), {})
-    told.append(json.loads((directory / checkpoints.GOING_FILE).read_text()))
-  saved.close()
-  assert told == [[], [], [1], [2]] and on_disk(directory) == [3, 4]
+  remove = deleter.StandardCheckpointDeleter.delete_steps
+
+  def delete_steps(self, steps):
+    told.append((list(steps), json.loads((directory / checkpoints.GOING_FILE).read_text())))
+    remove(self, steps)
+
+  monkeypatch.setattr(deleter.StandardCheckpointDeleter, 'delete_steps', delete_steps)
+  fill(directory, [1, 2, 3, 4], keep_last=2)
+  assert told[-2:] == [([1], [1]), ([2], [2])] and on_disk(directory) == [3, 4]
+
+
+@pytest.mark.parametrize('content', ['null', '3', '{', ''])
+def test_a_damaged_list_of_what_is_to_go(directory, content):
+  fill(directory, [1, 2], keep_last=2)
+  flip(directory / '1')
+  (directory / checkpoints.GOING_FILE).write_text(content)
+  assert checkpoints.Checkpoints(directory, keep_last=2).latest_intact() == 2
 
 
 @pytest.mark.parametrize('loss', ['a file', 'the manifest'])
@@ -216,12 +228,10 @@ def test_room_of_unfinished_saves_is_freed_before_it_is_missed(directory):
   fill(directory, [1])
   left = directory / '2.orbax-checkpoint-tmp'
   shutil.copytree(directory / '1', left)
-  (left / 'manifest.json').unlink()
   saved = checkpoints.Checkpoints(directory)
   assert saved.latest_intact() == 1
   saved.remove_unfinished()
-  assert not left.exists() and saved.steps() == [1]
-  saved.close()
+  assert [path.name for path in directory.iterdir() if path.is_dir()] == ['1']
 
 
 def test_a_store_without_renames(directory, monkeypatch):
@@ -253,6 +263,20 @@ def test_nothing_is_saved_where_the_directory_has_gone(directory):
   with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 2 was not saved'):
     saved.save(2, state(2, mesh(1, 1)), {})
   assert not directory.exists()
+
+
+def test_the_directory_goes_while_a_step_is_saved(directory, monkeypatch):
+  saved = checkpoints.Checkpoints(directory)
+
+  def gone(root):
+    directory.rmtree()
+    raise FileNotFoundError(errno.ENOENT, 'No such file')
+
+  monkeypatch.setattr(manifests, 'content', gone)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 1 was not saved'):
+    while True:
+      saved.check()
 
 
 def test_every_damaged_one_is_set_aside(directory):

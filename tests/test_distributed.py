@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import re
 import socket
+import time
 
 import pytest
 
@@ -135,12 +136,14 @@ def test_two_of_the_same_number():
 
 def say_hello(port: int, process_id: int) -> socket.socket:
   """A process that has come, and waits for the verdict."""
+  end = time.monotonic() + 30
   while True:
     try:
       connection = socket.create_connection(('localhost', port))
       break
     except OSError:
-      pass
+      assert time.monotonic() < end, 'process 0 does not listen'
+      time.sleep(0.01)
   hello = {'id': process_id, 'where': 'there', 'facts': {'num_processes': 3}}
   connection.sendall(json.dumps(hello).encode() + b'\n')
   return connection

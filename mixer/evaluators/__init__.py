@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mixer import files, settings, sharding, training
+from mixer import files, messages, settings, sharding, training
 from mixer.errors import InputError
 from mixer.evaluators import classification, fewshot
 
@@ -115,7 +115,7 @@ def _kind(name: str, section: Mapping) -> Kind:
 def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
   if jax.process_index() == 0:
     files.write(path, json.dumps(facts).encode())
-    print(f'{name}: {line}; all in {path}', flush=True)
+    messages.tell(f'{name}: {line}; all in {path}')
 
 
 def _check_agreement(sections: Mapping, opened: Mapping) -> None:
