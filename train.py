@@ -47,7 +47,10 @@ _TENSORBOARD = flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensor
 _CACHE = flags.DEFINE_string('compilation_cache', None, 'Directory for compiled programs.')
 _PROFILE = flags.DEFINE_string('profile_steps', None, 'FIRST:LAST, traced into WORKDIR/profile.')
 _STALL = flags.DEFINE_float(
-  'stall_seconds', 600.0, 'Tell of a step that takes longer, with the stacks of all threads; 0: no.'
+  'stall_seconds',
+  600.0,
+  'Tell of a step that takes longer, with the stacks of all threads; 0: no.',
+  lower_bound=0.0,
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Compile the train step, say what it needs and might take, and stop.'
@@ -76,10 +79,10 @@ def main() -> None:
 
 def check_flags() -> None:
   """Raises InputError for flags that do not go together."""
-  if not (_WORKDIR.value or _DRY_RUN.value):
-    raise InputError('--workdir=DIR is missing: where the run is to keep all that it writes.')
   if (_TOPOLOGY.value or _DRY_RUN_OUTPUT.value) and not _DRY_RUN.value:
     raise InputError('--topology and --dry_run_output go with --dry_run.')
+  if not (_WORKDIR.value or _DRY_RUN.value):
+    raise InputError('--workdir=DIR is missing: where the run is to keep all that it writes.')
 
 
 def start(config: dict, workdir: str) -> None:

@@ -42,8 +42,12 @@ def define_flags() -> None:
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; on pods and SLURM found out.')
   flags.DEFINE_integer('num_processes', None, 'Of the whole run; 1 to run alone in any case.')
   flags.DEFINE_integer('process_id', None, 'Of this process, from 0 on.')
-  flags.DEFINE_float('startup_timeout', 300.0, 'Seconds to wait for the other processes.')
-  flags.DEFINE_integer('heartbeat_timeout', 60, 'Seconds until a silent process counts as dead.')
+  flags.DEFINE_float(
+    'startup_timeout', 300.0, 'Seconds to wait for the other processes.', lower_bound=1.0
+  )
+  flags.DEFINE_integer(
+    'heartbeat_timeout', 60, 'Seconds until a silent process counts as dead.', lower_bound=2
+  )
 
 
 def join(facts: Mapping[str, Any]) -> None:
@@ -143,14 +147,14 @@ def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
   """Raises InputError on a process that does not see what process 0 writes in `directory`."""
   if not several():
     return
-  nonce = os.urandom(8).hex()
-  name = agreed(lambda: files.write(directory / f'.shared-{nonce}', b'') or f'.shared-{nonce}')
+  nonce = f'.shared-{os.urandom(8).hex()}'
+  name, where = agreed(lambda: files.write(directory / nonce, b'') or (nonce, str(directory)))
   end = time.monotonic() + seconds  # a network filesystem shows new files after a while
   while not (directory / name).exists():
     if time.monotonic() > end:
       raise InputError(
-        f'process {_me()} does not find {name}, which process 0 has written in '
-        f'{directory}: they do not share that directory. Give a --workdir on a filesystem that all '
+        f'process {_me()} does not find {name} in {directory}, which process 0 has written in '
+        f'{where}: they do not share that directory. Give one --workdir on a filesystem that all '
         'processes see.'
       )
     time.sleep(0.1)
@@ -262,15 +266,18 @@ def signs() -> dict[int, dict]:
 
 
 def _warn_of_silence(since: dict[int, tuple[dict, float]]) -> None:
-  """Names processes whose signs of life have stopped for half the time that counts as dead."""
+  """Names processes whose signs of life have stopped for a quarter of `--heartbeat_timeout`.
+
+  JAX's own signs, by which one counts as dead, come twice in that time: so half of it may do.
+  """
   limit = flags.FLAGS.heartbeat_timeout
   for process, sign in heard.items():
     if since.get(process, (None, 0.0))[0] != sign:
       since[process] = (sign, time.monotonic())
-    elif (silent := time.monotonic() - since[process][1]) > limit / 2:
+    elif (silent := time.monotonic() - since[process][1]) > limit / 4:
       logging.warning(
-        'process %d has not been heard of for %.0f s; after %d s it counts as dead.',
-        process, silent, limit,
+        'process %d has not been heard of for %.0f s; after %g to %d s it counts as dead.',
+        process, silent, limit / 2, limit,
       )  # fmt: skip
       since[process] = (sign, float('inf'))
 

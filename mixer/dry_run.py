@@ -92,8 +92,8 @@ def data(**arguments) -> inputs.Input:
     return inputs.build(**arguments)
   except InputError as fault:
     raise InputError(
-      f'{fault}\nA dry run needs no data: with an upstream config, put ",synthetic" after their '
-      'name, as in --config=configs/mixer_b16.py:imagenet21k,synthetic.'
+      f'{fault}\nOf the configs of pre-training, a dry run needs no data: put ",synthetic" after '
+      'their name, as in --config=configs/mixer_b16.py:imagenet21k,synthetic.'
     ) from fault
 
 
@@ -135,7 +135,10 @@ def run(
   """
   path = None if output is None else files.absolute(output)
   if path is not None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+      raise InputError(f'--dry_run_output={path} cannot be written: {fault}.') from fault
   batch = abstract_batch(data, mesh)
   runtime.banner({'per device, by shapes': training.describe_shapes(like, batch)})
   begin = time.perf_counter()

@@ -91,9 +91,13 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
         _asked.clear()
 
 
-def _agree(_process: int, _text: str) -> None:
-  """In the thread that hears notices: settles on a boundary that no process has passed."""
+def _agree(process: int, text: str) -> None:
+  """In a thread of the notice: settles on a boundary that no process has passed."""
   global _stop_at
+  if process != jax.process_index():
+    messages.tell(
+      f'process {process} has had {text}: the run saves at a boundary to come and ends.'
+    )
   store = distributed.store()
   with _lock:
     store.key_value_set(f'mixer/boundary/{jax.process_index()}', str(_passed))

@@ -148,7 +148,8 @@ def _answer(host: str, port: int, hello: dict, deadline: float, timeout: float) 
     time.sleep(_RETRY_SECONDS)
   return (
     f'process {hello["id"]} found no process 0 at {host}:{port} within {timeout:g} s (see '
-    '--startup_timeout). Is it started, is that its address, and is the port open?'
+    '--startup_timeout). Is it started, is that its address, is the port open, and is no run at '
+    'work there already?'
   )
 
 

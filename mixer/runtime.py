@@ -8,6 +8,7 @@ import os
 import platform
 
 from absl import logging
+from etils import epath
 import jax
 
 from mixer import files, messages
@@ -23,11 +24,20 @@ DETERMINISM_SCOPE = (
 def configure(*, deterministic: bool, compilation_cache: str | None = None) -> None:
   """Sets what JAX reads when it starts; call it before any other use of JAX."""
   if compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', str(files.absolute(compilation_cache)))
+    jax.config.update('jax_compilation_cache_dir', str(_made(compilation_cache)))
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
     messages.tell(f'--deterministic: {DETERMINISM_SCOPE}')
+
+
+def _made(compilation_cache: str) -> epath.Path:
+  path = files.absolute(compilation_cache)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except Exception as fault:  # each filesystem behind epath has exceptions of its own
+    raise InputError(f'--compilation_cache={path} cannot be made: {fault}.') from fault
+  return path
 
 
 def check_backend(require: str | None) -> None:

@@ -45,7 +45,12 @@ def _free(directory: epath.Path) -> str:
 
 
 def _heed(record: std_logging.LogRecord) -> bool:
-  """Whether a line of the log is to be shown: not the traceback that `seen` gets instead."""
+  """Whether a line of the log is to be shown: not the traceback that `seen` gets instead.
+
+  Nor that a step was saved without an evaluation, as most are.
+  """
+  if 'tracked_metric' in str(record.msg) and '/orbax/' in record.pathname:
+    return False
   of_a_save = record.exc_info and any(text in str(record.msg) for text in _OF_A_SAVE)
   if of_a_save and '/orbax/' in record.pathname:
     seen.append(record.exc_info[1])

@@ -48,10 +48,13 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
 
 
 def config(flag: flags.FlagHolder) -> dict:
-  """The config of a `config_flags` flag as a plain dict; InputError if its file is not there."""
+  """The config of a `config_flags` flag as a plain dict.
+
+  InputError if its file is not there, or refuses its argument by a ValueError.
+  """
   try:
     return flag.value.to_dict()
-  except OSError as fault:
+  except (OSError, ValueError) as fault:
     raise InputError(str(fault)) from fault
 
 
@@ -77,6 +80,8 @@ def run(
     except (InputError, Diverged, Interrupted) as error:
       sys.exit(leave(_fail(error, error.status), str(error)))
     except (Exception, KeyboardInterrupt) as error:
+      if isinstance(error, KeyboardInterrupt) and not jax.distributed.is_initialized():
+        sys.exit(_fail('stopped by Ctrl-C.', 130))
       if jax.distributed.is_initialized():
         messages.tell(traceback.format_exc(), error=True)
         leave(1, f'{type(error).__name__}: {error}')
@@ -85,13 +90,27 @@ def run(
 
   def parse(argv):
     try:
-      return flags.FLAGS(argv, known_only=True) if keep_unknown else parse_and_help(argv)
+      return flags.FLAGS(argv, known_only=keep_unknown)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
       # From the config file as well: it is loaded, and overridden, while flags are parsed.
-      sys.exit(_fail(error, 2))
+      sys.exit(_fail(_told(error), 2))
 
-  parse_and_help = app.parse_flags_with_usage
   app.run(guarded, flags_parser=parse)
+
+
+def _told(error: Exception) -> str:
+  """What is wrong with a flag, in words."""
+  cause = error.args[0] if error.args else error
+  if isinstance(error, AttributeError) and isinstance(cause, KeyError):  # from ml_collections
+    return f'the config has no key {cause.args[0]}'
+  first = error
+  while first.__context__ is not None:
+    first = first.__context__
+  if 'whilst parsing config file' in str(error) and type(first) is ValueError:
+    return str(first)  # a config file's own words on its argument, without the traceback
+  if isinstance(error, flags.UnrecognizedFlagError | flags.IllegalFlagValueError):
+    return f'{error} (--help lists the flags)'
+  return str(cause if isinstance(error, KeyError) else error)
 
 
 def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
@@ -105,8 +124,7 @@ def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
     ) from fault
 
 
-def _fail(error: Exception, status: int) -> int:
-  text = error.args[0] if isinstance(error, KeyError) else error
+def _fail(error: Exception | str, status: int) -> int:
   kind = 'stopped' if isinstance(error, Interrupted) else 'error'
-  messages.tell(f'{kind}: {text}', error=True)
+  messages.tell(f'{kind}: {error}', error=True)
   return status

@@ -97,8 +97,9 @@ class Profile:
   def __init__(self, directory: epath.Path, steps: str | None):
     """`steps` is FIRST:LAST, or None for no trace."""
     first, _, last = (steps or '0:0').partition(':')
-    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
-      raise InputError(f'--profile_steps={steps}: write FIRST:LAST, as in 10:15.')
+    known = first.isdigit() and last.isdigit()
+    if steps is not None and not (known and 1 <= int(first) <= int(last)):
+      raise InputError(f'--profile_steps={steps}: write FIRST:LAST, as in 10:15; steps begin at 1.')
     self._directory, self._first, self._last = directory, int(first), int(last)
     self._wanted, self._running = steps is not None and jax.process_index() == 0, False
 
@@ -117,4 +118,6 @@ class Profile:
     if self._running:
       jax.profiler.stop_trace()
       messages.tell(f'profile: {self._directory}')
+    elif self._wanted:
+      logging.warning('no profile: none of the steps %d to %d was made.', self._first, self._last)
     self._running = self._wanted = False

@@ -4,6 +4,7 @@ With real processes; they wait for events, never for a time.
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -246,7 +247,8 @@ def test_a_process_that_hangs_is_named_and_ends_the_others(env, tmp_path):
   processes[1].kill()
   runs.ends(processes[1])
   assert status not in (0, 75), output
-  assert 'process 1 has not been heard of for 1' in output and 'after 20 s it counts' in output
+  text = r'process 1 has not been heard of for \d+ s; after 10 to 20 s it counts as dead'
+  assert re.search(text, output), output
   assert f'nothing has come after step {FAULT_STEP - 1} for 5 s. Furthest behind: process' in output
   assert (workdir / 'stall-0.txt').exists()
 

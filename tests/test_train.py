@@ -192,6 +192,24 @@ def test_require_gpu(tmp_path, env):
   assert status == 2 and 'error: --require=gpu, but JAX found only cpu devices.' in output
 
 
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--workdr=x', "error: Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+    ('--stall_seconds=-1', 'error: flag --stall_seconds=-1: -1.0 is not a non-negative number'),
+    (
+      '--config=configs/mixer_b16.py:cifar',
+      "error: unknown data 'cifar'; use one of ['imagenet2012'",
+    ),
+    ('--compilation_cache=/proc/nope', 'error: --compilation_cache=/proc/nope cannot be made: '),
+  ],
+)
+def test_mistyped_flags(tmp_path, env, flag, message):
+  """None is an unforeseen error, after which a supervisor would start again."""
+  status, output = runs.run('train.py', *runs.train_flags(tmp_path), flag, env=env)
+  assert status == 2 and message in output and 'Traceback' not in output, output
+
+
 def test_a_mistyped_key(tmp_path, env):
   flags = runs.train_flags(tmp_path, *SHORT, '--config.optim.weigth_decay=1.0')
   status, output = runs.run('train.py', *flags, env=env)

@@ -88,7 +88,17 @@ def test_a_profile_is_written(tmp_path):
   assert list(pathlib.Path(tmp_path).rglob('*.xplane.pb'))
 
 
-@pytest.mark.parametrize('steps', ['10', '15:10', 'a:b', ':', '-1:4'])
+@pytest.mark.parametrize('steps', ['10', '15:10', 'a:b', ':', '-1:4', '0:3', ''])
 def test_steps_that_are_none(tmp_path, steps):
   with pytest.raises(InputError, match='--profile_steps=.*: write FIRST:LAST, as in 10:15'):
     watch.Profile(epath.Path(tmp_path), steps)
+
+
+def test_a_profile_of_steps_that_do_not_come_is_missed(tmp_path, caplog):
+  profile = watch.Profile(epath.Path(tmp_path), '500:510')
+  profile.boundary(3)
+  profile.close()
+  assert 'no profile: none of the steps 500 to 510 was made.' in caplog.text
+  caplog.clear()
+  watch.Profile(epath.Path(tmp_path), None).close()
+  assert not caplog.text and not list(tmp_path.iterdir())
