@@ -399,6 +399,7 @@ def test_unknown_data():
     load('mixer_b16', 'cifar')
 
 
+@pytest.mark.slow
 def test_b16_itself(data_dir, tmp_path):
   """The command of the README with its real model and image size, on a small set."""
   status, output = runs.run(
