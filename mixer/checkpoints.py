@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import json
+import threading
 import time
 
 from absl import logging
@@ -15,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from mixer import distributed, files, manifests, save_faults
 from mixer.errors import Diverged, InputError, Interrupted
 
+_POLL_SECONDS = 0.01
 GOING_FILE = 'going.json'  # the steps that orbax is removing, or is about to
 # Where a checkpoint is complete by a file of orbax's, and not by a rename.
 _COMMIT_FILE, _STORES_WITHOUT_RENAMES = 'commit_success.txt', ('gs://',)
@@ -186,10 +188,26 @@ class Checkpoints:
         self.close()
 
   def _finish(self) -> None:
-    try:
-      self.manager.wait_until_finished()
-    except Exception as fault:
-      raise self._explained(fault) from fault
+    """Waits for the save under way, and raises what made it fail.
+
+    At once: of several processes the others still wait for the one that failed, and in orbax it
+    waits for them, until a time-out.
+    """
+    manager, faults = self.manager, []
+
+    def wait() -> None:
+      try:
+        manager.wait_until_finished()
+      except Exception as fault:
+        faults.append(fault)
+
+    waiter = threading.Thread(target=wait, name='save', daemon=True)
+    waiter.start()
+    while waiter.is_alive():
+      self.check()
+      waiter.join(_POLL_SECONDS)
+    if faults:
+      raise self._explained(faults[0]) from faults[0]
 
   def _gone(self) -> bool:
     """Whether the directory, which was made when this was opened, is no longer there."""

@@ -85,6 +85,19 @@ def disk_is_full() -> None:
   checkpoints.Checkpoints.save = save
 
 
+def disk_is_full_at_the_end() -> None:
+  """As `disk_is_full`, from the last save on, after which no step comes to tell of it."""
+  original = checkpoints.Checkpoints.save
+
+  def save(self, step, *args):
+    if step == 40:
+      self._finish()
+      resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+    return original(self, step, *args)
+
+  checkpoints.Checkpoints.save = save
+
+
 def stops_while_evaluating() -> None:
   """The second evaluation waits in its middle until the run has been told to stop."""
   original, calls = arrays.Arrays.eval_batches, []

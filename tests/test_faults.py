@@ -380,6 +380,26 @@ def test_a_full_disk(straight, env, tmp_path, count, tensorboard):
   assert last[0] == last[1] if count == 1 else last[0] == pytest.approx(last[1], rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_disk_that_is_full_at_the_end(straight, env, tmp_path, count):
+  """No step comes to tell of it, and the other process waits for the failed one to complete."""
+  workdir, marks = tmp_path / 'run', tmp_path / 'marks'
+  first, *others = runs.places(2) if count == 2 else [()]
+  quiet = '--config.every.log=40'
+  processes = [
+    *start_faulty_ones('disk_is_full_at_the_end', [first], workdir, marks, env, quiet),
+    *[runs.start('train.py', *flags(workdir, quiet), *place, env=env) for place in others],
+  ]
+  wait_for(lambda: runs.saved_steps(workdir)[-1:] == [30], *processes)
+  begin = time.monotonic()
+  for status, output in runs.ends(*processes):
+    assert status == 2 and 'the checkpoint of step 40 could not be written' in output, output
+  assert time.monotonic() - begin < 120  # orbax's time-out is 600 s
+  assert not (workdir / 'model.npz').exists()
+  finish(workdir, env, quiet)
+
+
 def no_room(workdir, size: str) -> list[str]:
   """A command that runs another with a small disk of its own at `workdir`, where one may."""
   mount = f'mount -t tmpfs -o size={size} none {workdir} && exec "$@"'
