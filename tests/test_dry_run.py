@@ -92,6 +92,8 @@ def test_the_report_in_words():
   assert 'memory per device: 1.00 of 16 GiB: it fits' in text
   assert 'matmuls 10.0, memory 10.0, network 10.0, step 10.0' in text
   assert 'at least 2.56 core-days of TPU v5 lite (256 cores), 0.24 hours' in text
+  large = dataclasses.replace(FOUND, fits=False, memory=18 * 2**30)
+  assert 'per device: 18.00 of 16 GiB: MORE THAN THERE IS' in dry_run.describe(large, steps=1)
   refused = dataclasses.replace(FOUND, fits=False, memory=None, bytes_accessed=None, refusal='No.')
   assert 'IT DOES NOT FIT: No.' in dry_run.describe(refused, steps=1)
 
