@@ -187,8 +187,8 @@ class Report:
 
     A step takes the longest of matmuls, memory and network, as if they overlapped: a lower bound,
     since no program quite reaches the rates, nor has a small slice all the links of a pod. With
-    `config.mesh.fsdp` the memory's part may be too long: `hlo_traffic` takes the loops of collective
-    matmuls to read their operands whole.
+    `config.mesh.fsdp` the memory's part may be too long: `hlo_traffic` takes the loops of
+    collective matmuls to read their operands whole.
     """
     memory, peak = hardware.memory(self.device_kind), hardware.peak_flops(self.device_kind)
     if peak is None or self.bytes_accessed is None:
