@@ -130,7 +130,7 @@ def test_a_name_that_tfds_could_not_open_again(prepare, folder, name):
 
 def test_flags_that_are_missing_or_do_not_go_together(prepare, folder):
   status, _, errors = prepare('--images=folder')
-  assert status == 1 and 'Flag --name must have a value other than None.' in errors
+  assert status == 2 and 'Flag --name must have a value other than None.' in errors
   status, _, errors = prepare('--name=cifar10', '--split=train')
   text = 'error: --split is for a set made from --images; TFDS sets have their own splits.\n'
   assert status == 2 and errors == text
