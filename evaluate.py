@@ -12,23 +12,15 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from mixer import checkpoints as checkpointing
-from mixer import (
-  distributed,
-  evaluators,
-  files,
-  manifests,
-  models,
-  permutations,
-  pretrained,
-  runtime,
-  settings,
-  sharding,
-  warmstart,
-)
+from mixer import cli, evaluators, files, models, pretrained, runtime, settings
 from mixer import input as inputs
-from mixer import workdir as workdirs
+from mixer.checkpoints import integrity, manager
+from mixer.cluster import coordination
 from mixer.errors import InputError
+from mixer.models import permutations, scanning
+from mixer.pretrained import warm_start
+from mixer.run import workdirs
+from mixer.training import sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file of parameters or a workdir.')
@@ -42,13 +34,13 @@ _REQUIRE_EVALS = flags.DEFINE_bool(
   'require_evals', False, 'Stop if the data of an evaluation are not on disk, which leave it out.'
 )
 _REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
-distributed.define_flags()
+coordination.define_flags()
 flags.mark_flags_as_required(['config', 'checkpoint'])
 
 
 def main() -> None:
   config = settings.config(_CONFIG)
-  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
+  coordination.join({**runtime.versions(), **settings.flatten({'config': config})})
   path = files.absolute(_CHECKPOINT.value)
   tests, skipped = inputs.open_evals(config['evals'], require=_REQUIRE_EVALS.value)
   if skipped:
@@ -67,7 +59,7 @@ def main() -> None:
     permutations.check_same(path, permutation, size)
   check_classes(path, classified)
   params, source = load(path, config['checkpoints'])
-  num_classes = warmstart.check_head(params, source, classified)
+  num_classes = warm_start.check_head(params, source, classified)
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
   net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
@@ -86,7 +78,7 @@ def main() -> None:
     mesh=devices,
     records=output.with_suffix(''),
   )
-  distributed.check_same(inputs.identity(tests))
+  coordination.check_same(inputs.identity(tests))
   results = evaluate(jax.device_put(params, sharding.replicated(devices)))
 
   if jax.process_index() != 0:
@@ -111,7 +103,7 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
   saved = settings.call(
     'config.checkpoints',
-    checkpointing.Checkpoints,
+    manager.Checkpoints,
     keep,
     directory=path / 'checkpoints',
     read_only=True,
@@ -121,9 +113,9 @@ def load(path: epath.Path, keep: dict) -> tuple[dict, str]:
     if step is None:
       raise InputError(f'{path} holds no intact checkpoint; give a workdir of train.py or an .npz.')
     try:
-      return pretrained.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
+      return scanning.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
     except Exception:
-      if distributed.several() or manifests.damage(saved.directory / str(step)) is None:
+      if coordination.several() or integrity.damage(saved.directory / str(step)) is None:
         raise  # of several processes, one must not try again alone
       # A run that trains there has removed it meanwhile, for a newer one.
 
@@ -150,4 +142,4 @@ def default_output(path: epath.Path) -> epath.Path:
 
 
 if __name__ == '__main__':
-  settings.run(main, leave=distributed.leave)
+  cli.run(main, leave=coordination.leave)

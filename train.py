@@ -11,30 +11,17 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from mixer import checkpoints as checkpointing
-from mixer import (
-  distributed,
-  dry_run,
-  evaluators,
-  files,
-  messages,
-  models,
-  permutations,
-  preemption,
-  pretrained,
-  reporting,
-  runtime,
-  settings,
-  sharding,
-  training,
-  visualize,
-  warmstart,
-  watch,
-)
+from mixer import cli, console, evaluators, files, models, pretrained, runtime, settings
 from mixer import input as inputs
-from mixer import optim as optimizers
-from mixer import workdir as workdirs
+from mixer.checkpoints import manager
+from mixer.cluster import coordination, preemption
+from mixer.cost import dry_run
 from mixer.errors import Diverged, InputError
+from mixer.models import permutations
+from mixer.pretrained import warm_start
+from mixer.run import metrics_log, watchdog, workdirs
+from mixer.training import loop, optimizers, plan, sharding, train_step
+from mixer.visualize import plots
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps all that it writes.')
@@ -59,7 +46,7 @@ _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'With --dry_run: a TPU slice to compile for, such as v5e:16x16.'
 )
 _DRY_RUN_OUTPUT = flags.DEFINE_string('dry_run_output', None, 'JSON file of what --dry_run finds.')
-distributed.define_flags()
+coordination.define_flags()
 flags.mark_flags_as_required(['config'])
 
 
@@ -72,7 +59,7 @@ def main() -> None:
   if _DRY_RUN.value:
     settings.call('config', train, config, config=config, directory=None)
     return
-  distributed.join({**runtime.versions(), **settings.flatten({'config': config})})
+  coordination.join({**runtime.versions(), **settings.flatten({'config': config})})
   preemption.listen()
   start(config, _WORKDIR.value)
 
@@ -89,7 +76,7 @@ def start(config: dict, workdir: str) -> None:
   """`train` with the sections of `config` as its arguments, alone in `workdir`."""
   directory = workdirs.prepare(workdir)
   with workdirs.locked(directory):
-    distributed.check_shared(directory)
+    coordination.check_shared(directory)
     settings.call('config', train, config, config=config, directory=directory)
 
 
@@ -120,8 +107,8 @@ def train(
     runtime.check_backend(_REQUIRE.value)
   there = dry_run.devices(_TOPOLOGY.value) if _TOPOLOGY.value else jax.devices()
   devices = settings.call('config.mesh', sharding.make_mesh, mesh, devices=there)
-  training.check_batch_size(data.batch_size, microbatches, devices)
-  steps = training.count_steps(total_steps, total_epochs, data)
+  plan.check_batch_size(data.batch_size, microbatches, devices)
+  steps = plan.count_steps(total_steps, total_epochs, data)
 
   net = models.build(**model, num_classes=data.num_classes)
   apply, features = (
@@ -130,10 +117,10 @@ def train(
   )
   tx, learning_rate = settings.call('config.optim', optimizers.make, optim, total_steps=steps)
   init_key, step_key = jax.random.split(jax.random.key(seed))
-  initial, like = training.init_state(
+  initial, like = train_step.init_state(
     lambda key: models.init(net, key, data.image_size, data.channels), tx, init_key, devices
   )
-  step_fn = training.make_step(
+  step_fn = train_step.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=loss, num_classes=data.num_classes,
     mixup=mixup, microbatches=microbatches, key=step_key, mesh=devices, augment=data.augment,
   )  # fmt: skip
@@ -146,8 +133,8 @@ def train(
     )  # fmt: skip
     return
 
-  profile = watch.Profile(directory / 'profile', _PROFILE.value)
-  pace = watch.Pace(directory, stall_seconds=_STALL.value)
+  profile = watchdog.Profile(directory / 'profile', _PROFILE.value)
+  pace = watchdog.Pace(directory, stall_seconds=_STALL.value)
   tests, skipped = inputs.open_evals(evals, data, require=_REQUIRE_EVALS.value)
   if skipped:
     runtime.banner({'evaluations LEFT OUT': inputs.describe_skipped(skipped)})
@@ -159,36 +146,38 @@ def train(
     evals, interruptible, apply=apply, features=features, loss=loss,
     mesh=devices, records=directory / 'evals', total_steps=steps,
   )  # fmt: skip
-  distributed.check_same(inputs.identity(tests, data))
+  coordination.check_same(inputs.identity(tests, data))
   intervals = settings.call(
-    'config.every', training.intervals, every,
+    'config.every', plan.intervals, every,
     keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
     skipped=skipped,
   )  # fmt: skip
   saved = settings.call(
     'config.checkpoints',
-    checkpointing.Checkpoints,
+    manager.Checkpoints,
     checkpoints,
     directory=directory / 'checkpoints',
   )
-  started = distributed.agreed(lambda: bool(reporting.read_rows(directory) or saved.steps()))
-  distributed.agreed(lambda: workdirs.claim(directory, config, started=started))
-  distributed.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
+  started = coordination.agreed(lambda: bool(metrics_log.read_rows(directory) or saved.steps()))
+  coordination.agreed(lambda: workdirs.claim(directory, config, started=started))
+  coordination.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
   first = saved.latest_intact() or 0
-  if first >= steps and distributed.agreed((directory / 'model.npz').exists):
-    messages.tell(
+  if first >= steps and coordination.agreed((directory / 'model.npz').exists):
+    console.tell(
       f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.'
     )
     return
-  distributed.agreed(saved.remove_unfinished)
+  coordination.agreed(saved.remove_unfinished)
   to_come = max(saved.copies - len(saved.steps()), 1)
-  distributed.agreed(lambda: workdirs.check_space(directory, to_come * training.state_bytes(like)))
+  coordination.agreed(
+    lambda: workdirs.check_space(directory, to_come * train_step.state_bytes(like))
+  )
   origin = f'the checkpoint of step {first}' if first else 'fresh parameters'
   params = None
   if init is not None and init['path'] and not first:
     permutations.check_same(files.absolute(init['path']), permutation, data.image_size)
     params, source = settings.call(
-      'config.init', warmstart.load, init,
+      'config.init', warm_start.load, init,
       model=net, image_size=data.image_size, channels=data.channels,
     )  # fmt: skip
     origin = ', '.join(f'{name} {value}' for name, value in source.items())
@@ -204,23 +193,23 @@ def train(
     'config': json.dumps(config, indent=1),
     'parameters': parameter_overview.get_parameter_overview(like.params, include_stats=False),
     'optimizer': optimizers.describe(optim, steps),
-    'data': training.describe_data(data, steps),
-    'memory': training.describe_shapes(like, batch),
+    'data': plan.describe_data(data, steps),
+    'memory': train_step.describe_shapes(like, batch),
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),
   })  # fmt: skip
   state = saved.restore(first, like) if first else initial()
   if params is not None:
     state = state.replace(params=sharding.place(params, like.params))
   begin = time.perf_counter()
-  step_fn = training.compile_step(step_fn, like, batch, devices)
+  step_fn = train_step.compile_step(step_fn, like, batch, devices)
   compile_seconds = time.perf_counter() - begin
-  distributed.meet('compiled')
+  coordination.meet('compiled')
   runtime.banner({
     'start': f'{origin}; step {first} of {steps}; compiled in {compile_seconds:.1f} s; '
-             f'{training.describe_memory(step_fn)}',
+             f'{train_step.describe_memory(step_fn)}',
   })  # fmt: skip
 
-  report = reporting.Reporter(
+  report = metrics_log.Reporter(
     directory,
     first_step=first,
     total_steps=steps,
@@ -229,7 +218,7 @@ def train(
     flops_per_image=models.train_flops(net, data.image_size, data.channels),
     tensorboard=_TENSORBOARD.value,
     counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
-    draw=lambda rows: visualize.curves(rows, directory / 'curves.png'),
+    draw=lambda rows: plots.curves(rows, directory / 'curves.png'),
     once={'compile_seconds': compile_seconds},
     lags=pace.lags,
   )
@@ -244,7 +233,7 @@ def train(
     with saved, contextlib.closing(report), contextlib.closing(profile), pace.watching():
       profile.boundary(first)
       pace.boundary(first)
-      state = training.fit(
+      state = loop.fit(
         state,
         step_fn=step_fn,
         batches=itertools.chain([batch], batches),
@@ -271,16 +260,16 @@ def train(
     'preprocessing': classified_as(tests, data),
     'loss': loss,
     'class_names': data.class_names,
-    'metrics': reporting.read_rows(directory)[-1],
+    'metrics': metrics_log.read_rows(directory)[-1],
     'config': config,
     'versions': runtime.versions(),
   })  # fmt: skip
   if data.bad_images:
-    messages.tell(
+    console.tell(
       f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
       'them, and python -m mixer.input.check finds all.'
     )
-  messages.tell(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
+  console.tell(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 
 def classified_as(tests: dict, data) -> dict:
@@ -290,4 +279,4 @@ def classified_as(tests: dict, data) -> dict:
 
 
 if __name__ == '__main__':
-  settings.run(main, leave=distributed.leave)
+  cli.run(main, leave=coordination.leave)

@@ -16,7 +16,8 @@ from absl import app, flags
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mixer import dry_run, paper  # noqa: E402
+from mixer import paper  # noqa: E402
+from mixer.cost import dry_run  # noqa: E402
 
 MODELS = ('s32', 's16', 'b32', 'b16', 'l32', 'l16', 'h14')
 SLICES = ('v3:8x8', 'v4:4x4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')

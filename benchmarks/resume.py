@@ -56,7 +56,7 @@ def measure(files: str, n: int, step: int) -> dict:
   from mixer import input as inputs
   from mixer.input import order
 
-  importlib.import_module('mixer.input.shards')  # it loads TensorFlow, which is not measured
+  importlib.import_module('mixer.input.sources.shards')  # loads TensorFlow, not measured
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   marks = [now()]
   data = inputs.build(

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mixer import files, layouts, models, permutations, pretrained, settings
+from mixer import cli, files, models, pretrained
 from mixer.errors import InputError
-from mixer.models import layers, mlp_mixer
+from mixer.models import layers, mlp_mixer, permutations
+from mixer.pretrained import layouts
 
 _IMAGE_SIZE = flags.DEFINE_list(
   'image_size', None, 'HEIGHT,WIDTH in pixels; by default that of a square image.'
@@ -152,4 +153,4 @@ def _parse_size(sides: list[str] | None) -> tuple[int, ...] | None:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  cli.run(main)

@@ -4,6 +4,7 @@ import os
 
 from etils import epath
 
+CONFIG_FILE = 'config.json'  # of a workdir
 IMAGE_ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
 
 

@@ -16,20 +16,12 @@ from etils import epath
 import jax
 import numpy as np
 
-from mixer import (
-  batch_ops,
-  files,
-  labels,
-  losses,
-  model_files,
-  models,
-  permutations,
-  runtime,
-  settings,
-  warmstart,
-)
+from mixer import cli, files, labels, models, runtime
 from mixer.errors import InputError
 from mixer.input import single_images
+from mixer.models import permutations
+from mixer.pretrained import model_files, warm_start
+from mixer.training import batch_ops, losses
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'An .npz file or a workdir.', required=True)
 _MODEL = flags.DEFINE_string('model', None, 'Of a foreign .npz: its model, as in Mixer-B/16.')
@@ -198,7 +190,7 @@ def check_head(trained: model_files.TrainedModel) -> None:
   cure = 'Fine-tune it, use it for few-shot evaluation, or write its pre-logits with --features.'
   if trained.model['num_classes'] is None:
     raise InputError(f'{trained.source} has no head, so it cannot classify. {cure}')
-  if warmstart.has_zero_head(trained.params):
+  if warm_start.has_zero_head(trained.params):
     raise InputError(
       f'the head of {trained.source} is all zeros, so it gives every image the same. {cure}'
     )
@@ -242,4 +234,4 @@ def note(text: str) -> None:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  cli.run(main)

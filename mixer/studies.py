@@ -19,8 +19,10 @@ import sys
 from absl import flags
 from etils import epath
 
-from mixer import files, reporting, settings, sweep, visualize
+from mixer import cli, files, sweep
 from mixer.errors import InputError, Interrupted
+from mixer.run import metrics_log
+from mixer.visualize import plots
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVALUATE = ROOT / 'evaluate.py'
@@ -41,14 +43,14 @@ def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str])
         table += [
           {'model': model, 'kind': kind, 'seed': seed, 'step': row['step'],
            'test_top1': row['test/top1']}
-          for row in reporting.read_rows(run) if 'test/top1' in row
+          for row in metrics_log.read_rows(run) if 'test/top1' in row
         ]  # fmt: skip
   write(table, workdir / 'permutations.csv')
   panels = {
     model: {kind: means(table, 'step', model=model, kind=kind) for kind in KINDS}
     for model in MODELS
   }
-  visualize.lines(panels, workdir / 'permutations.png', xlabel='step', ylabel='test top-1')
+  plots.lines(panels, workdir / 'permutations.png', xlabel='step', ylabel='test top-1')
   print(f'\n{"test top-1 at the end":<24}' + ''.join(f'{kind:>14}' for kind in KINDS))
   for model, curves in panels.items():
     print(f'{model:<24}' + ''.join(f'{100 * curves[kind][-1][1]:14.1f}' for kind in KINDS))
@@ -71,7 +73,7 @@ def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) ->
         )  # fmt: skip
   write(table, workdir / 'data_size.csv')
   curves = {model: means(table, 'percent', model=model) for model in MODELS}
-  visualize.lines(
+  plots.lines(
     {'best checkpoint by validation': curves},
     workdir / 'data_size.png',
     xlabel='percent of the training images',
@@ -143,4 +145,4 @@ if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'Holds a workdir for each run, the table and the figure.')
   flags.DEFINE_list('seeds', ['0'], 'Each run is made with each of these; the figure has means.')
   flags.mark_flags_as_required(['workdir'])
-  settings.run(main, keep_unknown=True)
+  cli.run(main, keep_unknown=True)

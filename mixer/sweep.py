@@ -20,8 +20,9 @@ import sys
 from absl import flags
 from etils import epath
 
-from mixer import files, reporting, settings
+from mixer import cli, files
 from mixer.errors import InputError, Interrupted
+from mixer.run import metrics_log
 
 TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
 
@@ -60,7 +61,7 @@ def start(config: str, directory: epath.Path, *rest: str) -> dict:
     raise Interrupted(f'in {directory}; the same command again goes on there.')
   if status:
     raise InputError(f'the run in {directory} ended with status {status}; see its message above.')
-  return reporting.read_rows(directory)[-1]
+  return metrics_log.read_rows(directory)[-1]
 
 
 def run_to_end(command: list[str], inherited: tuple[int, ...] = ()) -> int:
@@ -114,4 +115,4 @@ if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'Holds a workdir for each run.')
   flags.DEFINE_list('learning_rates', ['0.003', '0.01', '0.03', '0.06'], 'The grid.')
   flags.mark_flags_as_required(['config', 'workdir'])
-  settings.run(main, keep_unknown=True)
+  cli.run(main, keep_unknown=True)

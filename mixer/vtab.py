@@ -20,9 +20,9 @@ from absl import flags
 from etils import epath
 import jax
 
-from mixer import files, paper, pretrained, settings, sweep
-from mixer import workdir as workdirs
+from mixer import cli, files, paper, pretrained, sweep
 from mixer.errors import InputError, MissingData
+from mixer.run import workdirs
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'vtab.py'
 RATES = ('0.003', '0.01', '0.03')  # appendix C
@@ -155,7 +155,7 @@ def table(facts: dict) -> str:
 
 def find_data(asked: Sequence[str], data_dir: str | None, require_all: bool) -> dict[str, str]:
   """{task: its prepared set with the version}; tells the tasks whose data are missing."""
-  from mixer.input import vtab as data  # loads TensorFlow
+  from mixer.input.sources import vtab as data  # loads TensorFlow
 
   found, missing = {}, []
   for task in asked or data.TASKS:
@@ -194,10 +194,10 @@ def main(*rest: str) -> None:
   sets = find_data(given.tasks, given.data_dir, given.require_all)
   directory = workdirs.prepare(given.workdir)
   claimed = {'checkpoint': checkpoint['sha256'], 'model': given.model, **overrides}
-  started = (directory / workdirs.CONFIG_FILE).exists()
+  started = (directory / files.CONFIG_FILE).exists()
   workdirs.claim(directory, claimed, started=started)
 
-  from mixer.input import vtab as data
+  from mixer.input.sources import vtab as data
 
   groups = {name: task.group for name, task in data.TASKS.items()}
 
@@ -231,4 +231,4 @@ if __name__ == '__main__':
   flags.DEFINE_list('learning_rates', list(RATES), 'The grid.')
   flags.DEFINE_bool('one_learning_rate', False, 'One for all tasks, by the mean of their val.')
   flags.DEFINE_integer('seeds', 1, 'Final runs of each task.', lower_bound=1)
-  settings.run(main, keep_unknown=True)
+  cli.run(main, keep_unknown=True)

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixer import checkpoints, distributed, preemption, sharding, training
-from mixer.input import arrays
+from mixer.checkpoints import manager
+from mixer.cluster import coordination, preemption
+from mixer.input.sources import arrays
+from mixer.training import sharding, train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEP = 25  # where faults come
@@ -34,7 +36,7 @@ def wait_for(name: str) -> None:
 
 def wait_until_told() -> None:
   """... to stop, and all processes have agreed where."""
-  while not (preemption._stop_at if distributed.several() else preemption._asked.is_set()):
+  while not (preemption._stop_at if coordination.several() else preemption._asked.is_set()):
     time.sleep(0.02)
 
 
@@ -51,7 +53,7 @@ def input_raises() -> None:
 
 
 def gradient_is_nan() -> None:
-  original = training.make_step
+  original = train_step.make_step
 
   def make_step(*, tx, **arguments):
     traced = {}
@@ -68,12 +70,12 @@ def gradient_is_nan() -> None:
 
     return traced_step
 
-  training.make_step = make_step
+  train_step.make_step = make_step
 
 
 def disk_is_full() -> None:
   """From the third save on, no file can grow beyond 12 kB."""
-  original, steps = checkpoints.Checkpoints.save, []
+  original, steps = manager.Checkpoints.save, []
 
   def save(self, step, *args):
     steps.append(step)
@@ -82,12 +84,12 @@ def disk_is_full() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
     return original(self, step, *args)
 
-  checkpoints.Checkpoints.save = save
+  manager.Checkpoints.save = save
 
 
 def disk_is_full_at_the_end() -> None:
   """As `disk_is_full`, from the last save on, after which no step comes to tell of it."""
-  original = checkpoints.Checkpoints.save
+  original = manager.Checkpoints.save
 
   def save(self, step, *args):
     if step == 40:
@@ -95,7 +97,7 @@ def disk_is_full_at_the_end() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
     return original(self, step, *args)
 
-  checkpoints.Checkpoints.save = save
+  manager.Checkpoints.save = save
 
 
 def stops_while_evaluating() -> None:
@@ -114,14 +116,14 @@ def stops_while_evaluating() -> None:
 
 
 def compiles_long() -> None:
-  original = training.compile_step
+  original = train_step.compile_step
 
   def compile_step(*args):
     mark(f'compiling-{jax.process_index()}')
     wait_for('go')
     return original(*args)
 
-  training.compile_step = compile_step
+  train_step.compile_step = compile_step
 
 
 def opens_long() -> None:
@@ -162,21 +164,21 @@ def waits_to_be_stopped() -> None:
 
 def hears_late() -> None:
   """Notices are not heard before the end of the run."""
-  distributed._TICK_SECONDS = 3600.0
+  coordination._TICK_SECONDS = 3600.0
 
 
 def is_told_at_the_end() -> None:
   """A SIGTERM comes when the last step has been saved, and this process alone hears of it."""
-  original = distributed.meet
+  original = coordination.meet
 
   def meet(name):
     if name == 'done':
       os.kill(os.getpid(), signal.SIGTERM)
-      while 'stop' in distributed._handlers:
+      while 'stop' in coordination._handlers:
         time.sleep(0.02)
     original(name)
 
-  distributed.meet = meet
+  coordination.meet = meet
 
 
 def shards_everything() -> None:
@@ -184,7 +186,7 @@ def shards_everything() -> None:
 
 
 def other_code() -> None:
-  distributed.code_version = lambda: 'changed'
+  coordination.code_version = lambda: 'changed'
 
 
 def other_data() -> None:

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from mixer import evaluators, model_files, models, pretrained, training
+from mixer import evaluators, models, pretrained
 from mixer.errors import InputError
+from mixer.pretrained import model_files
+from mixer.training import plan
 import runs
 import sets
 import train
@@ -125,7 +127,7 @@ def test_cifar10_from_scratch(tmp_path):
 
 def test_vtab(tmp_path, monkeypatch):
   """A task at 448 pixels with grown weights, shrunk by seven."""
-  from mixer.input import vtab
+  from mixer.input.sources import vtab
 
   monkeypatch.setattr(vtab, 'TRAIN', 8)
   monkeypatch.setattr(vtab, 'VAL', 4)
@@ -323,13 +325,13 @@ def test_subsets(percent, epochs, data_dir):
   assert config.train_input.subset_fraction == int(percent) / 100
   images = 303_000_000
   steps = [
-    training.count_steps(None, c.total_epochs, SimpleNamespace(num_examples=n, batch_size=4096))
+    plan.count_steps(None, c.total_epochs, SimpleNamespace(num_examples=n, batch_size=4096))
     for c, n in ((config, round(images * int(percent) / 100)), (whole, images))
   ]
   assert steps == [517_822, 517_822]
   assert config.checkpoints.keep_best == 'val/top1'
   rising = evaluators.rising(config.evals)
-  training.intervals(
+  plan.intervals(
     **config.every.to_dict(), keep_best='val/top1', evals=config.evals, rising=rising, skipped=()
   )
   changed = {'train_input', 'total_epochs', 'checkpoints'}

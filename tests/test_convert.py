@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mixer import checkpoints, convert, layouts, models, pretrained
+from mixer import convert, models, pretrained
+from mixer.checkpoints import manager
 from mixer.errors import InputError
+from mixer.models import scanning
+from mixer.pretrained import layouts
 import reference
 import runs
 import weights
@@ -109,9 +112,9 @@ def test_wrong_requests(tmp_path):
 
 def test_a_run_is_read_and_converted(tmp_path, capsys):
   """Its newest intact checkpoint, here of stacked blocks."""
-  saved = checkpoints.Checkpoints(epath.Path(tmp_path) / 'checkpoints', keep_last=2)
+  saved = manager.Checkpoints(epath.Path(tmp_path) / 'checkpoints', keep_last=2)
   for step in (10, 20):
-    stacked = jax.tree.map(jax.numpy.asarray, pretrained.stack_blocks(tree(seed=step)))
+    stacked = jax.tree.map(jax.numpy.asarray, scanning.stack_blocks(tree(seed=step)))
     saved.save(step, {'params': stacked, 'step': np.int32(step)}, {})
   saved.close()
   equal(pretrained.load(tmp_path), tree(seed=20))

@@ -11,10 +11,11 @@ from PIL import Image
 import pytest
 
 from mixer import input as inputs
-from mixer import labels, model_files, models, pretrained
+from mixer import labels, models, pretrained
 from mixer.errors import InputError
 from mixer.input import single_images
 from mixer.models import mlp_mixer
+from mixer.pretrained import model_files
 import runs
 import sets
 

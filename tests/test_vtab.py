@@ -261,7 +261,7 @@ def test_what_goes_to_train():
 
 
 def test_missing_data_are_listed_or_fatal(tmp_path, capsys, monkeypatch):
-  data = pytest.importorskip('mixer.input.vtab', reason='needs TensorFlow and TFDS')
+  data = pytest.importorskip('mixer.input.sources.vtab', reason='needs TensorFlow and TFDS')
   with pytest.raises(errors.MissingData) as fault:
     vtab.find_data([], str(tmp_path), require_all=False)
   text = str(fault.value)
@@ -288,7 +288,7 @@ def test_missing_data_are_listed_or_fatal(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_command_itself(tmp_path):
   """All of it but train.py: data, report, restart, and what it refuses."""
-  pytest.importorskip('mixer.input.vtab', reason='needs TensorFlow and TFDS')
+  pytest.importorskip('mixer.input.sources.vtab', reason='needs TensorFlow and TFDS')
   image = np.zeros((32, 32, 3), np.uint8)
   examples = [{'image': image, 'label': 0, 'id': str(i)} for i in range(40)]
   splits = {'train': examples, 'test': examples}

@@ -10,9 +10,10 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mixer import files, messages, settings, sharding, training
+from mixer import console, files, settings
 from mixer.errors import InputError
 from mixer.evaluators import classification, fewshot
+from mixer.training import plan, sharding
 
 _NOT_THEIRS = ('kind', 'input', 'train_input', 'every')  # of a section's keys
 
@@ -88,7 +89,7 @@ def build(
     results = {}
     for name, part in parts.items():
       every = sections[name].get('every', 1)
-      if step is None or training.due(step, every, total_steps):
+      if step is None or plan.due(step, every, total_steps):
         results |= {f'{name}/{key}': value for key, value in part(params).items()}
     return results
 
@@ -115,7 +116,7 @@ def _kind(name: str, section: Mapping) -> Kind:
 def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
   if jax.process_index() == 0:
     files.write(path, json.dumps(facts).encode())
-    messages.tell(f'{name}: {line}; all in {path}')
+    console.tell(f'{name}: {line}; all in {path}')
 
 
 def _check_agreement(sections: Mapping, opened: Mapping) -> None:

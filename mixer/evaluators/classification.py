@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mixer import batch_ops, losses, sharding
 from mixer.errors import InputError
+from mixer.training import batch_ops, losses, sharding
 
 _GUESSES = 5
 

@@ -12,8 +12,9 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mixer import batch_ops, files, messages, sharding
+from mixer import console, files
 from mixer.errors import InputError
+from mixer.training import batch_ops, sharding
 
 Features = tuple[np.ndarray, np.ndarray]  # float32 (n, C), labels int32 (n,)
 
@@ -89,7 +90,7 @@ def cached(extract: Callable[..., Features], directory: str) -> Callable[..., Fe
       if np.array_equal(kept[0][: len(values)], values) and np.array_equal(
         kept[1][: len(labels)], labels
       ):
-        messages.tell(f'features from {path}')
+        console.tell(f'features from {path}')
         return kept
       logging.warning('%s is of another model, or of other images; it is made again.', path)
     kept = extract(params, data, source=source)

@@ -48,14 +48,14 @@ class Input(Protocol):
 # name -> (module, function); a module is imported when its source is asked for, since those of
 # image files load TensorFlow.
 SOURCES = {
-  'arrays': ('mixer.input.arrays', 'make'),
-  'digits': ('mixer.input.arrays', 'digits'),
-  'folder': ('mixer.input.folder', 'make'),
-  'placed_digits': ('mixer.input.arrays', 'placed_digits'),
-  'shards': ('mixer.input.shards', 'make'),
-  'synthetic': ('mixer.input.synthetic', 'Synthetic'),
-  'tfds': ('mixer.input.tfds', 'make'),
-  'vtab': ('mixer.input.vtab', 'make'),
+  'arrays': ('mixer.input.sources.arrays', 'make'),
+  'digits': ('mixer.input.sources.arrays', 'digits'),
+  'folder': ('mixer.input.sources.folder', 'make'),
+  'placed_digits': ('mixer.input.sources.arrays', 'placed_digits'),
+  'shards': ('mixer.input.sources.shards', 'make'),
+  'synthetic': ('mixer.input.sources.synthetic', 'Synthetic'),
+  'tfds': ('mixer.input.sources.tfds', 'make'),
+  'vtab': ('mixer.input.sources.vtab', 'make'),
 }
 
 

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import files, settings
+from mixer import cli, files, settings
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -127,4 +127,4 @@ def _tell(title: str, part: dict) -> None:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  cli.run(main)

@@ -12,7 +12,7 @@ import tqdm
 
 from mixer import runtime
 from mixer.files import IMAGE_ENDINGS
-from mixer.input import images
+from mixer.input import pipeline
 
 tf = runtime.tensorflow()
 
@@ -64,7 +64,7 @@ class Findings:
       places.append(where)
 
 
-def inspect(examples: images.Examples, title: str) -> Findings:
+def inspect(examples: pipeline.Examples, title: str) -> Findings:
   """Looks at every example; a record's checksum is verified when it is read."""
   n = examples.num_examples
   found = Findings(n, 0, [], {}, {}, np.zeros(examples.num_classes, np.int64))
@@ -77,13 +77,13 @@ def inspect(examples: images.Examples, title: str) -> Findings:
   return found
 
 
-def _rows(examples: images.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
+def _rows(examples: pipeline.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
   """What is to be known of each example in turn; None for one that cannot be decoded."""
   n = examples.num_examples
 
   def fetch(first):
     indices = np.arange(first, min(first + _READ_AHEAD, n))
-    return indices, *images.fetch_good(examples, indices)
+    return indices, *pipeline.fetch_good(examples, indices)
 
   def call(first):
     columns = tf.numpy_function(fetch, [first], (tf.int64, *examples.dtypes), stateful=False)
@@ -102,7 +102,7 @@ def _rows(examples: images.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
   bar.update(n - bar.n)
 
 
-def _facts(examples: images.Examples, index, *row) -> dict[str, tf.Tensor]:
+def _facts(examples: pipeline.Examples, index, *row) -> dict[str, tf.Tensor]:
   encoded, label = examples.parse(*row)
   decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   return {
@@ -129,7 +129,7 @@ def _oddities(encoded: bytes) -> bytes:
   return ' '.join(found).encode()
 
 
-def _look(found: Findings, examples: images.Examples, index: int, row: dict) -> None:
+def _look(found: Findings, examples: pipeline.Examples, index: int, row: dict) -> None:
   label = row['label']
   if label.ndim:
     found.per_class += label
@@ -145,10 +145,10 @@ def _look(found: Findings, examples: images.Examples, index: int, row: dict) -> 
     found.note_odd(kind, where)
 
 
-def _fault(examples: images.Examples, index: int) -> str:
+def _fault(examples: pipeline.Examples, index: int) -> str:
   """Why an example cannot be decoded."""
   try:
     _facts(examples, index, *(column[0] for column in examples.fetch([index])))
-  except images.FAULTS as fault:
-    return images.reason(fault)
+  except pipeline.FAULTS as fault:
+    return pipeline.reason(fault)
   return 'it could be read at a second try'

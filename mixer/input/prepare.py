@@ -13,7 +13,7 @@ A folder with one folder, or one .tar, of images for each class, such as one's o
 
 from absl import flags
 
-from mixer import settings
+from mixer import cli
 from mixer.errors import InputError
 from mixer.input import class_folders, registered
 
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  settings.run(main)
+  cli.run(main)

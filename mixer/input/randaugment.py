@@ -8,7 +8,7 @@ there: Solarize's threshold and Posterize's shift wrap, Contrast ignores the ima
 import math
 
 from mixer import runtime
-from mixer.randaugment import arguments, check
+from mixer.training.randaugment import arguments, check
 
 tf = runtime.tensorflow()
 

@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixer import pretrained
 from mixer.errors import InputError
-from mixer.models import bit_resnet, layers, mlp_mixer
+from mixer.models import bit_resnet, layers, mlp_mixer, scanning
 
 # family -> (module, the sizes a name may pick)
 FAMILIES = {
@@ -83,7 +82,7 @@ def in_released_layout(model: nn.Module) -> nn.Module:
 
 def lay_out(model: nn.Module, params: dict) -> dict:
   """Parameters in the released layout, as `model` takes them: stacked where it scans."""
-  return pretrained.stack_blocks(params) if getattr(model, 'scan', False) else params
+  return scanning.stack_blocks(params) if getattr(model, 'scan', False) else params
 
 
 def apply_function(model: nn.Module) -> Callable[..., jax.Array]:
@@ -128,7 +127,7 @@ def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str
     in_released_layout(model)
     .clone(remat=False)
     .apply(
-      {'params': pretrained.unstack_blocks(params)},
+      {'params': scanning.unstack_blocks(params)},
       images,
       capture_intermediates=lambda module, _: module.name in layer_names,
       mutable=['intermediates'],

@@ -80,8 +80,8 @@ class MlpMixer(nn.Module):
     num_classes: width of the linear head; None returns the pre-logits instead.
     num_blocks, hidden_dim, tokens_mlp_dim, channels_mlp_dim: L, C, D_S, D_C of Table 1.
     patch_size: an int or (height, width), in pixels.
-    tiles: for weights grown to a higher resolution (`mixer.growth`): how many times higher,
-      an int or (vertically, horizontally). The token-mixing MLPs are that much wider.
+    tiles: for weights grown to a higher resolution (`mixer.pretrained.growth`): how many times
+      higher, an int or (vertically, horizontally). The token-mixing MLPs are that much wider.
     head_bias: initial value of the head's bias (its kernel starts at zero).
     stochastic_depth: drop rate s of the last block; block i drops with i / (L - 1) * s, each
       of its two MLPs by its own draw.

@@ -1,0 +1,1 @@
+"""Checkpoints of a whole train state."""

@@ -1,0 +1,263 @@
+"""Image files in a folder of class folders, read by their paths."""
+
+from collections.abc import Sequence
+import hashlib
+import os
+import sys
+
+from absl import logging
+import numpy as np
+
+from mixer import runtime
+from mixer.errors import InputError, MissingData
+from mixer.files import IMAGE_ENDINGS
+from mixer.input import odd_files, pipeline
+
+tf = runtime.tensorflow()
+
+# The names under which a split's own folder is looked for.
+SPLITS = {
+  'train': ('train',),
+  'val': ('val', 'validation'),
+  'validation': ('validation', 'val'),
+  'test': ('test',),
+}
+_TOLD = 5  # names in a warning
+_SAMPLE = 100  # files whose sizes are taken for those of all
+
+
+def make(
+  *,
+  path: str,
+  split: str,
+  batch_size: int,
+  image_size: int | tuple[int, int],
+  crop: str,
+  resize: int | tuple[int, int] | None = None,
+  val_fraction: float = 0.1,
+  randaugment_layers: int = 0,
+  randaugment_magnitude: float = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+  randaugment_on: str = 'host',
+  on_bad_image: str = 'fail',
+) -> pipeline.Images:
+  """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
+
+  The classes are the folders of the training split in sorted order, whichever split is read.
+
+  Args:
+    path: the folder.
+    split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
+      themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `pipeline.Images`.
+    val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
+      everything into 'train'.
+
+  Raises:
+    MissingData: there is no folder PATH.
+    InputError: a folder in it is not there, a class has no training images or is unknown in
+      training.
+  """
+  return pipeline.Images(
+    lambda: _Files(*find(path, split, val_fraction)),
+    batch_size=batch_size,
+    image_size=image_size,
+    crop=crop,
+    resize=resize,
+    randaugment_layers=randaugment_layers,
+    randaugment_magnitude=randaugment_magnitude,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+    randaugment_on=randaugment_on,
+    on_bad_image=on_bad_image,
+  )
+
+
+def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], list[int]]:
+  """(class names, the path of every image, its class number) of a split, class by class.
+
+  Raises InputError as `make` does; logs a warning of classes without images and of other files.
+  """
+  path = os.path.expanduser(path)
+  if split not in SPLITS:
+    raise InputError(f'unknown split {split!r} of a folder; use one of {list(SPLITS)}.')
+  if not 0 <= val_fraction < 1:
+    raise InputError(f'val_fraction={val_fraction}; it is at least 0 and below 1.')
+  if not _is_folder(path):
+    raise MissingData(f'no folder {path}.')
+  own = [name for name in sum(SPLITS.values(), ()) if _folders(os.path.join(path, name))]
+  if 'train' in own:
+    return _split_folder(path, split, sorted(set(own)))
+  if own:
+    raise InputError(
+      f'{path} holds {sorted(set(own))} with class folders in them, but no "train" with class '
+      'folders, from which the classes are taken.'
+    )
+  return _part(path, split, val_fraction)
+
+
+def _split_folder(path: str, split: str, own: Sequence[str]):
+  classes = _classes(os.path.join(path, 'train'))
+  folder = next((name for name in SPLITS[split] if name in own), None)
+  if folder is None:
+    raise InputError(
+      f'{path} has no split {split!r} with class folders; it has {own}. To hold out a fraction of '
+      f'the training images as "val", give {os.path.join(path, "train")} as the path.'
+    )
+  where = os.path.join(path, folder)
+  unknown = sorted(set(_folders(where)) - set(classes))
+  if unknown:
+    raise InputError(
+      f'{where} has classes that {os.path.join(path, "train")} has not: {unknown}. '
+      'Remove them, or add training images.'
+    )
+  files = _files(where, classes)
+  _check(where, files, needed=folder == 'train')
+  return _listed(where, files)
+
+
+def _part(path: str, split: str, val_fraction: float):
+  if split == 'test':
+    raise InputError(
+      f'{path} has no split {split!r}: it holds the class folders themselves, which are split into '
+      '"train" and "val". For others, make PATH/train/CLASS, PATH/val/CLASS and PATH/test/CLASS.'
+    )
+  classes = _classes(path)
+  if set(classes) <= set(SPLITS):
+    raise InputError(
+      f'{path} holds {classes} without class folders in them; images belong in '
+      'PATH/train/CLASS/image.jpg.'
+    )
+  files = _files(path, classes)
+  _check(path, files, needed=True)
+  files = {name: _half(name, of, split, val_fraction) for name, of in files.items()}
+  if not any(files.values()):
+    raise InputError(
+      f'{path}, split {split!r}, is empty with val_fraction={val_fraction}. Give another fraction.'
+    )
+  _check(f'{path}, split {split!r},', files, needed=False)
+  return _listed(path, files)
+
+
+def _half(class_name: str, files: list[str], split: str, val_fraction: float) -> list[str]:
+  """The files of a class that belong to a split: 'val' has those of the lowest digests.
+
+  So an image stays where it is whatever the seed, the machine and the folder's place, and adding
+  images moves hardly any. With two images or more, both splits have one, unless the fraction is 0.
+  """
+  count = int(len(files) * val_fraction + 0.5)
+  count = min(max(count, 1), len(files) - 1) if val_fraction else 0
+
+  def digest(file):
+    return hashlib.sha256(os.fsencode(f'{class_name}/{file}')).digest()
+
+  held_out = set(sorted(files, key=digest)[:count])
+  return [file for file in files if (file in held_out) == (split != 'train')]
+
+
+def _classes(folder: str) -> list[str]:
+  classes = _folders(folder)
+  if len(classes) < 2:
+    raise InputError(
+      f'{folder} is to hold one folder for each class, and two at least; it holds {classes}. '
+      'PATH is the folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg.'
+    )
+  return classes
+
+
+def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
+  """{class: its image files, sorted}; warns of what else lies there."""
+  files, others = {}, [name for name in _names(folder) if name not in set(classes)]
+  for name in classes:
+    path = os.path.join(folder, name)
+    there = _names(path) if _is_folder(path) else []  # a class may lack in "val" and "test"
+    files[name] = [file for file in there if _is_image(file)]
+    others += [os.path.join(name, file) for file in there if not _is_image(file)]
+  if others:
+    told = ', '.join(others[:_TOLD]) + (', ...' if len(others) > _TOLD else '')
+    logging.warning(
+      '%s: %d entries are not read, since they are no CLASS/*{%s}: %s',
+      folder, len(others), ','.join(IMAGE_ENDINGS), told,
+    )  # fmt: skip
+  return files
+
+
+def _check(where: str, files: dict[str, list[str]], *, needed: bool) -> None:
+  empty = [name for name, of in files.items() if not of]
+  if empty and (needed or len(empty) == len(files)):
+    raise InputError(
+      f'{where} has class folders without images ({", ".join(IMAGE_ENDINGS)}): {empty}. '
+      'Remove them, or add images.'
+    )
+  if empty:
+    logging.warning('%s has no images of the classes %s.', where, empty)
+
+
+def _listed(folder: str, files: dict[str, list[str]]):
+  paths = [os.path.join(folder, name, file) for name, of in files.items() for file in of]
+  labels = [number for number, of in enumerate(files.values()) for _ in of]
+  return tuple(files), paths, labels
+
+
+class _Files:
+  """Image files with a class each; see `pipeline.Examples`."""
+
+  dtypes = (tf.string, tf.int32)
+  multi_label = False
+
+  def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
+    self._paths, self._labels = paths, np.array(labels, np.int32)
+    self.num_examples, self.num_classes = len(paths), len(class_names)
+    self.class_names = class_names
+    self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
+    sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
+    self.record_bytes = sum(sizes) // len(sizes)
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
+    return np.array(files, dtype=object), self._labels[indices]
+
+  def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
+    return encoded, label
+
+  def describe(self, index: int) -> str:
+    return self._paths[index]
+
+
+def _is_image(file: str) -> bool:
+  return file.lower().endswith(IMAGE_ENDINGS) and not file.startswith('.')
+
+
+def _folders(path: str) -> list[str]:
+  """Names of the folders in `path`, hidden ones left out; none where there is no `path`."""
+  if not _is_folder(path):
+    return []
+  visible = [name for name in _names(path) if not name.startswith('.')]
+  return [name for name in visible if _is_folder(os.path.join(path, name))]
+
+
+# A path with a scheme, such as gs://, goes through TensorFlow, which is slower on a local disk.
+
+
+def _is_folder(path: str) -> bool:
+  return tf.io.gfile.isdir(path) if '://' in path else os.path.isdir(path)
+
+
+def _names(folder: str) -> list[str]:
+  listed = tf.io.gfile.listdir(folder) if '://' in folder else os.listdir(folder)
+  return sorted(name.rstrip('/') for name in listed)
+
+
+def _size(path: str) -> int:
+  if '://' in path:
+    return tf.io.gfile.stat(path).length
+  return os.path.getsize(path) if os.path.exists(path) else 0  # a link that leads nowhere
+
+
+def _read(path: str) -> bytes:
+  if '://' in path:
+    return tf.io.gfile.GFile(path, 'rb').read()
+  with open(path, 'rb') as file:
+    return file.read()

@@ -1,0 +1,204 @@
+"""Any TensorFlow Datasets image set that has been prepared on disk. Never downloads."""
+
+from collections.abc import Sequence
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mixer import runtime
+from mixer.errors import InputError, MissingData
+from mixer.input import pipeline
+from mixer.input.records import readers
+
+tf = runtime.tensorflow()
+
+_READERS = {
+  tfds.core.FileFormat.TFRECORD: readers.TFRecords,
+  tfds.core.FileFormat.ARRAY_RECORD: readers.ArrayRecords,
+}
+
+
+def make(
+  *,
+  name: str,
+  split: str,
+  batch_size: int,
+  image_size: int | tuple[int, int],
+  crop: str,
+  resize: int | tuple[int, int] | None = None,
+  randaugment_layers: int = 0,
+  randaugment_magnitude: float = 0,
+  subset_fraction: float = 1.0,
+  subset_seed: int = 0,
+  randaugment_on: str = 'host',
+  on_bad_image: str = 'fail',
+  data_dir: str | None = None,
+  image_key: str = 'image',
+  label_key: str = 'label',
+) -> pipeline.Images:
+  """An input over one split of a prepared data set.
+
+  Args:
+    name: of the data set, with '/config' and ':version' where it needs them.
+    split: in the syntax of TFDS, such as 'train[:99%]'.
+    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
+      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `pipeline.Images`.
+    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
+
+  Raises:
+    MissingData: the set is not on disk; says where it looked and what to do.
+    InputError: the split or feature is not there, or files of the set are missing.
+  """
+  return pipeline.Images(
+    lambda: _Records(open_builder(name, data_dir), split, image_key, label_key),
+    batch_size=batch_size,
+    image_size=image_size,
+    crop=crop,
+    resize=resize,
+    randaugment_layers=randaugment_layers,
+    randaugment_magnitude=randaugment_magnitude,
+    subset_fraction=subset_fraction,
+    subset_seed=subset_seed,
+    randaugment_on=randaugment_on,
+    on_bad_image=on_bad_image,
+  )
+
+
+class _Records:
+  """The serialised examples of a split; see `pipeline.Examples`."""
+
+  dtypes = (tf.string,)
+
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
+    self._records = open_records(builder, split)
+    self._features, labels = _features(builder, image_key, label_key)
+    self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
+    self._image_key, self._label_key = image_key, label_key
+    self._where = f'{builder.info.full_name}, split {split!r}, example'
+    self.num_examples = len(self._records)
+    self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
+    self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
+    return (np.array(self._records.read(indices), dtype=object),)
+
+  def parse(self, record) -> tuple[tf.Tensor, tf.Tensor]:
+    skip = {self._image_key: tfds.decode.SkipDecoding()}
+    example = self._features.deserialize_example(record, decoders=skip)
+    label = example[self._label_key]
+    if self.multi_label:
+      hot = tf.reduce_max(tf.one_hot(label, self.num_classes, dtype=tf.uint8), axis=0)
+      return example[self._image_key], hot
+    return example[self._image_key], tf.cast(label, tf.int32)
+
+  def describe(self, index: int) -> str:
+    return f'{self._where} {index}'
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared set; without a version in `name`, any version on disk serves.
+
+  Raises:
+    MissingData: it is not there.
+  """
+  data_dir = os.path.expanduser(data_dir) if data_dir else None  # TFDS takes '~' for a name
+  candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
+  for candidate in candidates:
+    try:
+      builder = tfds.builder(candidate, data_dir=data_dir)
+    except (
+      tfds.core.DatasetNotFoundError,
+      tfds.core.dataset_info.DatasetInfoFileError,  # half written
+      AssertionError,
+      ValueError,
+    ):
+      continue
+    if builder.info.splits:
+      return builder
+  raise MissingData(_how_to_get(name, data_dir))
+
+
+def _how_to_get(name: str, data_dir: str | None) -> str:
+  where = os.path.expanduser(
+    data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets')
+  )
+  try:
+    there = sorted(entry for entry in os.listdir(where) if entry != 'downloads')
+  except OSError:
+    there = None
+  found = 'which does not exist' if there is None else f'which holds {there or "nothing"}'
+  bare = name.split(':')[0].split('/')[0]
+  registered = bare in tfds.list_builders(with_community_datasets=False)
+  prepare = f'python -m mixer.input.prepare --name={name if registered else bare}'
+  if not registered:
+    more = ' --split=SPLIT --images=FOLDER_OF_CLASS_FOLDERS'
+  elif tfds.builder_cls(bare).MANUAL_DOWNLOAD_INSTRUCTIONS:
+    more = ' --manual_dir=FOLDER_OF_ITS_ARCHIVES'
+  else:
+    more = '   (downloads)'
+  return (
+    f'no prepared data set {name!r} in {where}, {found}.\n'
+    f'  To prepare it:       {prepare} --data_dir={where}{more}\n'
+    '  If it is elsewhere:  --config.train_input.data_dir=DIR, in a config of evaluations alone '
+    '--config.data_dir=DIR, or set TFDS_DATA_DIR\n'
+    '  To run without it:   python train.py --config=configs/digits.py --workdir=/tmp/digits'
+  )
+
+
+def open_records(builder: tfds.core.DatasetBuilder, split: str):
+  """The records of a split, or InputError with the splits there are."""
+  try:
+    instructions = builder.info.splits[split].file_instructions
+  except (KeyError, ValueError, AssertionError) as fault:
+    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    raise InputError(
+      f'{builder.info.full_name} has no split {split!r}; it has {sizes} ({fault}).'
+    ) from fault
+  if builder.info.file_format not in _READERS:
+    raise InputError(
+      f'{builder.info.full_name} is stored as {builder.info.file_format}; '
+      'prepare it as tfrecord or array_record.'
+    )
+  parts = [
+    (i.filename, i.skip, i.take if i.take >= 0 else i.examples_in_shard - i.skip)
+    for i in instructions
+  ]
+  absent = [path for path, _, _ in parts if not tf.io.gfile.exists(path)]
+  if absent or not parts:
+    raise InputError(
+      f'{builder.info.full_name}, split {split!r}: '
+      + (
+        f'{len(absent)} of {len(parts)} files are missing, the first {absent[0]}.'
+        if absent
+        else 'empty.'
+      )
+    )
+  opened = _READERS[builder.info.file_format](parts)
+  expected = builder.info.splits[split].num_examples
+  if len(opened) != expected:
+    raise InputError(
+      f'{builder.info.full_name}, split {split!r}: the files hold {len(opened)} records, '
+      f'dataset_info.json promises {expected}. Prepare the set again.'
+    )
+  return opened
+
+
+def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str):
+  """(the two features as a FeaturesDict, the label's ClassLabel)."""
+  features = builder.info.features
+  missing = [key for key in (image_key, label_key) if key not in features]
+  if missing:
+    raise InputError(f'{builder.info.full_name} has no feature {missing}; it has {list(features)}.')
+  label = features[label_key]
+  label = label.feature if isinstance(label, tfds.features.Sequence) else label
+  if not isinstance(features[image_key], tfds.features.Image) or not isinstance(
+    label, tfds.features.ClassLabel
+  ):
+    raise InputError(
+      f'{builder.info.full_name}: {image_key!r} must be an Image and {label_key!r} a ClassLabel or '
+      f'a Sequence of it; they are {features[image_key]} and {features[label_key]}.'
+    )
+  chosen = {key: features[key] for key in (image_key, label_key)}
+  return tfds.features.FeaturesDict(chosen), label

@@ -1,0 +1,145 @@
+"""What a run of train.py has left in its workdir, read for a report; nothing is changed there."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+
+from etils import epath
+
+from mixer import files, models, settings
+from mixer.errors import InputError
+from mixer.models import bit_resnet, mlp_mixer
+from mixer.run import metrics_log
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run, finished or not.
+
+  Attributes:
+    label: the shortest end of its path that no other run of the report has.
+    path: the workdir.
+    config: as it was given to train.py.
+    rows: of metrics.jsonl.
+    description: model.json, or None before the end.
+    evaluation: what evaluate.py has left there: {result: value}.
+  """
+
+  label: str
+  path: epath.Path
+  config: Mapping
+  rows: Sequence[Mapping]
+  description: Mapping | None
+  evaluation: Mapping[str, float]
+
+  @property
+  def final(self) -> dict[str, float]:
+    """The last value of everything that was ever logged."""
+    return {name: value for row in self.rows for name, value in row.items()}
+
+  @property
+  def results(self) -> dict[str, float]:
+    """The last value of every result of an evaluation, as 'val/top1'."""
+    return {k: v for k, v in self.final.items() if '/' in k and not k.startswith('train/')}
+
+  @property
+  def weights(self) -> epath.Path:
+    """What `pretrained.load` is to be given: model.npz, or the workdir with its checkpoints."""
+    finished = self.path / 'model.npz'
+    return finished if finished.exists() else self.path
+
+  @property
+  def data(self) -> str:
+    """The name of the training set."""
+    section = self.config['train_input']
+    return section.get('name') or section.get('path') or section['source']
+
+  @property
+  def start(self) -> str | None:
+    """The path of the weights that training began from; None for fresh ones."""
+    return (self.config.get('init') or {}).get('path')
+
+  @property
+  def paper_model(self) -> str | None:
+    """The name of the model, if the run is of the kind that the paper's tables 2 and 3 report."""
+    return None if self.unlike_the_paper else self.config['model']['name']
+
+  @property
+  def unlike_the_paper(self) -> str | None:
+    """What sets the run apart from those of the paper's tables 2 and 3 at first sight, or None."""
+    if not _is_published(self.config['model']):
+      return 'a model of other dimensions'
+    if (self.config.get('permutation') or {}).get('kind', 'none') != 'none':
+      return 'a model that saw permuted images'
+    if self.config['train_input'].get('subset_fraction', 1.0) < 1:
+      return 'a model that saw a part of the images'
+    return None
+
+
+def read(paths: Sequence[str]) -> list[Run]:
+  """The runs in these workdirs.
+
+  Raises:
+    InputError: one of them is no workdir of train.py, or its files are damaged.
+  """
+  directories = list(dict.fromkeys(files.absolute(path) for path in paths))
+  return [_read(path, label) for path, label in zip(directories, labels(directories))]
+
+
+def labels(paths: Sequence[epath.Path]) -> list[str]:
+  """The last parts of each path, as many as it takes for no two to be the same."""
+  longest = max(len(path.parts) for path in paths)
+  for count in range(1, longest + 1):
+    found = ['/'.join(path.parts[-count:]) for path in paths]
+    if len(set(found)) == len(found):
+      break
+  return found
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list]:
+  """{key: its value in each run} of the config's keys in which the runs differ."""
+  flat = [settings.flatten(run.config) for run in runs]
+  keys = sorted({key for config in flat for key in config})
+  found = {key: [config.get(key, '(absent)') for config in flat] for key in keys}
+  return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+
+
+def _is_published(model: Mapping) -> bool:
+  """Whether `config.model` is a size of a family by its name, without changes."""
+  family, _, size = model['name'].partition('-')
+  own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
+  changed = [
+    name
+    for name in ('untie_tokens', 'channel_groups', 'pyramid')
+    if name in model and (model[name] or 0) not in (own[name], 0, [])
+  ]
+  preset = ('patch_size', *mlp_mixer.SIZES['S'], *bit_resnet.SIZES['R50x1'], 'groups')
+  return family in models.FAMILIES and bool(size) and not changed and not set(preset) & set(model)
+
+
+def _read(path: epath.Path, label: str) -> Run:
+  if not (path / files.CONFIG_FILE).exists():
+    inside = sorted(p.parent.name for p in path.glob(f'*/{files.CONFIG_FILE}'))
+    hint = f' Its folders {", ".join(inside)} are some.' if inside else ''
+    what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is no directory'
+    raise InputError(f'{path} is no workdir of train.py: it {what}.{hint}')
+  try:
+    rows = metrics_log.read_rows(path)
+  except json.JSONDecodeError as fault:
+    raise InputError(f'{path / metrics_log.METRICS_FILE} is damaged: {fault}.') from fault
+  evaluation = _json(path / 'evaluation.json') or {}
+  description = _json(path / 'model.json')
+  numbers = {k: v for k, v in evaluation.items() if '/' in k and isinstance(v, int | float)}
+  return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, numbers)
+
+
+def _json(path: epath.Path) -> dict | None:
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as fault:
+    raise InputError(f'{path} is damaged: {fault}.') from fault
+  if not isinstance(found, dict):
+    raise InputError(f'{path} is damaged: it holds no object.')
+  return found

@@ -1,0 +1,145 @@
+"""The directory of a run: is it usable, and is it this run's?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+
+from absl import logging
+from etils import epath
+import jax
+
+from mixer import files, settings
+from mixer.errors import InputError
+
+LOCK_FILE = '.lock'
+CLASSES_FILE = 'classes.json'
+# Where and in which parts a run computes and what is kept of it, not what it computes: these may
+# change when it goes on. So may what happens at a bad image: a run that stops at one has met none.
+_MAY_CHANGE = re.compile(
+  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|.*\.data_dir|.*\.on_bad_image'
+)
+_NAMED = 10  # classes in a message
+
+
+def prepare(path: str) -> epath.Path:
+  """The absolute workdir, made and tried out by writing, reading and removing a file.
+
+  Raises:
+    InputError: it cannot be made, written or read.
+  """
+  try:
+    workdir = files.absolute(path)
+    probe = workdir / f'.probe-{socket.gethostname()}-{os.getpid()}'
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe.write_text('probe')
+    found = probe.read_text()
+    probe.unlink()
+  except Exception as fault:  # each filesystem behind epath has exceptions of its own
+    raise InputError(
+      f'cannot write in --workdir={path}: {fault}. Give a directory that can be written to.'
+    ) from fault
+  if found != 'probe':
+    raise InputError(f'--workdir={workdir} does not give back what is written to it.')
+  return workdir
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+  """Process 0 holds the run's place in `workdir`, and the system frees it however it ends.
+
+  Raises:
+    InputError: another process trains there.
+  """
+  if '://' in str(workdir) or jax.process_index():
+    yield
+    return
+  with open(workdir / LOCK_FILE, 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as fault:
+      file.seek(0)
+      raise InputError(
+        f'another run is at work in --workdir={workdir}: {file.read() or "unknown"}. Wait for its '
+        'end, stop it, or give this one a directory of its own.'
+      ) from fault
+    except OSError as fault:  # some network filesystems have no locks
+      logging.warning(
+        'cannot lock %s (%s): see to it that no other run uses this directory.', workdir, fault
+      )
+    else:
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
+    yield
+
+
+def check_space(workdir: epath.Path, needed: int) -> None:
+  """Raises InputError if a local disk has less free space than `needed` bytes."""
+  if '://' in str(workdir):
+    return
+  free = shutil.disk_usage(workdir).free
+  if free < needed:
+    raise InputError(
+      f'--workdir={workdir}: {free / 1e6:,.1f} MB are free, and the checkpoints to keep take up to '
+      f'{needed / 1e6:,.1f} MB. Free some, choose another disk, or lower '
+      'config.checkpoints.keep_last.'
+    )
+
+
+def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
+  """Records `config`; in the workdir of a run that has `started` with another, InputError."""
+  path = workdir / files.CONFIG_FILE
+  old = json.loads(path.read_text()) if started and path.exists() else config
+  old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
+  absent = '(absent)'
+  differing = [
+    f'  {key}: {old.get(key, absent)!r} there, {new.get(key, absent)!r} now'
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
+  ]
+  if differing:
+    raise InputError(
+      f'{workdir} belongs to a run with another config:\n'
+      + '\n'.join(differing)
+      + '\nGive each run its own --workdir, or the same config to go on with this one.'
+    )
+  files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
+
+
+def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:
+  """Records the names of the classes; where a run has `started` with others, InputError."""
+  path, now = workdir / CLASSES_FILE, list(class_names)
+  if started and path.exists():
+    then = json.loads(path.read_text())
+    if then != now:
+      raise InputError(
+        f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Bring the '
+        'training data back to what they were, or give the new ones their own --workdir.'
+      )
+  else:
+    files.write(path, json.dumps(now, indent=1).encode())
+
+
+def _difference(then: Sequence[str], now: Sequence[str]) -> str:
+  """What has changed in a list of classes."""
+  parts = []
+  for word, some in (('new', set(now) - set(then)), ('gone', set(then) - set(now))):
+    if some:
+      named = sorted(some)[:_NAMED]
+      parts.append(f'{len(some)} {word} ({", ".join(named)}{", ..." * (len(some) > _NAMED)})')
+  if not parts:
+    place = next(i for i, (old, new) in enumerate(zip(then, now, strict=True)) if old != new)
+    parts = [
+      f'the order is another, from number {place} on ({then[place]} there, {now[place]} now)'
+    ]
+  return f'{len(then)} there, {len(now)} now; {", ".join(parts)}'
+
+
+def jsonable(config: Mapping) -> dict:
+  """The config as it comes back from its JSON file (tuples as lists)."""
+  return json.loads(json.dumps(config))

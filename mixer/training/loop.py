@@ -1,0 +1,68 @@
+"""The training loop. Everything it works on is given to it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mixer.errors import Interrupted
+from mixer.training.plan import due
+from mixer.training.train_step import TrainState
+
+
+def fit(
+  state: TrainState,
+  *,
+  step_fn: Callable[[TrainState, dict], tuple[TrainState, dict]],
+  batches: Iterable[dict],
+  total_steps: int,
+  every: dict[str, int],
+  evaluate: Callable[[Any, int], dict[str, float]],
+  save: Callable[[int, TrainState, dict[str, float]], None],
+  report,
+  boundary: Callable[[int], bool] = lambda step: False,
+) -> TrainState:
+  """Trains from `state.step` to `total_steps` and returns the last state.
+
+  Args:
+    batches: those of the steps to come, on the device.
+    every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
+    evaluate: (params, step) -> results by name.
+    save: (step, state, results of an evaluation at this very step or {}).
+    report: a `mixer.run.metrics_log.Reporter`; it raises Diverged one step after the fact, but
+      always before that step's state is evaluated or saved.
+    boundary: step -> whether to save now and stop; called when the step has been dispatched. It
+      may raise what has gone wrong elsewhere.
+
+  Raises:
+    Interrupted: `boundary` said so, or `evaluate` raised it; the state is saved. An evaluation
+      that was due is made up for on restart.
+  """
+
+  def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> None:
+    results = {}
+    if now['evaluate'] and not stop:
+      try:
+        with report.interlude():
+          results = evaluate(state.params, step)
+        report.add(results)
+      except Interrupted:
+        stop = True
+    if stop and now['evaluate']:
+      report.postpone()
+    if stop or now['checkpoint']:
+      report.write()
+      with report.interlude():
+        save(step, state, results)
+    if stop:
+      raise Interrupted(f'at step {step} of {total_steps}; its state is saved.')
+
+  if report.postponed:
+    step = int(state.step)
+    checkpoint = due(step, every['checkpoint'], total_steps)
+    finish(step, state, {'evaluate': True, 'checkpoint': checkpoint}, stop=False)
+  for step, batch in zip(range(int(state.step) + 1, total_steps + 1), report.timed(batches)):
+    state, metrics = step_fn(state, batch)
+    now = {name: due(step, interval, total_steps) for name, interval in every.items()}
+    report.step(step, metrics, keep=any(now.values()))
+    finish(step, state, now, stop=boundary(step))
+  report.write()
+  return state

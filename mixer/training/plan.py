@@ -1,0 +1,88 @@
+"""How many steps a run has, what is due at which of them, and whether the batch divides."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from mixer.errors import InputError
+
+
+def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
+  """`total_steps`, or where that is None the steps nearest to `total_epochs` over the data."""
+  steps = round(total_epochs * data.num_examples / data.batch_size)
+  steps = steps if total_steps is None else total_steps
+  if steps < 1:
+    raise InputError(
+      f'total_steps={total_steps}, total_epochs={total_epochs}: that is {steps} steps of '
+      f'{data.batch_size} over {data.num_examples} examples; at least 1 is needed.'
+    )
+  return steps
+
+
+def intervals(
+  *,
+  log: int,
+  evaluate: int,
+  checkpoint: int,
+  keep_best: str | None,
+  evals: Mapping[str, Mapping],
+  rising: Sequence[str],
+  skipped: Iterable[str],
+) -> dict[str, int]:
+  """The steps between log lines, evaluations and checkpoints; 0 means at the end only.
+
+  Args:
+    keep_best: the result that chooses the best checkpoint.
+    evals: `config.evals`, whose sections may have an interval of their own.
+    rising: results, as '<section>/<result>', of which more is better.
+    skipped: the sections that are not run.
+  """
+  if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
+      f'config.every.evaluate={evaluate} is not a multiple of config.every.checkpoint={checkpoint}.'
+    )
+  if min(log, evaluate, checkpoint) < 0:
+    raise InputError('config.every has a negative number of steps; use 0 for at the end only.')
+  own = {name: section['every'] for name, section in evals.items() if 'every' in section}
+  for name, steps in own.items():
+    if steps < 0 or (steps % evaluate if evaluate else steps):
+      raise InputError(
+        f'config.evals.{name}.every={steps} is not a multiple of config.every.evaluate={evaluate}.'
+      )
+  if keep_best is not None and keep_best.split('/')[0] in skipped:
+    raise InputError(
+      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are not on '
+      'disk. Prepare them (the message above says how), or choose another result.'
+    )
+  usable = [result for result in rising if result.split('/')[0] not in (*own, *skipped)]
+  if keep_best is not None and keep_best not in usable:
+    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {usable}.')
+  return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
+
+
+def due(step: int, every: int, total_steps: int) -> bool:
+  """True on multiples of `every` and at the end; 0 means at the end only."""
+  return step == total_steps or (every > 0 and step % every == 0)
+
+
+def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+  """Raises InputError unless every device gets the same number of rows of every microbatch."""
+  if microbatches < 1:
+    raise InputError(f'microbatches is {microbatches}; use 1 for the whole batch at once.')
+  unit = microbatches * mesh.size
+  if batch_size % unit:
+    below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    raise InputError(
+      f'a batch of {batch_size} does not divide into {microbatches} microbatches on {mesh.size} '
+      f'devices; use a multiple of {unit}, such as {below or above} or {above}.'
+    )
+
+
+def describe_data(data, steps: int) -> str:
+  """How much data there is, and how much of it `steps` steps see."""
+  epochs = steps * data.batch_size / data.num_examples
+  return (
+    f'{data.num_examples} images of {data.num_classes} classes; '
+    f'{steps} steps of {data.batch_size} are {epochs:.2f} epochs'
+  )

@@ -1,0 +1,178 @@
+"""The train state, the train step, and the loop. Everything they work on is given to them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from mixer import hardware
+from mixer.errors import InputError
+from mixer.training import batch_ops, losses, optimizers, sharding
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a run carries from one step to the next; the input's state is `step` itself."""
+
+  step: jax.Array  # int32, updates made so far
+  params: Any
+  opt_state: Any
+
+
+def init_state(
+  init_params: Callable[[jax.Array], dict],
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  mesh: Mesh,
+) -> tuple[Callable[[], TrainState], TrainState]:
+  """(a function that makes the initial state, its ShapeDtypeStructs with their shardings).
+
+  The state is born sharded: no device ever holds more of it than it keeps.
+  """
+
+  def init(key):
+    params = init_params(key)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+  shapes = jax.eval_shape(init, key)
+  shardings = sharding.state(shapes, mesh)
+  like = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+  )
+  return lambda: jax.jit(init, out_shardings=shardings)(key), like
+
+
+def make_step(
+  *,
+  apply: Callable[..., jax.Array],
+  tx: optax.GradientTransformation,
+  learning_rate: optimizers.Schedule,
+  loss: str,
+  num_classes: int,
+  mixup: float,
+  microbatches: int,
+  key: jax.Array,
+  mesh: Mesh,
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
+
+  The batch has 'image' (n, height, width, channels) uint8 and 'label' (n,) or (n, classes). An
+  example's random draws depend on `key`, the step and its row in the batch alone, so any number
+  of microbatches or devices gives the same gradient, up to the order of float32 additions.
+
+  Args:
+    apply: (params, images, example_keys) -> logits.
+    loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
+    mixup: p of Beta(p, p); 0 for none.
+    microbatches: parts that the batch is worked through in, to save memory.
+    augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
+      comes before mixup.
+  """
+  if loss not in losses.LOSSES:
+    raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
+  if mixup < 0:
+    raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
+  microbatched = sharding.batch(mesh, microbatched=True)
+  if augment is not None:  # on every device, for its own rows
+    rows = jax.P(sharding.BATCH_AXES)
+    augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+
+  def loss_and_hits(params, part, weight):
+    labels = batch_ops.label_vectors(part['label'], num_classes)
+    images, targets = batch_ops.normalize(part['image']), labels
+    if mixup:
+      others = batch_ops.label_vectors(part['partner_label'], num_classes)
+      images = batch_ops.mix(images, batch_ops.normalize(part['partner_image']), weight)
+      targets = batch_ops.mix(labels, others, weight)
+    logits = apply(params, images, part['key'])
+    hits = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
+    return jnp.mean(losses.LOSSES[loss](logits, targets)), jnp.mean(hits > 0)
+
+  def gradient(params, batch, weight):
+    value_and_grad = jax.value_and_grad(loss_and_hits, has_aux=True)
+    if microbatches == 1:
+      return value_and_grad(params, batch, weight)
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, value_and_grad(params, part, weight)), None
+
+    parts = jax.lax.with_sharding_constraint(batch_ops.split(batch, microbatches), microbatched)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, batch, weight)
+    )
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / microbatches, total)
+
+  def step(state, batch):
+    mixup_key, example_key = jax.random.split(jax.random.fold_in(key, state.step))
+    rows = jnp.arange(batch['image'].shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)
+    if augment is not None:
+      batch = {**batch, 'image': augment(batch['image'], keys)}
+    weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
+    batch = batch_ops.with_partners(batch) if mixup else batch
+    batch = {**batch, 'key': keys}
+    (value, accuracy), grads = gradient(state.params, batch, weight)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': value,
+      'accuracy': accuracy,
+      'grad_norm': optax.tree.norm(grads),
+      'update_norm': optax.tree.norm(updates),
+      'param_norm': optax.tree.norm(params),
+      'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return step
+
+
+def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.Compiled:
+  """The step compiled ahead of time for such a state and batch; it donates the state."""
+  shardings = jax.tree.map(lambda x: x.sharding, like)
+  jitted = jax.jit(
+    step,
+    in_shardings=(shardings, sharding.batch(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  with jax.set_mesh(mesh):  # for `layers.split_examples`
+    return jitted.lower(like, batch).compile()
+
+
+def state_bytes(like: TrainState) -> int:
+  """Bytes of the whole state."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+
+
+def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Bytes that one device needs for a compiled step, its arguments, results and temporaries."""
+  memory = compiled.memory_analysis()
+  if memory is None:
+    return None
+  return (
+    memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+  )  # fmt: skip
+
+
+def describe_shapes(like: TrainState, batch: dict) -> str:
+  """What one device holds between two steps, by shapes and shardings."""
+  per_device = [
+    sharding.bytes_per_device(part) / 2**20 for part in (like.params, like.opt_state, batch)
+  ]
+  text = '{:.1f} MiB of parameters, {:.1f} of optimizer state, {:.1f} of images and labels'
+  return f'per device: {text.format(*per_device)}'
+
+
+def describe_memory(compiled: jax.stages.Compiled) -> str:
+  """What one device needs while a step runs, by the compiler's own account."""
+  total, limit = compiled_bytes(compiled), hardware.memory_limit()
+  needed = 'unknown' if total is None else f'{total / 2**20:.1f} MiB'
+  there = f' of {limit / 2**20:.0f}' if limit else ''
+  return f'memory per device of the compiled step: {needed}{there}'

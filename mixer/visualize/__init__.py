@@ -1,0 +1,1 @@
+"""Pictures of weights and plots of numbers."""

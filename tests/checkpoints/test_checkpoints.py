@@ -1,0 +1,326 @@
+"""Checkpoints: what stays, what comes back, and what is refused."""
+
+import errno
+import json
+import pathlib
+import shutil
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+from orbax.checkpoint._src.path import atomicity, atomicity_defaults, deleter, gcs_utils
+import pytest
+
+from mixer import errors
+from mixer.checkpoints import integrity, manager
+from mixer.training import sharding
+
+SHAPES = {'params': {'kernel': (64, 48), 'bias': (48,)}, 'step': ()}
+
+
+def mesh(count: int, fsdp: int):
+  """A mesh over the first `count` devices."""
+  devices = np.array(jax.devices()[:count]).reshape(count // fsdp, fsdp)
+  return jax.sharding.Mesh(devices, sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def like(over) -> dict:
+  shapes = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    SHAPES,
+    is_leaf=lambda x: type(x) is tuple,
+  )
+  where = sharding.state(shapes, over)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+  )
+
+
+def state(value: float, over) -> dict:
+  """Every leaf holds value + 0, 1, 2, ..."""
+  return jax.tree.map(
+    lambda x: jax.device_put(value + np.arange(x.size, dtype='f4').reshape(x.shape), x.sharding),
+    like(over),
+  )
+
+
+def assert_holds(tree: dict, value: float) -> None:
+  for leaf in jax.tree.leaves(tree):
+    expected = value + np.arange(leaf.size, dtype='f4').reshape(leaf.shape)
+    np.testing.assert_array_equal(np.asarray(leaf), expected)
+
+
+@pytest.fixture
+def directory(tmp_path):
+  return epath.Path(tmp_path) / 'checkpoints'
+
+
+def fill(directory, steps, over=None, **options) -> None:
+  saved = manager.Checkpoints(directory, **options)
+  for step in steps:
+    saved.save(step, state(step, over or mesh(1, 1)), {})
+  saved.close()
+
+
+def on_disk(directory) -> list[int]:
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize('saved_on', [(1, 1), (8, 8), (8, 1)])
+@pytest.mark.parametrize('restored_on', [(1, 1), (8, 4), (2, 2)])
+def test_restores_on_other_devices(directory, monkeypatch, saved_on, restored_on):
+  monkeypatch.setattr(sharding, '_MIN_SHARDED_SIZE', 1)
+  fill(directory, [7], mesh(*saved_on))
+  target = like(mesh(*restored_on))
+  found = manager.Checkpoints(directory).restore(7, target)
+  assert_holds(found, 7)
+  assert found['params']['kernel'].sharding == target['params']['kernel'].sharding
+  parameters = manager.Checkpoints(directory, read_only=True).restore_params(7)
+  assert set(parameters) == {'kernel', 'bias'}
+  assert_holds(parameters, 7)
+
+
+def test_the_newest_and_the_best_stay(directory):
+  saved = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3]):
+    saved.save(step, state(step, mesh(1, 1)), {'val/top1': top1, 'val/n': 5.0})
+  saved.save(4, state(4, mesh(1, 1)), {})
+  saved.close()
+  assert on_disk(directory) == [1, 4]
+  again = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  assert again.best() == 1 and again.latest_intact() == 4
+  again.save(5, state(5, mesh(1, 1)), {'val/top1': 0.95, 'val/n': 5.0})
+  again.close()
+  assert on_disk(directory) == [5] and again.best() == 5
+  other = manager.Checkpoints(directory, keep_best='few/5shot', read_only=True)
+  with pytest.raises(errors.InputError, match=r"'few/5shot' is no result of step 5 in .*\['val/n'"):
+    other.best()
+
+
+def test_results_come_to_a_checkpoint_that_had_none(directory):
+  """As when a run was stopped in an evaluation, and makes up for it."""
+  saved = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.close()
+  again = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
+  again.restore(1, like(mesh(1, 1)))
+  again.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+  assert integrity.damage(directory / '1') is None and again.best() == 1
+  again.save(2, state(2, mesh(1, 1)), {'val/top1': 0.25})
+  again.close()
+  assert on_disk(directory) == [1, 2] and again.best() == 1
+  assert_holds(manager.Checkpoints(directory).restore(1, like(mesh(1, 1))), 1)
+
+
+def test_keep_best_must_be_a_result(directory):
+  saved = manager.Checkpoints(directory, keep_best='val/top2')
+  with pytest.raises(errors.InputError, match=r"'val/top2' is no result .* \['val/top1'\]"):
+    saved.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+
+
+def test_a_step_is_not_saved_twice(directory):
+  fill(directory, [3])
+  saved = manager.Checkpoints(directory)
+  with pytest.raises(RuntimeError, match='holds a checkpoint of step 3, so that of step 2'):
+    saved.save(2, state(2, mesh(1, 1)), {})
+
+
+def test_every_file_is_in_the_manifest(directory):
+  fill(directory, [1])
+  root = directory / '1'
+  manifest = json.loads((root / integrity.FILE).read_text())
+  files = {
+    str(path.relative_to(root))
+    for path in pathlib.Path(root).rglob('*')
+    if path.is_file() and path.name not in ('manifest.json', '_CHECKPOINT_METADATA')
+  }
+  assert set(manifest) <= files and files - set(manifest) <= {'commit_success.txt'}
+  assert sum(size for size, _ in manifest.values()) > 64 * 48 * 4 * 0.1
+
+
+def largest(root):
+  return max((p for p in pathlib.Path(root / 'state').rglob('*')), key=lambda p: p.stat().st_size)
+
+
+def flip(root):
+  path = largest(root)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 3] ^= 0x10
+  path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+  'has changed since it was written': flip,
+  'bytes instead of': lambda root: largest(root).write_bytes(b'short'),
+  'is missing': lambda root: largest(root).unlink(),
+  'no readable manifest.json': lambda root: (root / 'manifest.json').unlink(),
+  'not enough values to unpack': lambda root: (root / 'manifest.json').write_text('{"a": [1]}'),
+  'no readable': lambda root: [shutil.rmtree(root), root.mkdir()],
+}
+
+
+@pytest.mark.parametrize('text', DAMAGE)
+def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
+  fill(directory, [1, 2], keep_last=2)
+  DAMAGE[text](directory / '2')
+  assert text in integrity.damage(directory / '2')
+  watching = manager.Checkpoints(directory, keep_last=2, read_only=True)
+  assert watching.latest_intact() == 1 and on_disk(directory) == [1, 2]
+  saved = manager.Checkpoints(directory, keep_last=2)
+  assert saved.latest_intact() == 1 and on_disk(directory) == [1]
+  assert_holds(saved.restore(1, like(mesh(1, 1))), 1)
+  saved.save(2, state(20, mesh(1, 1)), {})  # the step that was damaged can be saved again
+  saved.close()
+  assert_holds(manager.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
+
+
+@pytest.mark.parametrize('first_gone', [integrity.FILE, 'state'])
+def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone):
+  """As by a kill; it is no damage, and leaves nothing behind. The newest is never removed so."""
+  fill(directory, [1, 2, 3], keep_last=3)
+  (directory / manager.GOING_FILE).write_text('[1, 3]')
+  for step in (1, 3):
+    gone = directory / str(step) / first_gone
+    gone.rmtree() if gone.is_dir() else gone.unlink()
+  watching = manager.Checkpoints(directory, read_only=True)
+  assert watching.latest_intact() == 2 and watching.steps() == [1, 2, 3]
+  caplog.clear()
+  saved = manager.Checkpoints(directory, keep_last=3)
+  assert saved.latest_intact() == 2 and saved.steps() == [2]
+  assert 'removed the rest of checkpoint 1' in caplog.text
+  assert 'checkpoint 3 is damaged' in caplog.text and 'checkpoint 1 is' not in caplog.text
+  aside = directory.with_name('checkpoints.damaged')
+  assert [path.name.split('-')[0] for path in aside.iterdir()] == ['3']
+
+
+def test_what_is_to_go_is_written_down_before(directory, monkeypatch):
+  told = []
+  remove = deleter.StandardCheckpointDeleter.delete_steps
+
+  def delete_steps(self, steps):
+    told.append((list(steps), json.loads((directory / manager.GOING_FILE).read_text())))
+    remove(self, steps)
+
+  monkeypatch.setattr(deleter.StandardCheckpointDeleter, 'delete_steps', delete_steps)
+  fill(directory, [1, 2, 3, 4], keep_last=2)
+  assert told[-2:] == [([1], [1]), ([2], [2])] and on_disk(directory) == [3, 4]
+
+
+@pytest.mark.parametrize('content', ['null', '3', '{', ''])
+def test_a_damaged_list_of_what_is_to_go(directory, content):
+  fill(directory, [1, 2], keep_last=2)
+  flip(directory / '1')
+  (directory / manager.GOING_FILE).write_text(content)
+  assert manager.Checkpoints(directory, keep_last=2).latest_intact() == 2
+
+
+@pytest.mark.parametrize('loss', ['a file', 'the manifest'])
+def test_a_checkpoint_that_was_to_stay_is_set_aside(directory, loss):
+  """Not all files of it are there, but nobody was removing it: what is left of it is kept."""
+  fill(directory, [1, 2], keep_last=2)
+  (largest(directory / '1') if loss == 'a file' else directory / '1' / 'manifest.json').unlink()
+  assert manager.Checkpoints(directory, keep_last=2).latest_intact() == 2
+  aside = directory.with_name('checkpoints.damaged')
+  assert [path.name.split('-')[0] for path in aside.iterdir()] == ['1']
+
+
+def test_room_of_unfinished_saves_is_freed_before_it_is_missed(directory):
+  fill(directory, [1])
+  left = directory / '2.orbax-checkpoint-tmp'
+  shutil.copytree(directory / '1', left)
+  saved = manager.Checkpoints(directory)
+  assert saved.latest_intact() == 1
+  saved.remove_unfinished()
+  assert [path.name for path in directory.iterdir() if path.is_dir()] == ['1']
+
+
+def test_a_store_without_renames(directory, monkeypatch):
+  """As gs://, where an unfinished checkpoint has its name from the beginning."""
+  monkeypatch.setattr(manager, '_STORES_WITHOUT_RENAMES', (str(directory),))
+  commits = atomicity.CommitFileTemporaryPath
+  for kind in ('', 'item_'):
+    name = f'get_{kind}default_temporary_path_class'
+    monkeypatch.setattr(atomicity_defaults, name, lambda *_, **__: commits)
+  monkeypatch.setattr(gcs_utils, 'is_gcs_path', lambda path: True)
+  fill(directory, [1, 2], keep_last=2)
+  saved = manager.Checkpoints(directory, keep_last=2)
+  assert saved.latest_intact() == 2
+  for step in (2, 1):  # the save was cut short, later also the first one
+    (directory / str(step) / 'commit_success.txt').unlink()
+    assert saved.latest_intact() == (1 if step == 2 else None)
+  assert not directory.with_name('checkpoints.damaged').exists()
+  saved.remove_unfinished()
+  saved.save(1, state(10, mesh(1, 1)), {})
+  saved.close()
+  assert_holds(manager.Checkpoints(directory).restore(1, like(mesh(1, 1))), 10)
+
+
+def test_nothing_is_saved_where_the_directory_has_gone(directory):
+  saved = manager.Checkpoints(directory)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.manager.wait_until_finished()
+  directory.rename(directory.with_name('elsewhere'))
+  with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 2 was not saved'):
+    saved.save(2, state(2, mesh(1, 1)), {})
+  assert not directory.exists()
+
+
+def test_the_directory_goes_while_a_step_is_saved(directory, monkeypatch):
+  saved = manager.Checkpoints(directory)
+
+  def gone(root):
+    directory.rmtree()
+    raise FileNotFoundError(errno.ENOENT, 'No such file')
+
+  monkeypatch.setattr(integrity, 'content', gone)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 1 was not saved'):
+    while True:
+      saved.check()
+
+
+def test_every_damaged_one_is_set_aside(directory):
+  fill(directory, [1, 2, 3], keep_last=3)
+  flip(directory / '1')
+  saved = manager.Checkpoints(directory, keep_last=3)
+  assert saved.latest_intact() == 3 and on_disk(directory) == [2, 3]
+
+
+def test_none_intact_is_not_a_fresh_start(directory):
+  fill(directory, [1])
+  flip(directory / '1')
+  for _ in range(2):
+    with pytest.raises(errors.InputError, match='were damaged and lie in .*damaged now'):
+      manager.Checkpoints(directory).latest_intact()
+
+
+def test_nothing_saved_yet(directory):
+  assert manager.Checkpoints(directory).latest_intact() is None
+  assert manager.Checkpoints(directory, keep_best='val/top1', read_only=True).best() is None
+
+
+def test_a_failed_save_is_raised_by_the_next(directory, monkeypatch):
+  saved = manager.Checkpoints(directory)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.manager.wait_until_finished()
+
+  def full(root):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(integrity, 'content', full)
+  saved.save(2, state(2, mesh(1, 1)), {})
+  text = 'step 2 could not be written .*No space left on device. The checkpoint of step 1 is intact'
+  with pytest.raises(errors.InputError, match=text):
+    while True:  # at a step soon after
+      saved.check()
+  with pytest.raises(errors.InputError, match=text):
+    saved.save(3, state(3, mesh(1, 1)), {})
+  monkeypatch.undo()
+  assert manager.Checkpoints(directory).latest_intact() == 1
+
+
+def test_keep_last():
+  with pytest.raises(errors.InputError, match='keep_last is 0; keep at least 1'):
+    manager.Checkpoints(epath.Path('/nowhere'), keep_last=0)

@@ -1,0 +1,105 @@
+"""The evaluator's numbers, against NumPy on logits that are given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer.errors import InputError
+from mixer.evaluators import classification
+from mixer.training import sharding
+
+
+class Given:
+  """An input whose image i is one pixel of value i, so that logits can be looked up by it."""
+
+  batch_size = 10
+
+  def __init__(self, labels, num_classes, claimed=None):
+    self._labels, self.num_classes = labels, num_classes
+    self.multi_label = labels.ndim == 2
+    self.num_examples = claimed or len(labels)
+
+  def eval_batches(self, batch_size, shard, num_shards):
+    assert (shard, num_shards) == (0, 1) and batch_size % 8 == 0
+    for first in range(0, len(self._labels), batch_size):
+      index = first + np.arange(batch_size)
+      mask = index < len(self._labels)
+      index = np.where(mask, index, 0)
+      image = index.astype(np.uint8).reshape(-1, 1, 1, 1)
+      yield {'image': image, 'label': self._labels[index], 'mask': mask}
+
+
+def run(logits, data, **given):
+  def apply(params, images):
+    index = jnp.round((images[:, 0, 0, 0] + 1.0) * 127.5).astype(jnp.int32)
+    return params[index]
+
+  make = classification.make if given else classification.make_real
+  evaluate = make(apply=apply, data=data, mesh=sharding.make_mesh(), **given)
+  return evaluate(jax.device_put(logits, sharding.replicated(sharding.make_mesh())))
+
+
+def log_sigmoid(x):
+  return -np.logaddexp(0.0, -x)
+
+
+@pytest.mark.parametrize('loss', ['sigmoid', 'softmax'])
+@pytest.mark.parametrize('num_classes', [3, 12])
+@pytest.mark.parametrize('multi_label', [False, True])
+def test_against_numpy(loss, num_classes, multi_label):
+  rng = np.random.default_rng(num_classes)
+  n = 53  # in batches of 16, on 8 devices
+  logits = rng.normal(0.0, 2.0, (n, num_classes)).astype(np.float32)
+  if multi_label:
+    labels = (rng.random((n, num_classes)) < 0.3).astype(np.uint8)
+    hot = labels.astype(np.float64)
+  else:
+    labels = rng.integers(0, num_classes, n).astype(np.int32)
+    hot = np.eye(num_classes)[labels]
+  ranked = np.argsort(-logits, axis=1)
+  right = np.take_along_axis(hot, ranked, axis=1) > 0
+  x = logits.astype(np.float64)
+  if loss == 'sigmoid':
+    each = -(hot * log_sigmoid(x) + (1 - hot) * log_sigmoid(-x)).sum(1)
+  else:
+    each = -(hot * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1)
+  found = run(logits, Given(labels, num_classes), loss=loss)
+  assert found['n'] == n
+  assert found['top1'] == right[:, 0].sum() / n
+  assert found['top5'] == right[:, :5].any(1).sum() / n
+  assert found['loss'] == pytest.approx(each.mean(), rel=1e-6)
+  assert found['images_per_sec'] > 0
+  assert ('precision_at_1' in found) == multi_label and 'n_without_labels' not in found
+  if multi_label:
+    assert found['precision_at_1'] == found['top1']
+    five = [np.isin(row[:5], np.flatnonzero(of)).mean() for row, of in zip(ranked, labels)]
+    assert found['precision_at_5'] == pytest.approx(np.mean(five), rel=1e-6)
+
+
+def test_real_leaves_out_images_without_labels():
+  """A hit is a highest class among the labels; the denominator counts labelled images alone."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(53, 12)).astype(np.float32)
+  labels = (rng.random((53, 12)) < 0.1).astype(np.uint8)
+  sets_of = [set(np.flatnonzero(row)) for row in labels]
+  labelled = [i for i in range(53) if sets_of[i]]
+  assert 20 < len(labelled) < 53
+  found = run(logits, Given(labels, 12))
+  hits = sum(int(np.argmax(logits[i])) in sets_of[i] for i in labelled)
+  assert hits > 0 and found['top1'] == hits / len(labelled)
+  assert found['n'] == len(labelled) and found['n_without_labels'] == 53 - len(labelled)
+  assert set(found) == {'top1', 'n', 'n_without_labels', 'images_per_sec'}
+
+
+def test_real_refuses_what_it_is_not_for():
+  with pytest.raises(InputError, match='^kind="real" needs images with a list of labels each'):
+    run(np.zeros((20, 3), np.float32), Given(np.zeros(20, np.int32), 3))
+  with pytest.raises(InputError, match='^none of the 20 images has a label'):
+    run(np.zeros((20, 3), np.float32), Given(np.zeros((20, 3), np.uint8), 3))
+
+
+def test_a_count_that_is_not_the_data_sets_is_an_error():
+  labels = np.zeros(20, np.int32)
+  with pytest.raises(RuntimeError, match='evaluated 20 examples of a data set of 21'):
+    run(np.zeros((20, 3), np.float32), Given(labels, 3, claimed=21), loss='softmax')

@@ -1,0 +1,179 @@
+"""Growing to a higher resolution, and what becomes of the head."""
+
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from mixer import models, pretrained
+from mixer.errors import InputError
+from mixer.pretrained import growth, warm_start
+
+SMALL = {'num_blocks': 3, 'hidden_dim': 32, 'tokens_mlp_dim': 16, 'channels_mlp_dim': 64}
+
+
+def build(num_classes=5, patch_size=4, **options):
+  return models.build('Mixer', num_classes=num_classes, patch_size=patch_size, **SMALL, **options)
+
+
+def noise(tree, seed: int = 0):
+  """The same tree with every leaf random, biases and the head too."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: rng.normal(0.0, 0.2, x.shape).astype(np.float32), tree)
+
+
+def weights(model, size):
+  return noise(models.shapes(model, size))
+
+
+def start(params, model, size, head='auto', from_size=None):
+  return warm_start.start_from(
+    params, model, source='FILE', image_size=size, channels=3, head=head, from_size=from_size
+  )
+
+
+def pair(size):
+  return (size, size) if isinstance(size, int) else size
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'tiles', 'patch'),
+  [
+    (16, 32, 2, 4),
+    (16, 48, 3, 4),
+    (16, (16, 32), (1, 2), 4),
+    ((16, 24), (32, 72), (2, 3), (4, 8)),
+  ],
+)
+def test_logits_are_the_mean_over_the_tiles(old, new, tiles, patch):
+  """The paper's scheme keeps every tile to itself until fine-tuning (appendix C)."""
+  small, large = build(patch_size=patch), build(patch_size=patch, tiles=tiles)
+  params = weights(small, old)
+  grown, words = start(params, large, new, from_size=old)
+  assert 'grown from a grid of' in words and 'head kept: 5 classes' in words
+  (height, width), (tall, wide) = pair(old), pair(new)
+  images = np.random.default_rng(1).normal(size=(2, tall, wide, 3)).astype(np.float32)
+  each = [
+    small.apply({'params': params}, images[:, top : top + height, left : left + width])
+    for top in range(0, tall, height)
+    for left in range(0, wide, width)
+  ]
+  assert len(each) > 1 and np.ptp(each, axis=0).max() > 1e-3
+  found = large.apply({'params': grown}, images)
+  np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
+
+
+def test_parameter_counts_at_448():
+  """paper.md 1.3: headless parameters at 448 pixels."""
+  for name, count in {
+    'S/32': 21_609_504, 'S/16': 30_068_352, 'B/32': 66_313_776, 'B/16': 86_227_392,
+    'L/32': 224_018_016, 'L/16': 279_475_584, 'H/14': 588_442_368,
+  }.items():  # fmt: skip
+    model = models.build(f'Mixer-{name}', num_classes=None, tiles=2)
+    leaves = jax.tree.leaves(models.shapes(model, 448))
+    assert sum(leaf.size for leaf in leaves) == count
+
+
+def test_gflops_at_448():
+  for name, gflops in {'S/32': 10.48, 'B/16': 134.10, 'L/16': 474.76, 'H/14': 1290.03}.items():
+    model = models.build(f'Mixer-{name}', num_classes=1000, tiles=2)
+    total = sum(models.mlp_mixer.matmul_flops(model, 448).values())
+    assert round(total / 1e9, 2) == gflops
+
+
+def test_tile_major_order():
+  """A 4 x 4 grid of 2 x 2 tiles, numbered by hand."""
+  expected = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+  assert growth.tile_major((2, 2), (2, 2)).tolist() == expected
+
+
+def test_sizes_that_do_not_grow():
+  params = weights(build(), 16)
+  with pytest.raises(
+    InputError, match=r'grid of \(4, 4\) patches cannot grow to \(5, 6\)'
+  ) as fault:
+    start(params, build(), (20, 24))
+  assert '5 rows are no multiple of 4: use 4 or 8' in str(fault.value)
+  assert '6 columns are no multiple of 4: use 4 or 8' in str(fault.value)
+  with pytest.raises(InputError, match=r'cannot grow to \(2, 2\): .*: use 4; .*: use 4\.'):
+    start(params, build(), 8)
+  with pytest.raises(InputError, match=r'set config.model.tiles=\(2, 2\), so that'):
+    start(params, build(), 32)
+
+
+def test_a_rectangle_has_to_be_named():
+  params = weights(build(), (16, 24))
+  with pytest.raises(InputError, match='was made for 24 patches, .* give the size of the images'):
+    start(params, build(), (16, 24))
+  start(params, build(), (16, 24), from_size=(16, 24))
+
+
+def head_of(params, policy, num_classes):
+  model = build(num_classes, head_bias=-3.0)
+  grown, words = start(params, model, 16, head=policy)
+  return grown['head'], words
+
+
+@pytest.mark.parametrize('policy', ['auto', 'keep', 'reset'])
+@pytest.mark.parametrize('num_classes', [5, 7])
+def test_head_policies(policy, num_classes):
+  params = weights(build(5), 16)
+  if policy == 'keep' and num_classes == 7:
+    with pytest.raises(InputError, match='head=keep, but the file has 5 classes and the data 7'):
+      head_of(params, policy, num_classes)
+    return
+  head, words = head_of(params, policy, num_classes)
+  if policy == 'reset' or num_classes == 7:
+    assert f'head RESET to zeros for {num_classes} classes (the file has 5 classes)' in words
+    assert not head['kernel'].any() and head['kernel'].shape == (32, num_classes)
+    assert (head['bias'] == -3.0).all()
+  else:
+    assert words == 'head kept: 5 classes'
+    np.testing.assert_array_equal(head['kernel'], params['head']['kernel'])
+
+
+def test_a_file_without_a_head():
+  params = weights(build(None), 16)
+  head, words = head_of(params, 'auto', 5)
+  assert 'the file has none' in words and not head['kernel'].any()
+  with pytest.raises(InputError, match='the file has no classes'):
+    head_of(params, 'keep', 5)
+
+
+def test_a_head_of_zeros_is_noticed():
+  params = weights(build(), 16)
+  params['head']['kernel'][:] = 0
+  assert warm_start.has_zero_head(params)
+  assert 'all zeros: it was never trained' in head_of(params, 'auto', 5)[1]
+
+
+def test_an_unknown_policy():
+  with pytest.raises(InputError, match="head is 'kep'; use one of"):
+    head_of(weights(build(), 16), 'kep', 5)
+
+
+def test_what_does_not_fit_is_listed():
+  params = weights(build(), 16)
+  del params['MixerBlock_1']
+  with pytest.raises(InputError, match='missing   MixerBlock_1/LayerNorm_0/bias'):
+    start(params, build(), 16)
+
+
+def test_load_lays_out_for_scanned_blocks(tmp_path):
+  params = weights(build(), 16)
+  pretrained.save(tmp_path / 'model.npz', params)
+  common = {'head': 'auto', 'from_size': (), 'image_size': 16, 'channels': 3}
+  model = build(scan=True)
+  found, facts = warm_start.load(path=str(tmp_path / 'model.npz'), model=model, **common)
+  content = (tmp_path / 'model.npz').read_bytes()
+  assert facts == {
+    'source': f'{tmp_path}/model.npz',
+    'bytes': len(content),
+    'sha256': hashlib.sha256(content).hexdigest(),
+    'changes': 'head kept: 5 classes',
+  }
+  images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+  np.testing.assert_allclose(
+    model.apply({'params': found}, images), build().apply({'params': params}, images), atol=1e-5
+  )

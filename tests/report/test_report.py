@@ -1,0 +1,428 @@
+"""The report of runs: whole, self-contained, with the numbers that are in their files."""
+
+import csv
+from html.parser import HTMLParser
+import importlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import input as inputs
+from mixer import models, paper, pretrained
+from mixer.checkpoints import manager
+from mixer.errors import InputError, MissingData
+from mixer.models import permutations
+from mixer.report import charts, document, page, run_files, sections
+from mixer.training import train_step
+import reference
+import runs
+
+SIZES = dict(num_blocks=2, hidden_dim=8, tokens_mlp_dim=6, channels_mlp_dim=16)
+BROWSERS = (
+  'chromium', 'chromium-browser', 'chromium-headless-shell', 'google-chrome', 'chrome',
+)  # fmt: skip
+
+
+def row(step, **more):
+  return {
+    'step': step, 'epoch': step / 10, 'train/loss': 2.0 / step, 'train/accuracy': 0.5,
+    'images_per_sec': 800.0, 'images_per_sec_per_device': 100.0, 'input_wait': 0.25,
+    'core_hours': step / 100, **more,
+  }  # fmt: skip
+
+
+def write_run(path, config, rows):
+  path.mkdir(parents=True)
+  (path / 'config.json').write_text(json.dumps(config))
+  (path / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+
+
+def digits_params(seed=0):
+  model = models.build('Mixer', 10, patch_size=2, **SIZES)
+  rng = np.random.default_rng(seed)
+  flat = pretrained.flatten(models.shapes(model, 8, 1))
+  return pretrained.nest({k: np.float32(rng.standard_normal(v.shape)) for k, v in flat.items()})
+
+
+def digits_config(**changes):
+  config = importlib.import_module('configs.digits').get_config()
+  config.model.update(SIZES)
+  config.update(changes)
+  return config.to_dict()
+
+
+@pytest.fixture(scope='module')
+def workdirs(tmp_path_factory):
+  """A finished run and one that was stopped, whose names need their folders to differ."""
+  root = tmp_path_factory.mktemp('runs')
+  done, stopped = root / 'first' / 'run', root / 'second' / 'run'
+  rows = [row(10, **{'test/top1': 0.5, 'test/n': 360}), row(20), row(30, **{'test/top1': 0.625})]
+  write_run(done, digits_config(), rows)
+  pretrained.save_model(done, digits_params(), {'image_size': [8, 8], 'versions': {'jax': '9.8.7'}})
+  (done / 'evaluation.json').write_text(
+    json.dumps({'checkpoint': 'x', 'model': 'Mixer', 'test/top1': 0.75})
+  )
+  write_run(stopped, digits_config(seed=7, mixup=0.5), [row(10), row(20)])
+  saved = manager.Checkpoints(stopped / 'checkpoints')
+  state = train_step.TrainState(step=jnp.int32(20), params=digits_params(1), opt_state={})
+  saved.save(20, state, {})
+  saved.close()
+  return [str(done), str(stopped)]
+
+
+@pytest.fixture(scope='module')
+def written(workdirs, tmp_path_factory):
+  output = tmp_path_factory.mktemp('out') / 'report.html'
+  document.write(run_files.read(workdirs), output, samples=5)
+  return output
+
+
+class Page(HTMLParser):
+  """Notes tags that do not close, addresses, tables and the text."""
+
+  VOID = ('meta', 'img', 'br', 'link', 'input')
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.faults, self.addresses, self.tags, self.rows = [], [], [], [], []
+    self.text = ''
+    self.feed(text)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    names = [name for name, _ in attrs]
+    self.faults += [(tag, names)] if len(set(names)) < len(names) else []
+    self.addresses += [v for k, v in attrs if k in ('src', 'href', 'srcset', 'action', 'data')]
+    if tag not in self.VOID:
+      self.open.append(tag)
+    if tag == 'tr':
+      self.rows.append([])
+    if tag in ('td', 'th'):
+      self.rows[-1].append('')
+
+  def handle_endtag(self, tag):
+    if not self.open or self.open.pop() != tag:
+      self.faults.append(tag)
+
+  def handle_data(self, data):
+    if 'style' not in self.open:
+      self.text += data
+    if self.open and self.open[-1] in ('td', 'th'):
+      self.rows[-1][-1] += data
+
+
+def test_page_is_whole_and_loads_nothing(written):
+  text = written.read_text()
+  found = Page(text)
+  assert not found.faults and not found.open
+  assert found.addresses and all(a.startswith('data:image/png;base64,') for a in found.addresses)
+  assert not {'script', 'link', 'iframe', 'object'} & set(found.tags)
+  own = re.sub(r'base64,[A-Za-z0-9+/=]+', '', text)
+  assert not re.search(r'https?:|//[a-z]|url\(|@import', own)
+  assert "default-src 'none'" in text
+  # Three pictures of each run (two blocks and the stem) and five samples of each; two charts.
+  assert found.tags.count('img') == 2 * 3 + 2 * 5
+  assert found.tags.count('polyline') == 5  # loss and accuracy of both, and one run's top-1
+
+
+def test_tables_have_the_numbers_of_the_files(written):
+  found = Page(written.read_text())
+  table = {row[0]: row[1:] for row in found.rows}
+  assert table['step'] == ['30', '20'] and table['training data'] == ['digits', 'digits']
+  assert table['train/loss'] == ['0.06667', '0.1']
+  assert table['test/top1 %'] == ['62.50', '-'] and table['test/n'] == ['360', '-']
+  assert table['test/top1 % (evaluate.py)'] == ['75.00', '-']
+  assert table['first/run'] == ['8', '0.300', '0.0125', '-', '800', '100', '-', '25 %']
+  assert table['seed'] == ['0', '7'] and table['mixup'] == ['0.2', '0.5']
+  assert 'loss' not in table  # the same in both
+  assert table['jax'][:2] == ['9.8.7', '-']
+  assert (
+    'first/run: finished at step 30; second/run: not finished, last logged step 20' in found.text
+  )
+  assert 'The paper has no row for first/run (a model of other dimensions on digits)' in found.text
+
+
+def test_csv(written):
+  done, stopped = csv.DictReader(written.with_suffix('.csv').read_text().splitlines())
+  assert done['run'] == 'first/run' and done['finished'] == 'True' and done['step'] == '30'
+  assert float(done['test/top1']) == 0.625 and float(done['train/loss']) == 2 / 30
+  assert float(done['evaluate.py: test/top1']) == 0.75
+  assert stopped['finished'] == 'False' and stopped['test/top1'] == ''
+
+
+def test_samples_are_what_the_newest_weights_say(workdirs, written):
+  """By NumPy: of the .npz for the finished run, of the checkpoint for the other."""
+  data = inputs.build(source='digits', split='test', batch_size=5)
+  batch = next(iter(data.eval_batches(5, 0, 1)))
+  text = Page(written.read_text()).text
+  for seed in (0, 1):
+    _, logits = reference.forward(digits_params(seed), batch['image'] / 127.5 - 1, (2, 2))
+    values = np.exp(logits - logits.max(axis=1, keepdims=True))
+    values /= values.sum(axis=1, keepdims=True)
+    for label, shares in zip(batch['label'], values):
+      best = np.argsort(-shares)[:3]
+      line = f'true: {label}' + ''.join(f'{i}{100 * shares[i]:.1f}\xa0%' for i in best)
+      assert line in text
+
+
+def test_a_run_of_the_paper_stands_beside_its_rows(tmp_path):
+  config = importlib.import_module('configs.mixer_b16').get_config('imagenet2012').to_dict()
+  del config['evals']['minival'], config['evals']['v2'], config['evals']['real']
+  config['evals']['val']['input']['source'] = 'gone'  # as if its package were not there
+  last = row(50, **{'val/top1': 0.7013, 'val/images_per_sec': 4000.0, 'minival/top1': 0.5})
+  write_run(tmp_path / 'b16', config, [last])
+  document.write(run_files.read([str(tmp_path / 'b16')]), tmp_path / 'r.html', samples=2)
+  found = Page(tmp_path.joinpath('r.html').read_text())
+  assert ['b16', 'ImageNet', '224', '5.00', '70.13', '-', '-', '-', '500', '0.0208'] in found.rows
+  theirs = ['300', '76.44', '82.36', '88.33', '-', '1,384', '10']
+  assert ['paper, table 3', 'ImageNet', '224', *theirs] in found.rows
+  assert 'ImageNet-21k' not in [row[1] for row in found.rows if len(row) > 1]
+  assert 'a directory without an intact checkpoint' in found.text and 'Not drawn: ' in found.text
+  assert "Not made: unknown input source 'gone'" in found.text
+
+
+@pytest.mark.parametrize(
+  'name,change,wanted',
+  [
+    ('mixer_b16', {}, 'Mixer-B/16'),
+    ('mixer_b16', {'hidden_dim': 8}, None),
+    ('mixer_b16', {'untie_tokens': False, 'channel_groups': 1, 'pyramid': []}, 'Mixer-B/16'),
+    ('mixer_b16', {'untie_tokens': True}, None),
+    ('mixer_b16', {'pyramid': [[3, 49]]}, None),
+    ('digits', {}, None),
+    ('bit', {}, 'BiT-R50x1'),
+    ('bit', {'width': 32}, None),
+    ('bit', {'groups': 16}, None),
+  ],
+)
+def test_paper_model(name, change, wanted):
+  config = importlib.import_module(f'configs.{name}').get_config().to_dict()
+  config['model'] |= change
+  run = run_files.Run('r', None, config, [], None, {})
+  assert run.paper_model == wanted
+
+
+@pytest.mark.parametrize(
+  'name,argument,wanted,words',
+  [
+    ('mixer_b32', 'jft', 'Mixer-B/32', None),
+    ('mixer_b32', 'jft,subset=100', 'Mixer-B/32', None),
+    ('mixer_b32', 'jft,subset=3', None, 'a part of the images'),
+    ('permutations', 'model=B/16,kind=original', 'Mixer-B/16', None),
+    ('permutations', 'model=B/16,kind=global', None, 'permuted images'),
+  ],
+)
+def test_runs_of_the_studies_have_no_row(name, argument, wanted, words, tmp_path):
+  config = importlib.import_module(f'configs.{name}').get_config(argument).to_dict()
+  assert run_files.Run('r', None, config, [], None, {}).paper_model == wanted
+  write_run(tmp_path / 'r', config, [row(10)])
+  (text,) = sections.beside_the_paper(run_files.read([str(tmp_path / 'r')]))[-1:]
+  told = f'The paper has no row for r (a model that saw {words} on JFT-300M).'
+  assert (told in text) == (words is not None)
+
+
+def test_a_fine_tuned_run_has_no_cost_of_pre_training_beside_it(tmp_path):
+  for name, path in (('fresh', None), ('tuned', '/m.npz')):
+    config = importlib.import_module('configs.mixer_b16').get_config('imagenet2012').to_dict()
+    config['init']['path'] = path
+    write_run(tmp_path / name, config, [row(10)])
+  found = Page(sections.cost(run_files.read([str(tmp_path / 'fresh'), str(tmp_path / 'tuned')])))
+  assert [line[4] for line in found.rows[1:]] == ['10', '-']
+
+
+def test_few_shot_and_real_are_told_in_percent_and_their_counts_are_not_drawn(tmp_path):
+  found = {
+    'few/5shot': 0.5, 'few/5shot_seed0': 0.51, 'few/5shot_best_l2_on_test': 0.625,
+    'few/5shot_best_l2_on_test_is': 1024.0, 'few/n': 12_345, 'real/top1': 0.75,
+    'real/n': 46_837, 'real/n_without_labels': 13_163,
+  }  # fmt: skip
+  write_run(tmp_path / 'r', digits_config(), [row(10, **found), row(20, **found)])
+  read = run_files.read([str(tmp_path / 'r')])
+  table = {line[0]: line[1] for line in Page(sections.results(read)).rows}
+  told = {
+    'few/5shot %': '50.00', 'few/5shot_seed0 %': '51.00', 'few/5shot_best_l2_on_test %': '62.50',
+    'few/5shot_best_l2_on_test_is': '1024', 'few/n': '12,345', 'real/top1 %': '75.00',
+    'real/n_without_labels': '13,163',
+  }  # fmt: skip
+  assert told.items() <= table.items()
+  loss, accuracy, few = sections.curves(read)
+  assert 'real/top1' in accuracy and 'few, over steps' in few
+  legend = re.findall(r'few/\w+', few)
+  assert sorted(legend) == ['few/5shot', 'few/5shot_best_l2_on_test', 'few/5shot_seed0']
+
+
+def test_samples_are_of_the_first_set_that_is_there(monkeypatch):
+  def build(*, source):
+    if source == 'gone':
+      raise MissingData('this set is not on disk')
+    return source
+
+  monkeypatch.setattr(inputs, 'build', build)
+  gone, there = {'input': {'source': 'gone'}}, {'input': {'source': 'there'}}
+  assert document._first_there({'a': gone, 'b': there, 'c': there}) == ('b', 'there')
+  with pytest.raises(MissingData, match='this set is not on disk'):
+    document._first_there({'a': gone})
+
+
+def test_samples_of_a_run_with_permuted_images(tmp_path):
+  """Its predictions are those of permuted images, by NumPy; its weights make no pictures."""
+  section = {'kind': 'global', 'seed': 5, 'patch_size': 2}
+  config = {**digits_config(), 'permutation': section}
+  write_run(tmp_path / 'run', config, [row(10)])
+  description = {'image_size': [8, 8], 'versions': {}, 'permutation': section}
+  pretrained.save_model(tmp_path / 'run', digits_params(), description)
+  document.write(run_files.read([str(tmp_path / 'run')]), tmp_path / 'r.html', samples=5)
+  batch = next(iter(inputs.build(source='digits', split='test', batch_size=5).eval_batches(5)))
+  moved = batch['image'].reshape(5, 64)[:, permutations.everywhere((8, 8), 2, 5)]
+  _, logits = reference.forward(digits_params(), moved.reshape(5, 8, 8, 1) / 127.5 - 1, (2, 2))
+  text = Page((tmp_path / 'r.html').read_text()).text
+  shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+  shares /= shares.sum(axis=1, keepdims=True)
+  for label, row_shares in zip(batch['label'], shares):
+    best = np.argsort(-row_shares)[:3]
+    line = f'true: {label}' + ''.join(f'{i}{100 * row_shares[i]:.1f}\xa0%' for i in best)
+    assert line in text
+  assert 'Not drawn: ' in text and 'was trained with the input permutation' in text
+
+
+def test_paper_rows_are_those_of_the_configs():
+  """The configs' docstrings have the top-1 of the same table, typed in another hour."""
+  kinds = {'imagenet2012': '', 'imagenet21k': '', 'jft': ''}
+  checked = 0
+  for path in sorted((runs.ROOT / 'configs').glob('mixer_*.py')):
+    model = f'Mixer-{path.stem[6].upper()}/{path.stem[7:]}'
+    for data in kinds:
+      line = re.search(rf'\| {data} +\| (.*?) +\|', path.read_text())
+      name = 'jft_300m' if data == 'jft' else data
+      printed = re.findall(r'\d\d\.\d\d', line[1])
+      if printed:
+        checked += 1
+        assert float(printed[0]) in [
+          r.imagenet for r in paper.rows(model, name) if r.resolution == 224 and r.table == 3
+        ]
+  assert checked == 11
+  assert len(set(paper.ROWS)) == len(paper.ROWS) == 32
+  assert [r.vtab for r in paper.rows('Mixer-H/14', 'jft_300m')] == [None, 75.33]
+
+
+# --- Wrong arguments ---------------------------------------------------------------------
+
+
+def test_what_is_no_workdir(workdirs, tmp_path):
+  with pytest.raises(InputError, match='none is no workdir of train.py: it is no directory'):
+    run_files.read([str(tmp_path / 'none')])
+  with pytest.raises(InputError, match=r'it has no config.json\. Its folders run are some'):
+    run_files.read([os.path.dirname(workdirs[0])])
+  write_run(tmp_path / 'bad', digits_config(), [])
+  assert run_files.read([str(tmp_path / 'bad')])[0].final == {}
+  (tmp_path / 'bad' / 'metrics.jsonl').write_text('{"step": 1\n')
+  with pytest.raises(InputError, match=r'metrics.jsonl is damaged'):
+    run_files.read([str(tmp_path / 'bad')])
+  (tmp_path / 'bad' / 'metrics.jsonl').unlink()
+  (tmp_path / 'bad' / 'config.json').write_text('[]')
+  with pytest.raises(InputError, match=r'config.json is damaged'):
+    run_files.read([str(tmp_path / 'bad')])
+
+
+def test_output_is_checked_first(tmp_path):
+  with pytest.raises(InputError, match='give a name that ends in .html'):
+    document.check_output(str(tmp_path / 'report.pdf'))
+  with pytest.raises(InputError, match='there is no folder'):
+    document.check_output(str(tmp_path / 'none' / 'report.html'))
+  with pytest.raises(InputError, match='give the workdirs of one or several runs'):
+    document.main()
+
+
+def test_a_run_that_has_logged_nothing(tmp_path):
+  write_run(tmp_path / 'new', digits_config(), [])
+  document.write(run_files.read([str(tmp_path / 'new')]), tmp_path / 'r.html', samples=2)
+  found = Page((tmp_path / 'r.html').read_text())
+  assert not found.faults and 'not finished, nothing logged yet' in found.text
+
+
+def test_text_from_outside_is_escaped():
+  assert '<script>' not in page.table(['<script>'], [['<script>']]) + page.heading('<script>')
+  assert '<script>' not in page.card('', '<script>', [('<script>', 0.5, True)])
+  assert '<b>' not in charts.lines('<b>', [charts.Line('<b>', [(1, 2.0), (2, 3.0)])])
+
+
+# --- Charts --------------------------------------------------------------------------------
+
+
+def test_ticks():
+  assert charts.linear_ticks(0, 674) == [0, 200, 400, 600]
+  assert charts.linear_ticks(0.2, 1.0) == [0.2, 0.4, 0.6, 0.8, 1.0]
+  assert charts.linear_ticks(3, 3) == [3]
+  assert charts.log_ticks(0.04, 2.5) == [0.05, 0.1, 0.2, 0.5, 1, 2]
+  assert charts.log_ticks(1e-4, 1e4) == [10.0**e for e in range(-4, 5)]
+  for low, high in ((0, 1), (1e-3, 3e-3), (0, 517_822), (-2, 7.7)):
+    ticks = charts.linear_ticks(low, high)
+    assert 3 <= len(ticks) <= 7 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
+
+
+def test_lines_are_where_their_points_are():
+  text = charts.lines('t', [charts.Line('a', [(0, 0.0), (50, 0.5), (100, 1.0)])])
+  points = re.search(r'points="([^"]+)"', text)[1].split()
+  (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, p.split(','))) for p in points)
+  assert x0 < x1 < x2 and math.isclose(x1, (x0 + x2) / 2, abs_tol=0.11)
+  assert y0 > y1 > y2 and math.isclose(y1, (y0 + y2) / 2, abs_tol=0.11)
+  text = charts.lines('t', [charts.Line('a', [(0, 0.1), (1, 1.0), (2, 10.0)])], log=True)
+  y0, y1, y2 = (float(p.split(',')[1]) for p in re.search(r'points="([^"]+)"', text)[1].split())
+  assert math.isclose(y1, (y0 + y2) / 2, abs_tol=0.11)
+
+
+def test_values_that_cannot_be_drawn():
+  assert charts.lines('t', [charts.Line('a', [(1, math.nan), (2, math.inf)])]) == ''
+  assert '<circle' in charts.lines('t', [charts.Line('a', [(1, math.nan), (2, 1.0)])])
+  assert '<polyline' in charts.lines('t', [charts.Line('a', [(0, 0.0), (2, 0.0)])], log=True)
+  many = [(i, float(i)) for i in range(10_001)]
+  kept = charts.thin(many)
+  assert len(kept) <= 801 and kept[0] == many[0] and kept[-1] == many[-1]
+
+
+# --- In a browser ----------------------------------------------------------------------------
+
+MEASURE = """<script>
+addEventListener('load', () => {
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  const wide = [...document.querySelectorAll('body *')].filter(node =>
+    !node.closest('.scroll, pre, svg') && node.getBoundingClientRect().right > innerWidth + 1);
+  const fetched = performance.getEntriesByType('resource').map(entry => entry.name);
+  document.title = JSON.stringify({
+    images: document.images.length, broken, wide: wide.map(node => node.tagName),
+    overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+    requests: fetched.filter(name => !name.startsWith('data:')).length,
+    chart: document.querySelector('.chart svg').getBoundingClientRect().height,
+    right: getComputedStyle(document.querySelector('td.num')).textAlign });
+});
+</script>"""
+
+
+@pytest.mark.parametrize('width', [1280, 500])
+def test_in_a_browser(width, written, tmp_path):
+  """Every picture is shown, nothing is wider than the window, nothing is fetched."""
+  browser = os.environ.get('BROWSER_FOR_TESTS') or next(
+    filter(None, map(shutil.which, BROWSERS)), ''
+  )
+  if not browser:
+    pytest.skip(f'no browser: none of {", ".join(BROWSERS)} is installed')
+  policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')  # it forbids scripts
+  measured = policy.sub('', written.read_text()).replace('</body>', MEASURE + '</body>')
+  (tmp_path / 'page.html').write_text(measured)
+  done = subprocess.run(
+    [browser, '--headless', '--no-sandbox', '--disable-gpu', f'--window-size={width},900',
+     f'--user-data-dir={tmp_path}/profile', '--dump-dom', f'file://{tmp_path}/page.html'],
+    capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  found = json.loads(re.search(r'<title>(.*?)</title>', done.stdout)[1])
+  assert found['images'] == 16 and found['broken'] == 0 and found['requests'] == 0
+  assert found['overflow'] <= 0 and not found['wide'] and found['width'] == width
+  assert found['chart'] > 100 and found['right'] == 'right'
