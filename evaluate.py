@@ -52,7 +52,9 @@ def main() -> None:
       else 'the config has no evals, so there is nothing to evaluate.'
     )
   # One with training images of its own looks at the features, and the head does not matter.
-  classified = {name: opened['data'] for name, opened in tests.items() if 'pool' not in opened}
+  classified = {
+    name: opened['data'] for name, opened in tests.items() if 'support_set' not in opened
+  }
   permutation = config.get('permutation')
   sizes = [opened['data'].image_size for opened in tests.values()]
   for size in sizes:

@@ -149,8 +149,8 @@ def train(
   coordination.check_same(inputs.identity(tests, data))
   intervals = settings.call(
     'config.every', plan.intervals, every,
-    keep_best=checkpoints.get('keep_best'), evals=evals, rising=evaluators.rising(evals),
-    skipped=skipped,
+    keep_best=checkpoints.get('keep_best'), evals=evals,
+    higher_is_better=evaluators.higher_is_better(evals), skipped=skipped,
   )  # fmt: skip
   saved = settings.call(
     'config.checkpoints',
@@ -163,7 +163,7 @@ def train(
   coordination.agreed(lambda: workdirs.claim_classes(directory, data.class_names, started=started))
   first = saved.latest_intact() or 0
   if first >= steps and coordination.agreed((directory / 'model.npz').exists):
-    console.tell(
+    console.print_line(
       f'{directory} is finished: {first} of {steps} steps are done, see model.npz, model.json.'
     )
     return
@@ -265,16 +265,16 @@ def train(
     'versions': runtime.versions(),
   })  # fmt: skip
   if data.bad_images:
-    console.tell(
+    console.print_line(
       f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
       'them, and python -m mixer.input.check finds all.'
     )
-  console.tell(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
+  console.print_line(f'done: {directory}/model.npz, model.json, metrics.jsonl, curves.png')
 
 
 def classified_as(tests: dict, data) -> dict:
   """The preprocessing under which the model's own classes are evaluated."""
-  own = [inputs['data'] for inputs in tests.values() if 'pool' not in inputs]
+  own = [inputs['data'] for inputs in tests.values() if 'support_set' not in inputs]
   return (own or [data])[0].preprocessing
 
 

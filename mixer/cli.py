@@ -37,7 +37,7 @@ def run(
       if isinstance(error, KeyboardInterrupt) and not jax.distributed.is_initialized():
         sys.exit(_fail('stopped by Ctrl-C.', 130))
       if jax.distributed.is_initialized():
-        console.tell(traceback.format_exc(), error=True)
+        console.print_line(traceback.format_exc(), error=True)
         leave(1, f'{type(error).__name__}: {error}')
       raise
     leave(0, 'done')
@@ -80,5 +80,5 @@ def _check_arguments(main: Callable[..., None], given: list[str]) -> None:
 
 def _fail(error: Exception | str, status: int) -> int:
   kind = 'stopped' if isinstance(error, Interrupted) else 'error'
-  console.tell(f'{kind}: {error}', error=True)
+  console.print_line(f'{kind}: {error}', error=True)
   return status

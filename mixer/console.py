@@ -5,7 +5,7 @@ import os
 import sys
 
 
-def tell(text: str, *, error: bool = False) -> None:
+def print_line(text: str, *, error: bool = False) -> None:
   """Prints a line at once, to stderr for an `error`.
 
   It is lost where the other end of a pipe has gone (`train.py | tee log`, and Ctrl-C ends both), or

@@ -28,7 +28,7 @@ def configure(*, deterministic: bool, compilation_cache: str | None = None) -> N
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
-    console.tell(f'--deterministic: {DETERMINISM_SCOPE}')
+    console.print_line(f'--deterministic: {DETERMINISM_SCOPE}')
 
 
 def _made(compilation_cache: str) -> epath.Path:
@@ -108,4 +108,4 @@ def banner(sections: Mapping[str, str]) -> None:
   """Prints titled blocks of text, on the first process."""
   if jax.process_index() == 0:
     for title, text in sections.items():
-      console.tell(f'--- {title} ---\n{text}')
+      console.print_line(f'--- {title} ---\n{text}')

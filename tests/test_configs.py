@@ -330,9 +330,13 @@ def test_subsets(percent, epochs, data_dir):
   ]
   assert steps == [517_822, 517_822]
   assert config.checkpoints.keep_best == 'val/top1'
-  rising = evaluators.rising(config.evals)
+  higher_is_better = evaluators.higher_is_better(config.evals)
   plan.intervals(
-    **config.every.to_dict(), keep_best='val/top1', evals=config.evals, rising=rising, skipped=()
+    **config.every.to_dict(),
+    keep_best='val/top1',
+    evals=config.evals,
+    higher_is_better=higher_is_better,
+    skipped=(),
   )
   changed = {'train_input', 'total_epochs', 'checkpoints'}
   same = [{k: v for k, v in c.to_dict().items() if k not in changed} for c in (config, whole)]

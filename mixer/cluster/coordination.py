@@ -88,7 +88,7 @@ def join(facts: Mapping[str, Any]) -> None:
   _listener.start()
   local = ', '.join(str(device) for device in jax.local_devices())
   cuda = os.environ.get('CUDA_VISIBLE_DEVICES')
-  console.tell(
+  console.print_line(
     f'process {place.process_id} of {place.num_processes}, pid {os.getpid()}, coordinator '
     f'{place.coordinator}: {jax.local_device_count()} local devices ({local}) of '
     f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else '')
@@ -224,7 +224,7 @@ def _cause() -> str:
     f'No sign of life of process {", ".join(silent)} for {3 * _TICK_SECONDS:g} s: killed, it may '
     'be what this error comes from.'
   )
-  console.tell(told, error=True)
+  console.print_line(told, error=True)
   return f' {told}'
 
 
@@ -256,7 +256,7 @@ def _handle(handler: Callable[[int, str], None], process: int, text: str) -> Non
   except Exception as fault:
     if _finished.is_set():  # the others have come to the end of the run without having heard
       return
-    console.tell(traceback.format_exc(), error=True)
+    console.print_line(traceback.format_exc(), error=True)
     end_all(1, f'{type(fault).__name__}: {fault}')
 
 
@@ -294,7 +294,7 @@ def _end(process: int, text: str) -> None:
   if process == _me():
     return
   notice = json.loads(text)
-  console.tell(
+  console.print_line(
     f'process {process} has ended with status {notice["status"]} ({notice["text"]}); so does '
     f'process {_me()}.',
     error=True,

@@ -74,7 +74,7 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
       continue
     if not _passed:
       text = f'{_NAMES[number]} before the first step: nothing had to be saved.'
-      console.tell(f'stopped: {text}')
+      console.print_line(f'stopped: {text}')
       if coordination.several():
         coordination.end_all(Interrupted.status, text)
       os._exit(Interrupted.status)
@@ -83,12 +83,14 @@ def _heed(awake: socket.socket, _wakes: socket.socket) -> None:
         os._exit(128 + signal.SIGINT)
       continue
     _asked.set()
-    console.tell(f'{_NAMES[number]}: the run saves at the next boundary and ends.')
+    console.print_line(f'{_NAMES[number]}: the run saves at the next boundary and ends.')
     if coordination.several():
       try:
         coordination.announce('stop', _NAMES[number])
       except Exception as fault:  # where process 0 has gone, JAX ends this one
-        console.tell(f'the other processes were not told ({fault}); send it again.', error=True)
+        console.print_line(
+          f'the other processes were not told ({fault}); send it again.', error=True
+        )
         _asked.clear()
 
 
@@ -96,7 +98,9 @@ def _agree(process: int, text: str) -> None:
   """In a thread of the notice: settles on a boundary that no process has passed."""
   global _stop_at
   if process != jax.process_index():
-    console.tell(f'process {process} has had {text}: the run saves at a boundary to come and ends.')
+    console.print_line(
+      f'process {process} has had {text}: the run saves at a boundary to come and ends.'
+    )
   store = coordination.store()
   with _lock:
     store.key_value_set(f'mixer/boundary/{jax.process_index()}', str(_passed))

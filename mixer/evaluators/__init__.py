@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
   make: Callable  # of an evaluator; takes what is `given` and the rest of its section
   given: tuple[str, ...]  # of what `build` has
-  rising: Callable[[Mapping], tuple[str, ...]]  # section -> results of which more is better
+  higher_is_better: Callable[[Mapping], tuple[str, ...]]  # section -> names of its results
 
 
 EVALUATORS = {
@@ -33,7 +33,7 @@ EVALUATORS = {
   'real': Kind(classification.make_real, ('apply', 'data', 'mesh'), lambda _: ('top1',)),
   'fewshot': Kind(
     fewshot.make,
-    ('features', 'data', 'pool', 'mesh', 'sources', 'record'),
+    ('features', 'data', 'support_set', 'mesh', 'sources', 'record'),
     lambda section: tuple(f'{k}shot' for k in section.get('shots', ())),
   ),
 }
@@ -72,14 +72,14 @@ def build(
     section = sections[name]
     kind = _kind(name, section)
     network = {'apply': apply, 'features': features, 'loss': loss, 'mesh': mesh}
-    sources = {'data': section['input'], 'pool': section.get('train_input')}
+    sources = {'data': section['input'], 'support_set': section.get('train_input')}
     record = functools.partial(_record, records.with_name(f'{records.name}.{name}.json'), name)
     have = {**network, **inputs, 'sources': sources, 'record': record}
-    wanted = {'data', 'pool'} & set(kind.given)
+    wanted = {'data', 'support_set'} & set(kind.given)
     if wanted != set(inputs):
       raise InputError(
         f'config.evals.{name}: kind={section["kind"]!r} takes '
-        f'{"an input and a train_input" if "pool" in wanted else "an input and no train_input"}.'
+        f'an input and {"a" if "support_set" in wanted else "no"} train_input.'
       )
     own = {key: value for key, value in section.items() if key not in _NOT_THEIRS}
     given = {key: have[key] for key in kind.given}
@@ -96,12 +96,12 @@ def build(
   return evaluate
 
 
-def rising(sections: Mapping[str, Mapping]) -> list[str]:
+def higher_is_better(sections: Mapping[str, Mapping]) -> list[str]:
   """The results, as '<section>/<result>', of which more is better."""
   return [
     f'{name}/{result}'
     for name, section in sections.items()
-    for result in _kind(name, section).rising(section)
+    for result in _kind(name, section).higher_is_better(section)
   ]
 
 
@@ -116,7 +116,7 @@ def _kind(name: str, section: Mapping) -> Kind:
 def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
   if jax.process_index() == 0:
     files.write(path, json.dumps(facts).encode())
-    console.tell(f'{name}: {line}; all in {path}')
+    console.print_line(f'{name}: {line}; all in {path}')
 
 
 def _check_agreement(sections: Mapping, opened: Mapping) -> None:

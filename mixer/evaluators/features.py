@@ -90,7 +90,7 @@ def cached(extract: Callable[..., Features], directory: str) -> Callable[..., Fe
       if np.array_equal(kept[0][: len(values)], values) and np.array_equal(
         kept[1][: len(labels)], labels
       ):
-        console.tell(f'features from {path}')
+        console.print_line(f'features from {path}')
         return kept
       logging.warning('%s is of another model, or of other images; it is made again.', path)
     kept = extract(params, data, source=source)

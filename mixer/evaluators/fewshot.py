@@ -22,7 +22,7 @@ def make(
   *,
   features: Callable,
   data,
-  pool,
+  support_set,
   mesh: Mesh,
   sources: Mapping[str, Mapping],
   record: Callable[[dict, str], None],
@@ -40,9 +40,9 @@ def make(
 
   Args:
     features: (params, images) -> (n, C).
-    data: the test input; pool: the one whose images are sampled.
+    data: the test input; support_set: the one whose images are sampled.
     mesh: the devices that share the forward passes; the rest is done on the host.
-    sources: the arguments that 'data' and 'pool' were opened with, for the cache.
+    sources: the arguments that 'data' and 'support_set' were opened with, for the cache.
     record: called once, with the samples and settings, and with a line about them.
     shots: images of each class; where a class has fewer, those that there are.
     seeds: of the samples.
@@ -55,7 +55,9 @@ def make(
   Raises:
     InputError: an argument is out of its range, or images have several labels.
   """
-  _check(shots, seeds, [l2, *l2_sweep], images_per_device, data.multi_label or pool.multi_label)
+  _check(
+    shots, seeds, [l2, *l2_sweep], images_per_device, data.multi_label or support_set.multi_label
+  )
   extract = extraction.extractor(features, images_per_device=images_per_device, mesh=mesh)
   if cache_dir:
     extract = extraction.cached(extract, cache_dir)
@@ -63,10 +65,10 @@ def make(
 
   def evaluate(params) -> dict[str, float]:
     tested = extract(params, data, source=sources['data'])
-    values, labels = extract(params, pool, source=sources['pool'])
-    samples = {seed: sample(labels, pool.num_classes, seed) for seed in seeds}
+    values, labels = extract(params, support_set, source=sources['support_set'])
+    samples = {seed: sample(labels, support_set.num_classes, seed) for seed in seeds}
     if not recorded:
-      facts = describe(samples, shots, pool)
+      facts = describe(samples, shots, support_set)
       line = f'l2 {l2:g}, seeds {tuple(seeds)}, {facts["note"]}'
       record({'l2': l2, 'l2_sweep': list(l2_sweep), 'seeds': list(seeds), **facts}, line)
       recorded.append(line)
@@ -75,7 +77,7 @@ def make(
       hits = np.zeros((len(seeds), 1 + len(l2_sweep)), np.int64)
       for i, seed in enumerate(seeds):
         chosen = np.concatenate([index[:k] for index in samples[seed]])
-        ridge = fit(values[chosen], labels[chosen], pool.num_classes)
+        ridge = fit(values[chosen], labels[chosen], support_set.num_classes)
         hits[i] = [count_hits(ridge, penalty, *tested) for penalty in (l2, *l2_sweep)]
         results[f'{k}shot_seed{seed}'] = hits[i, 0].item() / len(tested[0])
       means = hits.mean(axis=0) / len(tested[0])
@@ -94,26 +96,28 @@ def sample(labels: np.ndarray, num_classes: int, seed: int) -> list[np.ndarray]:
   return [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
 
 
-def describe(samples: Mapping[int, Sequence[np.ndarray]], shots: Sequence[int], pool) -> dict:
+def describe(
+  samples: Mapping[int, Sequence[np.ndarray]], shots: Sequence[int], support_set
+) -> dict:
   """The examples taken, as the record of a run has them, and a note in words."""
   most = max(shots)
   taken = {s: [index[:most].tolist() for index in of] for s, of in samples.items()}
   short = {
     name: len(index)
-    for name, index in zip(pool.class_names, next(iter(samples.values())), strict=True)
+    for name, index in zip(support_set.class_names, next(iter(samples.values())), strict=True)
     if len(index) < most
   }
   digest = hashlib.sha256(repr(taken).encode()).hexdigest()
-  note = f'images {pool.preprocessing}, sample ids of sha256 {digest[:16]}'
+  note = f'images {support_set.preprocessing}, sample ids of sha256 {digest[:16]}'
   if short:
     note += (
-      f'\n  {len(short)} of {pool.num_classes} classes have fewer than {most} images, the least '
-      f'{min(short.values())}: of these, all are taken'
+      f'\n  {len(short)} of {support_set.num_classes} classes have fewer than {most} images, the '
+      f'least {min(short.values())}: of these, all are taken'
     )
   return {
     'shots': list(shots),
-    'preprocessing': pool.preprocessing,
-    'classes': list(pool.class_names),
+    'preprocessing': support_set.preprocessing,
+    'classes': list(support_set.class_names),
     'sha256': digest,
     'fewer_images': short,
     'note': note,

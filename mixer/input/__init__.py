@@ -81,8 +81,8 @@ def open_evals(
 ) -> tuple[dict[str, dict[str, Input]], dict[str, str]]:
   """The inputs of every section of `config.evals`, opened before any long work starts.
 
-  Returns ({section: {'data': its input} and, of one with a `train_input`, 'pool'}, {section that
-  is left out: why}). Left out is what is not on disk, and nothing else.
+  Returns ({section: {'data': its input} and, of one with a `train_input`, 'support_set'},
+  {section that is left out: why}). Left out is what is not on disk, and nothing else.
 
   Args:
     sections: `config.evals`.
@@ -112,18 +112,18 @@ def open_evals(
       skipped[name] = str(fault)
   for name, inputs in opened.items():
     own = f'config.evals.{name}.input'
-    if 'pool' in inputs:
-      _compare(own, inputs['data'], f'config.evals.{name}.train_input', inputs['pool'],
+    if 'support_set' in inputs:
+      _compare(own, inputs['data'], f'config.evals.{name}.train_input', inputs['support_set'],
                (*_CLASSES, *_SHAPE, 'preprocessing'))  # fmt: skip
     if trained is not None:
-      facts = _SHAPE if 'pool' in inputs else (*_CLASSES, *_SHAPE)
+      facts = _SHAPE if 'support_set' in inputs else (*_CLASSES, *_SHAPE)
       _compare(own, inputs['data'], 'config.train_input', trained, facts)
   return opened, skipped
 
 
 def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
   """What of the inputs must be the same on all processes of a run: {config key: in words}."""
-  keys = {'data': 'input', 'pool': 'train_input'}
+  keys = {'data': 'input', 'support_set': 'train_input'}
   inputs = {
     f'config.evals.{name}.{keys[role]}': one
     for name, of in tests.items()
@@ -149,9 +149,9 @@ _CLASSES, _SHAPE = ('num_classes', 'class_names'), ('image_size', 'channels')
 
 
 def _open(name: str, section: Mapping) -> dict[str, Input]:
-  """'data' of the section's `input`, and 'pool' of its `train_input` where it has one."""
+  """'data' of the section's `input`, and 'support_set' of its `train_input` where it has one."""
   inputs = {}
-  for key, role in (('input', 'data'), ('train_input', 'pool')):
+  for key, role in (('input', 'data'), ('train_input', 'support_set')):
     if key not in section:
       continue
     arguments = dict(section[key])

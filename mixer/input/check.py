@@ -61,7 +61,7 @@ def _of_config() -> dict:
     opened['train_input'] = inputs.build(**config['train_input'])
   evals, skipped = inputs.open_evals(config['evals'], opened.get('train_input'))
   for name, of in evals.items():
-    titles = {'data': name, 'pool': f'{name}.train_input'}
+    titles = {'data': name, 'support_set': f'{name}.train_input'}
     opened |= {titles[role]: data for role, data in of.items()}
   if skipped:
     print(f'LEFT OUT, not on disk: {inputs.describe_skipped(skipped)}')

@@ -80,7 +80,7 @@ def in_released_layout(model: nn.Module) -> nn.Module:
   return model.clone(scan=False) if getattr(model, 'scan', False) else model
 
 
-def lay_out(model: nn.Module, params: dict) -> dict:
+def to_model_layout(model: nn.Module, params: dict) -> dict:
   """Parameters in the released layout, as `model` takes them: stacked where it scans."""
   return scanning.stack_blocks(params) if getattr(model, 'scan', False) else params
 
@@ -107,7 +107,7 @@ def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: in
   if _has_patches(model):
     layers.patch_grid(image_size, model.patch_size)
   images = jnp.zeros((1, *layers.pair(image_size), channels))
-  return lay_out(model, in_released_layout(model).init(key, images)['params'])
+  return to_model_layout(model, in_released_layout(model).init(key, images)['params'])
 
 
 def shapes(model: nn.Module, image_size: layers.Size, channels: int = 3) -> dict:

@@ -37,7 +37,7 @@ def load(
     from_size=from_size or None,
   )
   facts = {**pretrained.identify(path), 'changes': words}
-  return models.lay_out(model, params), facts
+  return models.to_model_layout(model, params), facts
 
 
 def start_from(

@@ -240,7 +240,7 @@ class Reporter:
     if self._bar is None:
       done, left = max(row['step'] - self._first_step, 1), self._total_steps - row['step']
       eta = _duration((time.perf_counter() - self._started) / done * left)
-      console.tell(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}')
+      console.print_line(f'step {row["step"]}/{self._total_steps} eta {eta} {_line(row)}')
     else:
       self._bar.set_postfix_str(_line(row), refresh=False)
       if _results(row):

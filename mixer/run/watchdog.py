@@ -118,7 +118,7 @@ class Profile:
   def close(self) -> None:
     if self._running:
       jax.profiler.stop_trace()
-      console.tell(f'profile: {self._directory}')
+      console.print_line(f'profile: {self._directory}')
     elif self._wanted:
       logging.warning('no profile: none of the steps %d to %d was made.', self._first, self._last)
     self._running = self._wanted = False

@@ -26,7 +26,7 @@ def intervals(
   checkpoint: int,
   keep_best: str | None,
   evals: Mapping[str, Mapping],
-  rising: Sequence[str],
+  higher_is_better: Sequence[str],
   skipped: Iterable[str],
 ) -> dict[str, int]:
   """The steps between log lines, evaluations and checkpoints; 0 means at the end only.
@@ -34,7 +34,7 @@ def intervals(
   Args:
     keep_best: the result that chooses the best checkpoint.
     evals: `config.evals`, whose sections may have an interval of their own.
-    rising: results, as '<section>/<result>', of which more is better.
+    higher_is_better: results, as '<section>/<result>', of which more is better.
     skipped: the sections that are not run.
   """
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
@@ -55,7 +55,7 @@ def intervals(
       f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are not on '
       'disk. Prepare them (the message above says how), or choose another result.'
     )
-  usable = [result for result in rising if result.split('/')[0] not in (*own, *skipped)]
+  usable = [result for result in higher_is_better if result.split('/')[0] not in (*own, *skipped)]
   if keep_best is not None and keep_best not in usable:
     raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {usable}.')
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}

@@ -109,9 +109,9 @@ def evaluator(net, *, devices=8, records=None, **more):
   return fewshot.make(
     features=models.features_function(net),
     data=digits('test'),
-    pool=digits('train'),
+    support_set=digits('train'),
     mesh=mesh_of(devices),
-    sources={'data': {'split': 'test'}, 'pool': {'split': 'train'}},
+    sources={'data': {'split': 'test'}, 'support_set': {'split': 'train'}},
     record=lambda facts, line: records.append((facts, line)) if records is not None else None,
     **section,
   )

@@ -481,7 +481,7 @@ def intervals(evaluate, checkpoint, keep_best, every=0):
     checkpoint=checkpoint,
     keep_best=keep_best,
     evals={'val': {}, 'shots': {'every': every}, 'real': {}},
-    rising=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
+    higher_is_better=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
     skipped=['real'],
   )
 
