@@ -34,9 +34,27 @@ def wait_for(name: str) -> None:
     time.sleep(0.02)
 
 
-def wait_until_told() -> None:
-  """... to stop, and all processes have agreed where."""
-  while not (preemption._stop_at if coordination.several() else preemption._asked.is_set()):
+requests: list[preemption.StopRequests] = []  # of the run
+
+
+def note_requests() -> None:
+  """Puts what handles the run's signals into `requests`."""
+  original = preemption.StopRequests.__enter__
+
+  def enter(self):
+    requests.append(self)
+    return original(self)
+
+  preemption.StopRequests.__enter__ = enter
+
+
+def wait_until_stopped() -> None:
+  """Waits until the run is to stop, and all processes have agreed where."""
+
+  def agreed(stop) -> bool:
+    return bool(stop._stop_at if stop._cluster.is_multiprocess else stop._requested.is_set())
+
+  while not any(map(agreed, requests)):
     time.sleep(0.02)
 
 
@@ -109,7 +127,7 @@ def stops_while_evaluating() -> None:
     for i, batch in enumerate(original(self, *args, **kwargs)):
       if len(calls) == 2 and i == 1:
         mark(f'evaluating-{jax.process_index()}')
-        wait_until_told()
+        wait_until_stopped()
       yield batch
 
   arrays.Arrays.eval_batches = eval_batches
@@ -156,7 +174,7 @@ def waits_to_be_stopped() -> None:
     for number, batch in enumerate(original(self, first_batch, *args), first_batch + 1):
       if number == first_batch + 7:
         mark(f'waiting-{first_batch}-{jax.process_index()}')
-        wait_until_told()
+        wait_until_stopped()
       yield batch
 
   arrays.Arrays.train_batches = train_batches
@@ -169,16 +187,16 @@ def hears_late() -> None:
 
 def is_told_at_the_end() -> None:
   """A SIGTERM comes when the last step has been saved, and this process alone hears of it."""
-  original = coordination.meet
+  original = coordination.Cluster.barrier
 
-  def meet(name):
+  def barrier(self, name):
     if name == 'done':
       os.kill(os.getpid(), signal.SIGTERM)
-      while 'stop' in coordination._handlers:
+      while 'stop' in self._handlers:
         time.sleep(0.02)
-    original(name)
+    original(self, name)
 
-  coordination.meet = meet
+  coordination.Cluster.barrier = barrier
 
 
 def shards_everything() -> None:
@@ -203,6 +221,7 @@ def other_data() -> None:
 
 
 if __name__ == '__main__':
+  note_requests()
   for fault in sys.argv[1].split(','):
     globals()[fault]()
   program = ROOT / sys.argv[2]

@@ -39,6 +39,7 @@ class Checkpoints:
     keep_last: int = 1,
     keep_best: str | None = None,
     read_only: bool = False,
+    cluster: coordination.Cluster = coordination.SINGLE,
   ):
     """Opens `directory`.
 
@@ -48,6 +49,7 @@ class Checkpoints:
       keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest
         stays too.
       read_only: change nothing: another program may be training there.
+      cluster: the processes that save and restore together.
     """
     if keep_last < 1:
       raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
@@ -66,7 +68,7 @@ class Checkpoints:
     self._policy = _Announced(policies, self.directory / GOING_FILE)
     self._keep_best = keep_best
     self._read_only = read_only
-    self._manager = None
+    self._manager, self._cluster = None, cluster
     save_faults.seen.clear()  # those of an earlier run in this process
 
   @property
@@ -124,7 +126,7 @@ class Checkpoints:
     Those that are damaged are named, and set aside into '<directory>.damaged'
     unless this is read-only.
     """
-    return coordination.agreed(self._first_intact)
+    return self._cluster.on_process_0(self._first_intact)
 
   def remove_unfinished(self) -> None:
     """Frees the disk of what saves that were cut short have left, before anyone asks for room.
@@ -156,7 +158,7 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
-    return coordination.agreed(self._find_best)
+    return self._cluster.on_process_0(self._find_best)
 
   def _find_best(self) -> int | None:
     scores = {}
@@ -185,7 +187,7 @@ class Checkpoints:
     """Closes; after a fault of its own, one of several processes may wait in vain, and does not."""
     if error is None or isinstance(error, Interrupted):
       self.close()
-    elif isinstance(error, Diverged) or not coordination.several():
+    elif isinstance(error, Diverged) or not self._cluster.is_multiprocess:
       with contextlib.suppress(Exception):  # the first fault is the one to be told
         self.close()
 
@@ -243,7 +245,7 @@ class Checkpoints:
       (root / 'metrics').mkdir(exist_ok=True)
       files.write(root / 'metrics' / 'metrics', json.dumps(metrics).encode())
       files.write(root / integrity.FILE, integrity.content(root))
-    coordination.agreed(lambda: None)  # the files are there
+    self._cluster.on_process_0(lambda: None)  # the files are there
     self.manager.reload()
 
   def _first_intact(self) -> int | None:

@@ -1,12 +1,12 @@
-"""Several processes as one run: how they join, agree on what one has decided, and end together.
+"""Several processes as one run: they agree, send announcements, and end together.
 
-All of it goes through JAX's coordination service, a key-value store that process 0 serves, and
-never through the devices: a process that waits for a device still hears that another has failed.
+All of it goes through JAX's coordination service, a key-value store on process 0, and never
+through the devices: a process that waits for a device still learns that another has failed.
 """
 
 from collections.abc import Callable, Mapping
 import contextlib
-import functools
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,84 +20,347 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from etils import epath
 import jax
-from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
-from mixer import console, files
-from mixer.cluster import detection as placing
-from mixer.cluster import handshake
+from mixer import cli, console, files
+from mixer.cluster import detection, handshake, jax_internals
 from mixer.errors import Diverged, InputError, Interrupted
 
-_NOTICES = 'mixer/notices/'  # '<_NOTICES><name>/<process>': what all processes are to hear
-_LEFT = 'mixer/left/'
+_ANNOUNCEMENTS = 'mixer/announcements/'  # '<_ANNOUNCEMENTS><name>/<process>'
+_HEARTBEATS = 'mixer/heartbeats/'
+_EXITED = 'mixer/exited/'
 _TICK_SECONDS = 1.0
-_LONG_MS = 3_600_000  # for work of process 0 that the others wait for; if it fails, they hear of it
-_numbers = itertools.count()
-_handlers: dict[str, Callable[[int, str], None]] = {}
-_finished = threading.Event()
-sign: dict[str, Any] = {}  # what this process adds to its signs of life; others may look at it
-heard: dict[int, dict] = {}  # on process 0, the latest sign of life of each process
+# For work of process 0 that the others wait for; if process 0 fails, they get an announcement.
+_LONG_MS = 3_600_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How this process joins the others; None is detected."""
+
+  coordinator: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
+  startup_timeout: float = 300.0
+  heartbeat_timeout: int = 60
 
 
 def define_flags() -> None:
-  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; on pods and SLURM found out.')
-  flags.DEFINE_integer('num_processes', None, 'Of the whole run; 1 to run alone in any case.')
-  flags.DEFINE_integer('process_id', None, 'Of this process, from 0 on.')
+  """The flags of `Options`."""
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; detected on pods and SLURM.')
+  flags.DEFINE_integer('num_processes', None, 'Processes of the run; 1 to run alone in any case.')
+  flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
   flags.DEFINE_float(
     'startup_timeout', 300.0, 'Seconds to wait for the other processes.', lower_bound=1.0
   )
   flags.DEFINE_integer(
-    'heartbeat_timeout', 60, 'Seconds until a silent process counts as dead.', lower_bound=2
-  )
+    'heartbeat_timeout', 60, 'Seconds without a heartbeat until a process counts as dead.',
+    lower_bound=2,
+  )  # fmt: skip
 
 
-def join(facts: Mapping[str, Any]) -> None:
-  """Joins the other processes of this run, if it has any. Call it before JAX looks for devices.
+def options_from_flags() -> Options:
+  """The values of the flags that `define_flags` defines."""
+  fields = dataclasses.fields(Options)
+  return Options(**{field.name: getattr(flags.FLAGS, field.name) for field in fields})
+
+
+class Cluster:
+  """The processes of one run, of which this is one; `join` makes it.
+
+  Without a client it is this process alone, and the methods return at once. As a context manager
+  it ends the run on all processes: together where they all finish, stop or diverge, and at once
+  where one fails. All processes call `on_process_0` and `barrier` in the same order.
+  """
+
+  def __init__(
+    self, client=None, *, process_id: int = 0, num_processes: int = 1, heartbeat_timeout: int = 60
+  ):
+    """`client` is that of JAX's coordination service."""
+    self.client, self.process_id, self.num_processes = client, process_id, num_processes
+    self._heartbeat_timeout = heartbeat_timeout
+    self._numbers = itertools.count()
+    self._handlers: dict[str, Callable[[int, str], None]] = {'end': self._on_end}
+    self._status: dict[str, Any] = {}
+    self._heartbeats: dict[int, dict] = {}
+    self._finished = threading.Event()
+    self._listener: threading.Thread | None = None
+
+  @property
+  def is_multiprocess(self) -> bool:
+    return self.client is not None
+
+  @property
+  def heartbeats(self) -> Mapping[int, dict]:
+    """On process 0, the latest heartbeat of each process."""
+    return self._heartbeats
+
+  def on_process_0(self, decide: Callable[[], Any]) -> Any:
+    """The value of `decide()`, called on process 0 alone, on every process.
+
+    For decisions that depend on files, which change while processes read them one after the
+    other. The value is sent as JSON.
+    """
+    if not self.is_multiprocess:
+      return decide()
+    key = f'mixer/decisions/{next(self._numbers)}'
+    if self.process_id == 0:
+      self.client.key_value_set(key, json.dumps(decide()))
+    return json.loads(self.client.blocking_key_value_get(key, _LONG_MS))
+
+  def barrier(self, name: str) -> None:
+    """Waits until all processes have arrived.
+
+    Needed before the first collectives: they wait for half a minute only while they connect.
+    """
+    if self.is_multiprocess:
+      self.client.wait_at_barrier(f'mixer/{name}', _LONG_MS)
+
+  def check_shared(self, directory: epath.Path, seconds: float = 60.0) -> None:
+    """Raises InputError on a process that cannot see a file which process 0 writes there."""
+    if not self.is_multiprocess:
+      return
+    nonce = f'.shared-{os.urandom(8).hex()}'
+    name, where = self.on_process_0(
+      lambda: files.write(directory / nonce, b'') or (nonce, str(directory))
+    )
+    end = time.monotonic() + seconds  # a network filesystem shows new files with a delay
+    while not (directory / name).exists():
+      if time.monotonic() > end:
+        raise InputError(
+          f'process {self.process_id} does not find {name} in {directory}, which process 0 wrote '
+          f'to {where}: they do not share that directory. Give one --workdir on a filesystem that '
+          'all processes can read.'
+        )
+      time.sleep(0.1)
+    self.barrier(name)
+    if self.process_id == 0:
+      (directory / name).unlink()
+
+  def check_same(self, facts: Mapping[str, Any]) -> None:
+    """Raises InputError on a process where one of the facts, by name, differs from process 0."""
+    own = json.loads(json.dumps(facts))
+    for name, value in self.on_process_0(lambda: dict(facts)).items():
+      if own.get(name) != value:
+        raise InputError(
+          f'process {self.process_id} finds for {name}: {own.get(name)}; process 0: {value}. '
+          'Give all processes the same files.'
+        )
+
+  def announce(self, name: str, text: str) -> None:
+    """Makes the handler of `name` run on every process, this one included."""
+    key = f'{_ANNOUNCEMENTS}{name}/{self.process_id}'
+    self.client.key_value_set(key, text, allow_overwrite=True)
+
+  def on_announcement(self, name: str, handler: Callable[[int, str], None]) -> None:
+    """Calls `handler(process, text)` once, for the first announcement of this name."""
+    self._handlers[name] = handler
+
+  def set_status(self, **values: Any) -> None:
+    """Adds values to the heartbeats of this process."""
+    if self.is_multiprocess:
+      self._status = {**self._status, **values}
+
+  def fetch_heartbeats(self) -> dict[int, dict]:
+    """The latest heartbeat of each process, from process 0."""
+    found = self.client.key_value_dir_get(_HEARTBEATS)
+    return {int(key.split('/')[-1]): json.loads(value) for key, value in found}
+
+  def start(self) -> None:
+    """Starts the thread that receives announcements and sends heartbeats."""
+    self._listener = threading.Thread(target=self._listen, name='announcements', daemon=True)
+    self._listener.start()
+
+  def __enter__(self) -> 'Cluster':
+    return self
+
+  def __exit__(self, kind, error: BaseException | None, trace) -> None:
+    """Ends all processes: together, or at once if this one fails alone.
+
+    An exception left to Python would wait at exit for processes that wait for this one.
+    """
+    if not self.is_multiprocess:
+      return
+    if error is None or isinstance(error, Diverged | Interrupted):  # all processes get here
+      self.barrier('done')  # process 0 may still be writing
+      self._finished.set()
+      self._listener.join()
+    elif isinstance(error, InputError):
+      self.abort(cli.print_error(error), str(error))
+    else:
+      console.print_line(''.join(traceback.format_exception(error)), error=True)
+      self.abort(1, f'{type(error).__name__}: {error}')
+
+  def abort(self, status: int, text: str) -> NoReturn:
+    """Ends this process with `status` at once, and the others when they get the announcement."""
+    with contextlib.suppress(Exception):  # process 0 may have ended
+      text = text[:1000] + (self._find_cause() if status == 1 else '')
+      self.announce('end', json.dumps({'status': status, 'text': text}))
+    self._exit(status)
+
+  def _find_cause(self) -> str:
+    """Waits for a sign that the error comes from another process: its announcement or its silence.
+
+    Ends with the other process if it has announced its end; returns a sentence that names the
+    processes without heartbeats.
+    """
+    before, end = self.fetch_heartbeats(), time.monotonic() + 3 * _TICK_SECONDS
+    while time.monotonic() < end:
+      for key, text in self.client.key_value_dir_get(f'{_ANNOUNCEMENTS}end/'):
+        self._on_end(int(key.split('/')[-1]), text)
+      time.sleep(0.1)
+    silent = [
+      str(i)
+      for i, heartbeat in self.fetch_heartbeats().items()
+      if heartbeat == before.get(i) and i != self.process_id
+    ]
+    if not silent:
+      return ''
+    text = (
+      f'No heartbeat of process {", ".join(silent)} for {3 * _TICK_SECONDS:g} s: if it was '
+      'killed, that may be the cause of this error.'
+    )
+    console.print_line(text, error=True)
+    return f' {text}'
+
+  def _listen(self) -> None:
+    """The thread that receives announcements and sends heartbeats."""
+    since: dict[int, tuple[dict, float]] = {}
+    while not self._finished.wait(_TICK_SECONDS):
+      try:
+        found = self.client.key_value_dir_get(_ANNOUNCEMENTS)
+        heartbeat = json.dumps({'time': time.time(), **self._status})
+        key = f'{_HEARTBEATS}{self.process_id}'
+        self.client.key_value_set(key, heartbeat, allow_overwrite=True)
+        if self.process_id == 0:
+          self._heartbeats = self.fetch_heartbeats()
+          self._warn_of_silence(since)
+      except Exception as fault:  # JAX ends this process if the service has ended
+        text = 'no answer from the coordination service: %s'
+        logging.log_every_n_seconds(logging.WARNING, text, 30, fault)
+        continue
+      for key, text in found:
+        *_, name, process = key.split('/')
+        if name in self._handlers:  # it may wait for other processes, while heartbeats go on
+          arguments = (self._handlers.pop(name), int(process), text)
+          threading.Thread(target=self._handle, args=arguments, name=name, daemon=True).start()
+
+  def _handle(self, handler: Callable[[int, str], None], process: int, text: str) -> None:
+    try:
+      handler(process, text)
+    except Exception as fault:
+      if self._finished.is_set():  # the others have finished without the announcement
+        return
+      console.print_line(traceback.format_exc(), error=True)
+      self.abort(1, f'{type(fault).__name__}: {fault}')
+
+  def _warn_of_silence(self, since: dict[int, tuple[dict, float]]) -> None:
+    """Names processes without a heartbeat for a quarter of `heartbeat_timeout`.
+
+    JAX's own heartbeats, by which a process counts as dead, are sent twice in that time, so half
+    of it may be enough.
+    """
+    limit = self._heartbeat_timeout
+    for process, heartbeat in self._heartbeats.items():
+      if since.get(process, (None, 0.0))[0] != heartbeat:
+        since[process] = (heartbeat, time.monotonic())
+      elif (silent := time.monotonic() - since[process][1]) > limit / 4:
+        logging.warning(
+          'no heartbeat of process %d for %.0f s; after %g to %d s it counts as dead.',
+          process, silent, limit / 2, limit,
+        )  # fmt: skip
+        since[process] = (heartbeat, float('inf'))
+
+  def _on_end(self, process: int, text: str) -> None:
+    if process == self.process_id:
+      return
+    end = json.loads(text)
+    console.print_line(
+      f'process {process} has ended with status {end["status"]} ({end["text"]}); process '
+      f'{self.process_id} ends too.',
+      error=True,
+    )
+    self._exit(end['status'])
+
+  def _exit(self, status: int) -> NoReturn:
+    """Ends without waiting at exit; process 0, which serves the others, waits until they ended."""
+    with contextlib.suppress(Exception):
+      self.client.key_value_set(f'{_EXITED}{self.process_id}', '', allow_overwrite=True)
+      end = time.monotonic() + 5
+      while self.process_id == 0 and time.monotonic() < end:
+        if len(self.client.key_value_dir_get(_EXITED)) == self.num_processes:
+          break
+        time.sleep(0.05)
+    console.flush()
+    os._exit(status)
+
+
+SINGLE = Cluster()  # a process that runs alone; nothing changes it
+
+
+def join(options: Options, facts: Mapping[str, Any]) -> Cluster:
+  """Joins the other processes of this run, if there are any. Call it before JAX lists devices.
 
   Args:
-    facts: what must be the same on all processes, by name, beside the code.
+    options: how this process joins.
+    facts: what must be the same on all processes, by name, besides the code.
 
   Raises:
-    InputError: it cannot be told which process this is, some do not come, or facts differ.
+    InputError: the number of this process cannot be detected, some are missing, or facts differ.
   """
-  given = flags.FLAGS
-  place = placing.find(
-    given.coordinator, given.num_processes, given.process_id, given.startup_timeout
+  membership = detection.detect(
+    options.coordinator, options.num_processes, options.process_id, options.startup_timeout
   )
-  if place is None:
-    return
-  handshake.hold(
-    place.coordinator,
-    process_id=place.process_id,
-    num_processes=place.num_processes,
-    timeout=given.startup_timeout,
+  if membership is None:
+    return SINGLE
+  if jax.distributed.is_initialized():
+    raise InputError(
+      'this process has joined others before. Start new processes for each run of several.'
+    )
+  handshake.wait_for_all(
+    membership.coordinator,
+    process_id=membership.process_id,
+    num_processes=membership.num_processes,
+    timeout=options.startup_timeout,
     facts={**facts, 'code': code_version()},
   )
-  jax.config.update('jax_enable_preemption_service', False)  # SIGTERM is for mixer.preemption
+  jax.config.update('jax_enable_preemption_service', False)  # `preemption` handles SIGTERM
   jax.distributed.initialize(
-    place.coordinator,
-    place.num_processes,
-    place.process_id,
-    local_device_ids=place.local_device_ids,
-    cluster_detection_method='deactivate',  # `place` has what was found
-    initialization_timeout=max(60, int(given.startup_timeout)),
-    heartbeat_timeout_seconds=given.heartbeat_timeout,
-    shutdown_timeout_seconds=given.heartbeat_timeout,
+    membership.coordinator,
+    membership.num_processes,
+    membership.process_id,
+    local_device_ids=membership.local_device_ids,
+    cluster_detection_method='deactivate',  # `detection` has done it
+    initialization_timeout=max(60, int(options.startup_timeout)),
+    heartbeat_timeout_seconds=options.heartbeat_timeout,
+    shutdown_timeout_seconds=options.heartbeat_timeout,
   )
-  _handlers['end'] = _end
-  _listener.start()
+  cluster = Cluster(
+    jax_internals.coordination_client(),
+    process_id=membership.process_id,
+    num_processes=membership.num_processes,
+    heartbeat_timeout=options.heartbeat_timeout,
+  )
+  with contextlib.ExitStack() as stack:
+    stack.push(cluster)
+    cluster.start()
+    _print_membership(membership)
+    cluster.barrier('joined')
+    multihost_utils.sync_global_devices('mixer/joined')
+    stack.pop_all()
+  return cluster
+
+
+def _print_membership(membership: detection.Membership) -> None:
   local = ', '.join(str(device) for device in jax.local_devices())
   cuda = os.environ.get('CUDA_VISIBLE_DEVICES')
   console.print_line(
-    f'process {place.process_id} of {place.num_processes}, pid {os.getpid()}, coordinator '
-    f'{place.coordinator}: {jax.local_device_count()} local devices ({local}) of '
+    f'process {membership.process_id} of {membership.num_processes}, pid {os.getpid()}, '
+    f'coordinator {membership.coordinator}: {jax.local_device_count()} local devices ({local}) of '
     f'{jax.device_count()}' + (f'; CUDA_VISIBLE_DEVICES={cuda}' if cuda is not None else '')
   )
-  meet('joined')
-  multihost_utils.sync_global_devices('mixer/joined')
 
 
-@functools.cache
 def code_version() -> str:
   """A checksum of the program's sources."""
   root = pathlib.Path(__file__).parents[2]
@@ -105,214 +368,3 @@ def code_version() -> str:
   for path in [*sorted(root.glob('*.py')), *sorted(root.glob('mixer/**/*.py'))]:
     found.update(f'{path.relative_to(root)}\0'.encode() + path.read_bytes())
   return found.hexdigest()[:16]
-
-
-def store():
-  """The key-value store that all processes share."""
-  return distributed.global_state.client
-
-
-def _me() -> int:
-  return distributed.global_state.process_id  # jax.process_index() may wait for other processes
-
-
-def several() -> bool:
-  return jax.distributed.is_initialized()
-
-
-def agreed(decide: Callable[[], Any]) -> Any:
-  """What `decide` returns on process 0, where alone it is called, on every process.
-
-  For what hangs on files, which change while processes look at them one after the other. All
-  processes make the same calls in the same order; the value goes through JSON.
-  """
-  if not several():
-    return decide()
-  key = f'mixer/agreed/{next(_numbers)}'
-  if _me() == 0:
-    store().key_value_set(key, json.dumps(decide()))
-  return json.loads(store().blocking_key_value_get(key, _LONG_MS))
-
-
-def meet(name: str) -> None:
-  """Waits until all processes have come here.
-
-  For a point before collectives that have not run yet: to connect, they wait for one another for
-  half a minute only.
-  """
-  if several():
-    store().wait_at_barrier(f'mixer/{name}', _LONG_MS)
-
-
-def check_shared(directory: epath.Path, seconds: float = 60.0) -> None:
-  """Raises InputError on a process that does not see what process 0 writes in `directory`."""
-  if not several():
-    return
-  nonce = f'.shared-{os.urandom(8).hex()}'
-  name, where = agreed(lambda: files.write(directory / nonce, b'') or (nonce, str(directory)))
-  end = time.monotonic() + seconds  # a network filesystem shows new files after a while
-  while not (directory / name).exists():
-    if time.monotonic() > end:
-      raise InputError(
-        f'process {_me()} does not find {name} in {directory}, which process 0 has written in '
-        f'{where}: they do not share that directory. Give one --workdir on a filesystem that all '
-        'processes see.'
-      )
-    time.sleep(0.1)
-  meet(name)
-  if _me() == 0:
-    (directory / name).unlink()
-
-
-def check_same(facts: Mapping[str, Any]) -> None:
-  """Raises InputError on a process where one of the facts, by name, is not as on process 0."""
-  own = json.loads(json.dumps(facts))
-  for name, value in agreed(lambda: dict(facts)).items():
-    if own.get(name) != value:
-      raise InputError(
-        f'process {jax.process_index()} finds for {name}: {own.get(name)}; process 0: {value}. '
-        'Give all processes the same files.'
-      )
-
-
-def announce(name: str, text: str) -> None:
-  """Lets the handler of `name` run on every process, this one too."""
-  store().key_value_set(f'{_NOTICES}{name}/{_me()}', text, allow_overwrite=True)
-
-
-def on_notice(name: str, handler: Callable[[int, str], None]) -> None:
-  """Has `handler` called once with (process, text) of the first notice of this name."""
-  _handlers[name] = handler
-
-
-def leave(status: int, text: str) -> int:
-  """What a process does last; returns `status`, or, when it alone has failed, ends all.
-
-  An exception that is left to Python would wait at exit for processes that wait for this one.
-  """
-  if not several():
-    return status
-  if status not in (0, Diverged.status, Interrupted.status):  # to those all come together
-    end_all(status, text)
-  meet('done')  # process 0 may still be writing
-  _finished.set()
-  _listener.join()
-  return status
-
-
-def end_all(status: int, text: str) -> NoReturn:
-  """Ends this process with `status` at once, and all others when they hear of it."""
-  with contextlib.suppress(Exception):  # process 0 may have gone
-    text = text[:1000] + (_cause() if status == 1 else '')
-    announce('end', json.dumps({'status': status, 'text': text}))
-  _exit(status)
-
-
-def _cause() -> str:
-  """Waits whether an error comes of the end of another process: it tells, or it has fallen silent.
-
-  Ends with it if it tells; returns the names of the silent ones in words.
-  """
-  before, end = signs(), time.monotonic() + 3 * _TICK_SECONDS
-  while time.monotonic() < end:
-    _hear_of_the_end()
-    time.sleep(0.1)
-  silent = [str(i) for i, sign in signs().items() if sign == before.get(i) and i != _me()]
-  if not silent:
-    return ''
-  told = (
-    f'No sign of life of process {", ".join(silent)} for {3 * _TICK_SECONDS:g} s: killed, it may '
-    'be what this error comes from.'
-  )
-  console.print_line(told, error=True)
-  return f' {told}'
-
-
-def _listen() -> None:
-  """The thread that hears of notices, and gives this process's signs of life."""
-  since: dict[int, tuple[dict, float]] = {}
-  while not _finished.wait(_TICK_SECONDS):
-    try:
-      found = store().key_value_dir_get(_NOTICES)
-      beat = json.dumps({'time': time.time(), **sign})
-      store().key_value_set(f'mixer/beats/{_me()}', beat, allow_overwrite=True)
-      if _me() == 0:
-        heard.update(signs())
-        _warn_of_silence(since)
-    except Exception as fault:  # where the service has gone, JAX ends this process
-      text = 'no answer from the coordination service: %s'
-      logging.log_every_n_seconds(logging.WARNING, text, 30, fault)
-      continue
-    for key, text in found:
-      *_, name, process = key.split('/')
-      if name in _handlers:  # it may wait for other processes, and the signs of life go on
-        told = (_handlers.pop(name), int(process), text)
-        threading.Thread(target=_handle, args=told, name=name, daemon=True).start()
-
-
-def _handle(handler: Callable[[int, str], None], process: int, text: str) -> None:
-  try:
-    handler(process, text)
-  except Exception as fault:
-    if _finished.is_set():  # the others have come to the end of the run without having heard
-      return
-    console.print_line(traceback.format_exc(), error=True)
-    end_all(1, f'{type(fault).__name__}: {fault}')
-
-
-def signs() -> dict[int, dict]:
-  """The latest sign of life of each process."""
-  found = store().key_value_dir_get('mixer/beats/')
-  return {int(key.split('/')[-1]): json.loads(value) for key, value in found}
-
-
-def _warn_of_silence(since: dict[int, tuple[dict, float]]) -> None:
-  """Names processes whose signs of life have stopped for a quarter of `--heartbeat_timeout`.
-
-  JAX's own signs, by which one counts as dead, come twice in that time: so half of it may do.
-  """
-  limit = flags.FLAGS.heartbeat_timeout
-  for process, sign in heard.items():
-    if since.get(process, (None, 0.0))[0] != sign:
-      since[process] = (sign, time.monotonic())
-    elif (silent := time.monotonic() - since[process][1]) > limit / 4:
-      logging.warning(
-        'process %d has not been heard of for %.0f s; after %g to %d s it counts as dead.',
-        process, silent, limit / 2, limit,
-      )  # fmt: skip
-      since[process] = (sign, float('inf'))
-
-
-def _hear_of_the_end() -> None:
-  for key, text in store().key_value_dir_get(f'{_NOTICES}end/'):
-    process = int(key.split('/')[-1])
-    if process != _me():
-      _end(process, text)
-
-
-def _end(process: int, text: str) -> None:
-  if process == _me():
-    return
-  notice = json.loads(text)
-  console.print_line(
-    f'process {process} has ended with status {notice["status"]} ({notice["text"]}); so does '
-    f'process {_me()}.',
-    error=True,
-  )
-  _exit(notice['status'])
-
-
-def _exit(status: int) -> NoReturn:
-  """Ends without waiting at exit; process 0, which serves the others, when they have ended."""
-  with contextlib.suppress(Exception):
-    store().key_value_set(f'{_LEFT}{_me()}', '', allow_overwrite=True)
-    end = time.monotonic() + 5
-    while _me() == 0 and time.monotonic() < end:
-      if len(store().key_value_dir_get(_LEFT)) == distributed.global_state.num_processes:
-        break
-      time.sleep(0.05)
-  console.flush()
-  os._exit(status)
-
-
-_listener = threading.Thread(target=_listen, name='notices', daemon=True)

@@ -1,9 +1,9 @@
-"""The processes of a run find each other before JAX does, so that a fault is told in words.
+"""A handshake of all processes before JAX connects them, so that faults have clear messages.
 
-JAX's own runtime waits for all processes and then aborts without saying who is missing. Process 0
-listens on the coordinator's port, the others send it one line of JSON each: who they are, and the
-facts that must agree. When all have come, or the time is up, everyone gets the same verdict, and
-the port is free for JAX.
+JAX's own runtime waits for all processes and aborts without naming the missing ones. Here process
+0 listens on the coordinator's port and every other process sends it one line of JSON: its number
+and the facts that must agree. When all have connected, or after a timeout, every process gets the
+same result, and the port is free for JAX.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ _RETRY_SECONDS = 0.2
 _SEND_SECONDS = 5.0
 
 
-def hold(
+def wait_for_all(
   address: str, *, process_id: int, num_processes: int, timeout: float, facts: Mapping
 ) -> None:
-  """Returns when all processes have come and agree.
+  """Returns when all processes have connected and their facts agree.
 
   Args:
     address: HOST:PORT of process 0.
@@ -32,7 +32,7 @@ def hold(
     facts: what must be the same on all processes, by name.
 
   Raises:
-    InputError: some do not come, two have the same number, or the facts differ; on all processes.
+    InputError: a process is missing, two have the same number, or facts differ; on all processes.
   """
   deadline = time.monotonic() + timeout
   hello = {
@@ -40,16 +40,16 @@ def hold(
     'where': f'{socket.gethostname()}, pid {os.getpid()}',
     'facts': json.loads(json.dumps({'num_processes': num_processes, **facts})),
   }
-  host, port = split(address)
+  host, port = parse_address(address)
   if process_id == 0:
-    fault = _ask(port, hello, num_processes, deadline, timeout)
+    fault = _serve(port, hello, num_processes, deadline, timeout)
   else:
-    fault = _answer(host, port, hello, deadline, timeout)
+    fault = _connect(host, port, hello, deadline, timeout)
   if fault:
     raise InputError(fault)
 
 
-def split(address: str) -> tuple[str, int]:
+def parse_address(address: str) -> tuple[str, int]:
   """(host, port) of HOST:PORT."""
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit():
@@ -57,11 +57,11 @@ def split(address: str) -> tuple[str, int]:
   return host.strip('[]'), int(port)
 
 
-def _ask(port: int, own: dict, num_processes: int, deadline: float, timeout: float) -> str:
-  """Process 0: collects the others, tells all of them the verdict and returns it ('' is good)."""
-  came: list[tuple[dict, socket.socket]] = []
+def _serve(port: int, own: dict, num_processes: int, deadline: float, timeout: float) -> str:
+  """Process 0: accepts the others, sends all of them the fault and returns it ('' for none)."""
+  peers: list[tuple[dict, socket.socket]] = []
   with _listen(port) as server:
-    while len(came) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
+    while len(peers) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
       server.settimeout(left)
       try:
         connection, _ = server.accept()
@@ -69,49 +69,49 @@ def _ask(port: int, own: dict, num_processes: int, deadline: float, timeout: flo
         break
       except OSError as fault:
         if fault.errno not in (errno.EMFILE, errno.ENFILE):
-          continue  # of the one who came
+          continue  # of this connection only
         raise InputError(
-          f'process 0 cannot hear more than {len(came)} of {num_processes - 1} other processes: '
+          f'process 0 cannot accept more than {len(peers)} of {num_processes - 1} connections: '
           f'{fault.strerror}. Each takes one open file; raise "ulimit -n".'
         ) from fault
       hello = _read_line(connection, seconds=2)
       if hello.keys() == own.keys():
-        came.append((hello, connection))
+        peers.append((hello, connection))
       else:
-        connection.close()  # somebody else: a port scan, a health check
-      came = [one for one in came if _waits(one[1])]
-    came = [one for one in came if _waits(one[1])]
-    fault = _judge([own, *(hello for hello, _ in came)], num_processes, timeout)
-    for _, connection in came:
+        connection.close()  # not one of ours: a port scan or a health check
+      peers = [peer for peer in peers if _is_connected(peer[1])]
+    peers = [peer for peer in peers if _is_connected(peer[1])]
+    fault = _check([own, *(hello for hello, _ in peers)], num_processes, timeout)
+    for _, connection in peers:
       with connection, contextlib.suppress(OSError):  # it may have ended meanwhile
         connection.sendall(json.dumps({'fault': fault}).encode() + b'\n')
   return fault
 
 
-def _waits(connection: socket.socket) -> bool:
-  """Whether the process at the other end is still there; it says nothing more until the verdict."""
+def _is_connected(connection: socket.socket) -> bool:
+  """Whether the other end is still open; it sends nothing more before the result."""
   connection.setblocking(False)
   try:
-    ended = not connection.recv(1, socket.MSG_PEEK)
-  except BlockingIOError:  # it is there, and silent
-    ended = False
+    closed = not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:  # open, and nothing to read
+    closed = False
   except OSError:
-    ended = True
-  if ended:
+    closed = True
+  if closed:
     connection.close()
   else:
     connection.settimeout(_SEND_SECONDS)
-  return not ended
+  return not closed
 
 
-def _judge(came: list[dict], num_processes: int, timeout: float) -> str:
-  """What is wrong with the processes that came; '' if nothing is."""
+def _check(hellos: list[dict], num_processes: int, timeout: float) -> str:
+  """What is wrong with the processes that connected, process 0 first; '' for nothing."""
   where: dict[int, str] = {}
   faults = []
-  for hello in came:
+  for hello in hellos:
     if hello['id'] in where:
       faults.append(
-        f'two processes say that they are process {hello["id"]}: {where[hello["id"]]} and '
+        f'two processes have the number {hello["id"]}: {where[hello["id"]]} and '
         f'{hello["where"]}. Give each its own --process_id.'
       )
     where[hello['id']] = hello['where']
@@ -119,11 +119,11 @@ def _judge(came: list[dict], num_processes: int, timeout: float) -> str:
   if missing and not faults:
     faults.append(
       f'process{"es" if len(missing) > 1 else ""} {", ".join(map(str, missing))} of '
-      f'{num_processes} did not come within {timeout:g} s (see --startup_timeout). Here are '
+      f'{num_processes} did not connect within {timeout:g} s (see --startup_timeout). Connected: '
       + ', '.join(f'process {i} ({where[i]})' for i in sorted(where))
       + '. Start the missing ones, or use --num_processes=1 to run alone.'
     )
-  own, *others = came
+  own, *others = hellos
   differing = [line for other in others for line in _differences(own['facts'], other)]
   if differing:
     faults.append(
@@ -133,23 +133,23 @@ def _judge(came: list[dict], num_processes: int, timeout: float) -> str:
   return '\n'.join(faults)
 
 
-def _answer(host: str, port: int, hello: dict, deadline: float, timeout: float) -> str:
-  """Any other process: says that it is there, and returns the verdict of process 0."""
+def _connect(host: str, port: int, hello: dict, deadline: float, timeout: float) -> str:
+  """Any other process: sends its hello, and returns the result of process 0."""
   while time.monotonic() < deadline:
     try:
       with socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(json.dumps(hello).encode() + b'\n')
-        # Process 0 may have begun to wait later than this one.
-        verdict = _read_line(connection, seconds=timeout + 5)
+        # Process 0 may have started to wait later than this one.
+        result = _read_line(connection, seconds=timeout + 5)
     except OSError:
-      verdict = {}
-    if 'fault' in verdict:
-      return verdict['fault']
+      result = {}
+    if 'fault' in result:
+      return result['fault']
     time.sleep(_RETRY_SECONDS)
   return (
     f'process {hello["id"]} found no process 0 at {host}:{port} within {timeout:g} s (see '
-    '--startup_timeout). Is it started, is that its address, is the port open, and is no run at '
-    'work there already?'
+    '--startup_timeout). Check that it is started, that this is its address, that the port is '
+    'open, and that no other run uses it.'
   )
 
 
@@ -166,7 +166,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _read_line(connection: socket.socket, *, seconds: float) -> dict:
-  """One line of JSON; {} if it does not come or is none."""
+  """One line of JSON; {} on a timeout or if it is no object."""
   connection.settimeout(seconds)
   try:
     with connection.makefile('rb') as file:
@@ -177,7 +177,7 @@ def _read_line(connection: socket.socket, *, seconds: float) -> dict:
 
 
 def _differences(own: Mapping, other: dict) -> list[str]:
-  """A line for each fact of the other process that is not as on process 0."""
+  """A line for each fact of the other process that differs from process 0's."""
   absent = '(absent)'
   facts = other['facts']
   return [

@@ -1,10 +1,10 @@
-"""A train step compiled for a TPU pod that is not there: what it needs, moves and might take.
+"""Compiles a train step for devices that need not be attached: its memory, traffic and least time.
 
-libtpu holds the compiler of every TPU generation and describes any slice of them, so the very
-program that a pod would run is compiled here; nothing is executed.
+libtpu has the compiler of every TPU generation and describes any slice of them, so the program
+that a pod would run is compiled on any machine; nothing is executed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
 import json
@@ -14,13 +14,14 @@ import re
 import time
 from typing import NamedTuple
 
+from etils import epath
 import jax
-from jax.sharding import Mesh
 
-from mixer import files, hardware, paper, runtime
+from mixer import files, hardware, paper, runtime, settings
 from mixer import input as inputs
 from mixer.cost import hlo, hlo_traffic
 from mixer.errors import InputError
+from mixer.run import build
 from mixer.training import sharding, train_step
 
 
@@ -42,11 +43,75 @@ GENERATIONS = {
 }
 
 
-def configure() -> None:
-  """Keeps JAX off this machine's accelerators, and libtpu from asking where it is.
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to compile.
 
-  Call it before any other use of JAX. libtpu wants a name for the machine it is on, which has no
-  bearing on the topology that is compiled for, and would let one process at a time use the TPU.
+  Attributes:
+    config: the keys of `build.TrainConfig`, nested plain dicts.
+    topology: a TPU slice such as 'v5e:16x16'; None for the devices of this machine.
+    output: a JSON file; None for none.
+  """
+
+  config: dict
+  topology: str | None = None
+  output: str | None = None
+
+
+def run(options: Options) -> None:
+  """Compiles the train step of a config, prints what is known of it, and writes it as JSON.
+
+  With a topology, call it before any other use of JAX in the process.
+
+  Raises:
+    InputError: the config or topology is wrong, or the output cannot be written.
+  """
+  path = None if options.output is None else _prepare_output(options.output)
+  if options.topology:
+    configure()
+  config = settings.call('config', build.TrainConfig, options.config)
+  data = _open_data(config.train_input)
+  program = build.build(
+    config, data, topology_devices(options.topology) if options.topology else jax.devices()
+  )
+  batch = abstract_batch(data, program.mesh)
+  runtime.banner({'per device, by shapes': train_step.describe_shapes(program.like, batch)})
+  begin = time.perf_counter()
+  compiled = compile_step(program.step_fn, program.like, batch, program.mesh)
+  seconds = time.perf_counter() - begin
+  found = report(compiled, program.mesh, flops=program.train_flops_per_image * data.batch_size)
+  runtime.banner({
+    'dry run': describe(found, steps=program.total_steps),
+    'in the paper': describe_paper(config.model['name']),
+    'compiled in': f'{seconds:.0f} s',
+  })  # fmt: skip
+  if path is not None:
+    row = {
+      'model': config.model['name'],
+      'topology': options.topology,
+      'mesh': dict(program.mesh.shape),
+      'steps': program.total_steps,
+      **dataclasses.asdict(found),
+      'seconds': found.times(),
+      'core_days': found.core_days(program.total_steps),
+    }
+    files.write(path, json.dumps(row, indent=1).encode())
+
+
+def _prepare_output(output: str) -> epath.Path:
+  path = files.absolute(output)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as fault:
+    raise InputError(f'--dry_run_output={path} cannot be written: {fault}.') from fault
+  return path
+
+
+def configure() -> None:
+  """Keeps JAX off this machine's accelerators, and libtpu from looking for a TPU.
+
+  libtpu requires a name for the machine it runs on, which does not affect the topology that is
+  compiled for, and would otherwise let only one process at a time use it.
   """
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
@@ -55,7 +120,7 @@ def configure() -> None:
   jax.config.update('jax_platforms', 'cpu')
 
 
-def devices(topology: str) -> Sequence[jax.Device]:
+def topology_devices(topology: str) -> Sequence[jax.Device]:
   """The devices of a slice such as 'v5e:16x16' (chips per side), to compile for.
 
   Raises InputError if there is no such slice, or no libtpu.
@@ -88,14 +153,14 @@ def devices(topology: str) -> Sequence[jax.Device]:
   return described.devices
 
 
-def data(**arguments) -> inputs.Input:
-  """The training input, of which only the shapes matter; its fault says how to do without it."""
+def _open_data(section: Mapping) -> inputs.Input:
+  """The training input, of which only the shapes matter; its error names the way without data."""
   try:
-    return inputs.build(**arguments)
+    return inputs.build(**section)
   except InputError as fault:
     raise InputError(
-      f'{fault}\nOf the configs of pre-training, a dry run needs no data: put ",synthetic" after '
-      'their name, as in --config=configs/mixer_b16.py:imagenet21k,synthetic.'
+      f'{fault}\nWith a config of pre-training, a dry run needs no data: put ",synthetic" after '
+      'its name, as in --config=configs/mixer_b16.py:imagenet21k,synthetic.'
     ) from fault
 
 
@@ -119,50 +184,6 @@ def compile_step(step: Callable, like, batch: dict, mesh) -> jax.stages.Compiled
     return str(fault)
 
 
-def run(
-  step: Callable,
-  like: train_step.TrainState,
-  data,
-  mesh: Mesh,
-  *,
-  flops_per_image: int,
-  steps: int,
-  name: str,
-  topology: str | None,
-  output: str | None,
-) -> None:
-  """Compiles a train step for `mesh`, prints what is known of it, and writes it to `output`.
-
-  `name` is the model's, for what the paper says of it; `topology` is None for the devices here.
-  """
-  path = None if output is None else files.absolute(output)
-  if path is not None:
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-      raise InputError(f'--dry_run_output={path} cannot be written: {fault}.') from fault
-  batch = abstract_batch(data, mesh)
-  runtime.banner({'per device, by shapes': train_step.describe_shapes(like, batch)})
-  begin = time.perf_counter()
-  compiled = compile_step(step, like, batch, mesh)
-  seconds = time.perf_counter() - begin
-  found = report(compiled, mesh, flops=flops_per_image * data.batch_size)
-  runtime.banner({
-    'dry run': describe(found, steps=steps),
-    'in the paper': describe_paper(name),
-    'compiled in': f'{seconds:.0f} s',
-  })  # fmt: skip
-  if path is not None:
-    what = {'model': name, 'topology': topology, 'mesh': dict(mesh.shape), 'steps': steps}
-    row = {
-      **what,
-      **dataclasses.asdict(found),
-      'seconds': found.times(),
-      'core_days': found.core_days(steps),
-    }
-    files.write(path, json.dumps(row, indent=1).encode())
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
   """One train step on one kind of device. Bytes, FLOPs and seconds are per device and step."""
@@ -171,9 +192,9 @@ class Report:
   cores: int
   device_kind: str
   processes: int
-  fits: bool | None  # None where nobody says how much memory the device has
-  memory: int | None  # bytes, all of the step's
-  memory_limit: int | None  # bytes; of a TPU those it has, of which the compiler keeps some
+  fits: bool | None  # None if the memory needed or that of the device is unknown
+  memory: int | None  # bytes that the step needs; None if the compiler does not report it
+  memory_limit: int | None  # bytes; of a TPU all of its own, of which the compiler reserves some
   flops: float  # of the matmuls, analytic
   compiled_flops: float | None  # by the compiler, which counts the body of a loop once
   bytes_accessed: int | None  # in the device's main memory
@@ -222,7 +243,7 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     cores=sum(getattr(one, 'num_cores', None) or 1 for one in mesh.devices.flat),
     device_kind=device.device_kind,
     processes=len({d.process_index for d in mesh.devices.flat}),
-    fits=False if refused else limit and needed <= limit,
+    fits=False if refused else None if None in (limit, needed) else needed <= limit,
     memory=needed,
     memory_limit=limit,
     flops=flops / mesh.size,
@@ -236,19 +257,20 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
 def describe(report: Report, *, steps: int) -> str:
   """The report in words, for a run of `steps` steps."""
   lines = [f'{report.devices} x {report.device_kind} in {report.processes} processes']
-  limit = f' of {report.memory_limit / 2**30:.0f} GiB' if report.memory_limit else ' GiB'
   if report.refusal:
-    return '\n'.join([*lines, f'IT DOES NOT FIT: {report.refusal}', _CURES])
+    return '\n'.join([*lines, f'DOES NOT FIT: {report.refusal}', _CURES])
   fits = {
     True: 'it fits',
-    False: f'MORE THAN THERE IS, although the compiler has accepted the step. {_CURES}',
-    None: 'what there is, is not known',
+    False: f'MORE THAN THE DEVICE HAS, although the compiler accepted the step. {_CURES}',
+    None: 'whether it fits is unknown',
   }
-  lines.append(f'memory per device: {report.memory / 2**30:.2f}{limit}: {fits[report.fits]}')
+  limit = f' of {report.memory_limit / 2**30:.0f}' if report.memory_limit else ''
+  lines.append(f'memory per device: {_gib(report.memory)}{limit} GiB: {fits[report.fits]}')
+  counted = 'nothing' if report.compiled_flops is None else f'{report.compiled_flops / 1e12:.3f}'
   lines.append(
     f'per device and step: {report.flops / 1e12:.3f} TFLOP of matmuls '
-    f'(the compiler counts {report.compiled_flops / 1e12:.3f}, a loop once), '
-    f'{report.bytes_accessed / 2**30:.2f} GiB accessed'
+    f'(the compiler counts {counted}, a loop once), '
+    f'{_gib(report.bytes_accessed)} GiB accessed'
   )
   for kind, total in report.collectives.items():
     lines.append(
@@ -257,14 +279,18 @@ def describe(report: Report, *, steps: int) -> str:
     )
   times = report.times()
   if not times:
-    return '\n'.join([*lines, 'no rates of this device are known here, so no time is estimated'])
-  told = ', '.join(f'{what} {1e3 * seconds:.1f}' for what, seconds in times.items())
-  lines.append(f'ms at the published rates, and so at least: {told}')
+    return '\n'.join([*lines, 'no time is estimated: the rates of this device are not known'])
+  parts = ', '.join(f'{what} {1e3 * seconds:.1f}' for what, seconds in times.items())
+  lines.append(f'ms at the published rates, and so at least: {parts}')
   lines.append(
     f'{steps} such steps: at least {report.core_days(steps):.3g} core-days of {report.device_kind} '
     f'({report.cores} cores), {steps * times["step"] / 3600:.3g} hours'
   )
   return '\n'.join(lines)
+
+
+def _gib(size: int | None) -> str:
+  return 'unknown' if size is None else f'{size / 2**30:.2f}'
 
 
 def describe_paper(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The training loop. Everything it works on is given to it."""
+"""The training loop. It imports no input, checkpoint or report: they are arguments."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,35 +27,35 @@ def fit(
     every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
     evaluate: (params, step) -> results by name.
     save: (step, state, results of an evaluation at this very step or {}).
-    report: a `mixer.run.metrics_log.Reporter`; it raises Diverged one step after the fact, but
-      always before that step's state is evaluated or saved.
+    report: a `mixer.run.reporter.Reporter`; it raises Diverged one step late, but always before
+      the state of that step is evaluated or saved.
     boundary: step -> whether to save now and stop; called when the step has been dispatched. It
-      may raise what has gone wrong elsewhere.
+      may raise a fault of another part of the run.
 
   Raises:
-    Interrupted: `boundary` said so, or `evaluate` raised it; the state is saved. An evaluation
-      that was due is made up for on restart.
+    Interrupted: `boundary` returned True, or `evaluate` raised it; the state is saved. An
+      evaluation that was due is made at the next start.
   """
 
   def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> None:
     results = {}
     if now['evaluate'] and not stop:
       try:
-        with report.interlude():
+        with report.pause_timer():
           results = evaluate(state.params, step)
         report.add(results)
       except Interrupted:
         stop = True
     if stop and now['evaluate']:
-      report.postpone()
+      report.defer_eval()
     if stop or now['checkpoint']:
-      report.write()
-      with report.interlude():
+      report.write(stopping=stop)
+      with report.pause_timer():
         save(step, state, results)
     if stop:
       raise Interrupted(f'at step {step} of {total_steps}; its state is saved.')
 
-  if report.postponed:
+  if report.eval_deferred:
     step = int(state.step)
     checkpoint = due(step, every['checkpoint'], total_steps)
     finish(step, state, {'evaluate': True, 'checkpoint': checkpoint}, stop=False)

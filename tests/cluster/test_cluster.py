@@ -4,12 +4,15 @@ import concurrent.futures
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
 from mixer.cluster import coordination, detection, handshake
 from mixer.errors import InputError
+import runs
 
 SLURM = {
   'SLURM_JOB_ID': '4097',
@@ -46,26 +49,26 @@ def surroundings(monkeypatch):
 
 
 def test_alone(surroundings):
-  assert detection.find(*NOTHING, 10) is None
+  assert detection.detect(*NOTHING, 10) is None
   surroundings({**SLURM, 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'})
-  assert detection.find(*NOTHING, 10) is None  # and JAX must not hide all GPUs but one
+  assert detection.detect(*NOTHING, 10) is None  # and JAX must not hide all GPUs but one
 
 
 def test_by_flags():
-  assert detection.find('here:8476', 4, 3, 10) == ('here:8476', 4, 3, None)
+  assert detection.detect('here:8476', 4, 3, 10) == ('here:8476', 4, 3, None)
 
 
 def test_slurm(surroundings):
   surroundings(SLURM)
   port = 4097 % 2**12 + (65535 - 2**12 + 1)
-  assert detection.find(*NOTHING, 10) == (f'node007:{port}', 4, 3, [1])
-  assert detection.find('node007:9', None, None, 10) == ('node007:9', 4, 3, [1])
-  assert detection.find(None, 1, None, 10) is None
+  assert detection.detect(*NOTHING, 10) == (f'node007:{port}', 4, 3, [1])
+  assert detection.detect('node007:9', None, None, 10) == ('node007:9', 4, 3, [1])
+  assert detection.detect(None, 1, None, 10) is None
 
 
 def test_open_mpi(surroundings):
   surroundings(OPEN_MPI_4)
-  coordinator, *rest = detection.find(*NOTHING, 10)
+  coordinator, *rest = detection.detect(*NOTHING, 10)
   assert coordinator.startswith('10.96.0.1:') and rest == [2, 1, [1]]
 
 
@@ -73,25 +76,25 @@ def test_what_jax_does_not_know_is_not_run_alone(surroundings):
   """Open MPI 5 tells ranks, but no address."""
   surroundings(OPEN_MPI_5)
   with pytest.raises(InputError, match='looks like one of several processes.*--num_processes=1'):
-    detection.find(*NOTHING, 10)
-  assert detection.find('here:8476', None, None, 10) == ('here:8476', 2, 1, [1])
+    detection.detect(*NOTHING, 10)
+  assert detection.detect('here:8476', None, None, 10) == ('here:8476', 2, 1, [1])
 
 
 def test_devices_given_by_hand(surroundings):
   surroundings({**SLURM, 'JAX_LOCAL_DEVICE_IDS': '0,1'})
-  assert detection.find(*NOTHING, 10).local_device_ids is None  # JAX reads the variable itself
+  assert detection.detect(*NOTHING, 10).local_device_ids is None  # JAX reads the variable itself
 
 
 def test_incomplete_flags():
-  with pytest.raises(InputError, match='--num_processes, --process_id cannot be found out: give'):
-    detection.find('here:8476', None, None, 10)
+  with pytest.raises(InputError, match='--num_processes, --process_id cannot be detected: give'):
+    detection.detect('here:8476', None, None, 10)
   with pytest.raises(InputError, match='--process_id=2 is not in 0 to 1'):
-    detection.find('here:8476', 2, 2, 10)
+    detection.detect('here:8476', 2, 2, 10)
 
 
 def test_a_pod_of_no_job(surroundings):
   surroundings({'KUBERNETES_SERVICE_HOST': '10.0.0.1'})
-  assert detection.find(*NOTHING, 10) is None
+  assert detection.detect(*NOTHING, 10) is None
 
 
 def free_port() -> int:
@@ -105,7 +108,9 @@ def call(count, ids, facts=lambda i: {}, timeout=30.0) -> list[str]:
 
   def one(i):
     try:
-      handshake.hold(address, process_id=i, num_processes=count, timeout=timeout, facts=facts(i))
+      handshake.wait_for_all(
+        address, process_id=i, num_processes=count, timeout=timeout, facts=facts(i)
+      )
     except InputError as error:
       return str(error)
     return ''
@@ -121,7 +126,9 @@ def test_all_come():
 def test_who_is_missing_is_named():
   first, second = call(4, [0, 2], timeout=1.0)
   assert first == second
-  assert re.match(r'processes 1, 3 of 4 did not come within 1 s .* process 0 \(.*process 2', first)
+  assert re.match(
+    r'processes 1, 3 of 4 did not connect within 1 s .* process 0 \(.*process 2', first
+  )
 
 
 def test_without_process_0():
@@ -131,7 +138,7 @@ def test_without_process_0():
 
 def test_two_of_the_same_number():
   told = call(3, [0, 1, 1])
-  assert len(set(told)) == 1 and 'two processes say that they are process 1: ' in told[0]
+  assert len(set(told)) == 1 and 'two processes have the number 1: ' in told[0]
 
 
 def say_hello(port: int, process_id: int) -> socket.socket:
@@ -155,13 +162,13 @@ def test_a_process_that_comes_and_ends_is_not_counted(again):
   port = free_port()
   arguments = {'num_processes': 3, 'facts': {}, 'timeout': 30.0 if again else 2.0}
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    first = pool.submit(handshake.hold, f'localhost:{port}', process_id=0, **arguments)
+    first = pool.submit(handshake.wait_for_all, f'localhost:{port}', process_id=0, **arguments)
     say_hello(port, 1).close()
     others = [say_hello(port, i) for i in ((1, 2) if again else (2,))]
     if again:
       assert first.result() is None
     else:
-      with pytest.raises(InputError, match='process 1 of 3 did not come within 2 s'):
+      with pytest.raises(InputError, match='process 1 of 3 did not connect within 2 s'):
         first.result()
   for connection in others:
     connection.close()
@@ -179,7 +186,9 @@ def test_strangers_are_not_counted():
   address = f'localhost:{port}'
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     hold = [
-      pool.submit(handshake.hold, address, process_id=0, num_processes=2, timeout=30, facts={})
+      pool.submit(
+        handshake.wait_for_all, address, process_id=0, num_processes=2, timeout=30, facts={}
+      )
     ]
     while True:
       try:
@@ -190,7 +199,9 @@ def test_strangers_are_not_counted():
     with stranger:
       stranger.sendall(b'GET / HTTP/1.1\r\n\r\n')
       hold.append(
-        pool.submit(handshake.hold, address, process_id=1, num_processes=2, timeout=30, facts={})
+        pool.submit(
+          handshake.wait_for_all, address, process_id=1, num_processes=2, timeout=30, facts={}
+        )
       )
       assert [future.result() for future in hold] == [None, None]
 
@@ -199,20 +210,78 @@ def test_a_port_that_is_taken():
   with socket.create_server(('', free_port())) as server:
     address = f'localhost:{server.getsockname()[1]}'
     with pytest.raises(InputError, match='process 0 cannot listen on port .* a free port'):
-      handshake.hold(address, process_id=0, num_processes=2, timeout=1, facts={})
+      handshake.wait_for_all(address, process_id=0, num_processes=2, timeout=1, facts={})
 
 
-def test_data_that_differ_are_named(monkeypatch):
+class Store:
+  """What the coordination service keeps, for clusters of one test."""
+
+  def __init__(self):
+    self.values: dict[str, str] = {}
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    assert allow_overwrite or key not in self.values
+    self.values[key] = value
+
+  def blocking_key_value_get(self, key, timeout_ms):
+    return self.values[key]
+
+  def key_value_dir_get(self, prefix):
+    return [(k, v) for k, v in self.values.items() if k.startswith(prefix)]
+
+
+def pair() -> list[coordination.Cluster]:
+  store = Store()
+  return [coordination.Cluster(store, process_id=i, num_processes=2) for i in range(2)]
+
+
+def test_process_0_decides_for_all():
+  first, second = pair()
+  for value in ({'step': 4}, None, 3):
+    assert first.on_process_0(lambda value=value: value) == value
+    assert second.on_process_0(lambda: pytest.fail('called on process 1')) == value
+  assert coordination.SINGLE.on_process_0(lambda: 5) == 5
+
+
+def test_data_that_differ_are_named():
   same = {'config.train_input': '5 images', 'config.evals.val.input': '3 images'}
-  coordination.check_same(same)
-  monkeypatch.setattr(coordination, 'agreed', lambda _: same)
-  text = 'process 0 finds for config.evals.val.input: 4 images; process 0: 3 images. Give all'
+  coordination.SINGLE.check_same({**same, 'config.evals.val.input': '4 images'})
+  first, second = pair()
+  first.check_same(same)
+  text = 'process 1 finds for config.evals.val.input: 4 images; process 0: 3 images. Give all'
   with pytest.raises(InputError, match=text):
-    coordination.check_same({**same, 'config.evals.val.input': '4 images'})
+    second.check_same({**same, 'config.evals.val.input': '4 images'})
+
+
+def test_nothing_changes_a_single_process():
+  before = dict(vars(coordination.SINGLE))
+  with coordination.SINGLE as cluster:
+    cluster.barrier('here')
+    cluster.set_status(step=3)
+    cluster.check_same({'a': 1})
+    assert not cluster.is_multiprocess and cluster.process_id == 0 and not cluster.heartbeats
+  assert vars(coordination.SINGLE) == before and not coordination.SINGLE._status
+
+
+def test_imports_start_nothing():
+  """No thread, signal handler or log filter comes from importing the program."""
+  code = (
+    'import logging, signal, sys, threading\n'
+    'before = (threading.enumerate(), sys.unraisablehook, signal.getsignal(signal.SIGTERM))\n'
+    'import mixer.run.session, mixer.run.evaluation, mixer.cost.dry_run\n'
+    'after = (threading.enumerate(), sys.unraisablehook, signal.getsignal(signal.SIGTERM))\n'
+    'assert before == after, (before, after)\n'
+    'from absl import logging as absl_logging\n'
+    'assert not absl_logging.get_absl_logger().filters\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=runs.ROOT, text=True, capture_output=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('address', ['here', 'here:', ':80', 'here:port'])
 def test_addresses(address):
   with pytest.raises(InputError, match='write HOST:PORT of process 0'):
-    handshake.split(address)
-  assert handshake.split('[::1]:80') == ('::1', 80)
+    handshake.parse_address(address)
+  assert handshake.parse_address('[::1]:80') == ('::1', 80)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from configs import digits
 from mixer import hardware
 from mixer.cost import dry_run
 from mixer.errors import InputError
@@ -33,7 +34,7 @@ def test_on_the_devices_there_are(tmp_path):
   )
   assert status == 0, text
   assert '1 x cpu in 1 processes' in text
-  assert 'no rates of this device are known' in text
+  assert 'the rates of this device are not known' in text
   found = json.loads((tmp_path / 'out' / 'found.json').read_text())
   assert found['fits'] is None and not found['collectives']  # a CPU does not tell its memory
   assert found['flops'] == pytest.approx(found['compiled_flops'], rel=0.06)
@@ -45,7 +46,7 @@ def test_on_the_devices_there_are(tmp_path):
 @pytest.mark.parametrize('topology', ['v9:2x2', 'v3', 'v3:0x4', 'v3:axb', 'TPU v3'])
 def test_a_topology_that_is_none(topology):
   with pytest.raises(InputError, match=r'GENERATION:SIDES.*v5e:16x16'):
-    dry_run.devices(topology)
+    dry_run.topology_devices(topology)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,15 @@ def test_a_topology_that_is_none(topology):
 )
 def test_a_slice_that_there_is_not(topology, text):
   with pytest.raises(InputError, match=f'slices of {topology[:2]}.* have {text}'):
-    dry_run.devices(topology)
+    dry_run.topology_devices(topology)
 
 
 def test_data_that_are_not_there():
-  with pytest.raises(InputError, match='a dry run needs no data: put ",synthetic" after their'):
-    dry_run.data(source='folder', path='/nowhere', batch_size=8, image_size=8)
+  section = dict(
+    source='folder', path='/nowhere', split='train', batch_size=8, image_size=8, crop='inception'
+  )
+  with pytest.raises(InputError, match='a dry run needs no data: put ",synthetic" after its'):
+    dry_run.run(dry_run.Options({**digits.get_config().to_dict(), 'train_input': section}))
 
 
 FOUND = dry_run.Report(
@@ -73,6 +77,24 @@ FOUND = dry_run.Report(
   collectives={'all-gather': {'count': 1, 'bytes': 9, 'sent': 10**9},
                'all-reduce': {'count': 1, 'bytes': 9, 'sent': 10**9}},
 )  # fmt: skip
+
+
+def test_a_compiler_that_reports_nothing():
+  """Backends may return None for both analyses."""
+
+  class Silent:
+    def as_text(self):
+      return ''
+
+    def memory_analysis(self):
+      return None
+
+    def cost_analysis(self):
+      return None
+
+  found = dry_run.report(Silent(), sharding.make_mesh(), flops=8e9)
+  assert found.fits is None and found.memory is None and found.compiled_flops is None
+  assert 'whether it fits is unknown' in dry_run.describe(found, steps=3)
 
 
 def test_times_at_the_published_rates():
@@ -95,9 +117,15 @@ def test_the_report_in_words():
   assert 'matmuls 10.0, memory 10.0, network 10.0, step 10.0' in text
   assert 'at least 2.56 core-days of TPU v5 lite (256 cores), 0.24 hours' in text
   large = dataclasses.replace(FOUND, fits=False, memory=18 * 2**30)
-  assert 'per device: 18.00 of 16 GiB: MORE THAN THERE IS' in dry_run.describe(large, steps=1)
+  assert 'per device: 18.00 of 16 GiB: MORE THAN THE DEVICE HAS' in dry_run.describe(large, steps=1)
+  unknown = dataclasses.replace(
+    FOUND, fits=None, memory=None, memory_limit=None, compiled_flops=None, bytes_accessed=None
+  )
+  text = dry_run.describe(unknown, steps=1)
+  assert 'memory per device: unknown GiB: whether it fits is unknown' in text
+  assert 'the compiler counts nothing' in text and 'unknown GiB accessed' in text
   refused = dataclasses.replace(FOUND, fits=False, memory=None, bytes_accessed=None, refusal='No.')
-  assert 'IT DOES NOT FIT: No.' in dry_run.describe(refused, steps=1)
+  assert 'DOES NOT FIT: No.' in dry_run.describe(refused, steps=1)
 
 
 def test_what_the_paper_needed():
@@ -125,7 +153,7 @@ def test_without_libtpu(tmp_path):
 def test_slices(topology, devices, cores):
   """In a process of its own: tests elsewhere have started JAX already."""
   dry_run.configure()
-  found = dry_run.devices(topology)
+  found = dry_run.topology_devices(topology)
   assert len(found) == devices
   assert sum(one.num_cores for one in found) == cores
   assert hardware.peak_flops(found[0].device_kind) and hardware.memory(found[0].device_kind)
@@ -137,7 +165,7 @@ def test_slices(topology, devices, cores):
 def test_each_process_has_a_block_of_rows(topology, fsdp):
   """`sharding.put` gives process i the i-th block, as the input does."""
   dry_run.configure()
-  mesh = sharding.make_mesh(fsdp=fsdp, devices=dry_run.devices(topology))
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=dry_run.topology_devices(topology))
   processes = [one.process_index for one in mesh.devices.flat]
   assert len(set(processes)) == mesh.size // 4 and processes == sorted(processes)
 
@@ -167,4 +195,4 @@ def test_what_does_not_fit_is_said(tmp_path):
     '--config.total_steps=5', env=runs.environment(tmp_path / 'cache'),
   )  # fmt: skip
   assert status == 0
-  assert 'IT DOES NOT FIT' in text and 'config.model.remat=True' in text
+  assert 'DOES NOT FIT' in text and 'config.model.remat=True' in text

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl, from metrics made up here."""
+"""The rows of metrics.jsonl and the lines printed, from made-up metrics."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mixer import errors, hardware
-from mixer.run import metrics_log
+from mixer.run import metrics_log, reporter
 
 METRICS = {
   'loss': 2.5, 'accuracy': 0.5, 'grad_norm': 1.0, 'update_norm': 0.1, 'param_norm': 9.0,
@@ -26,15 +26,16 @@ class Clock:
 
   def __init__(self, monkeypatch):
     self.now = 100.0
-    monkeypatch.setattr(metrics_log.time, 'perf_counter', lambda: self.now)
+    monkeypatch.setattr(reporter.time, 'perf_counter', lambda: self.now)
 
 
-def make(tmp_path, first_step=0, **changes) -> metrics_log.Reporter:
-  facts = {
-    'total_steps': 10, 'batch_size': 32, 'num_examples': 64, 'flops_per_image': 10**9,
-    'tensorboard': False,
-  }  # fmt: skip
-  return metrics_log.Reporter(epath.Path(tmp_path), first_step=first_step, **{**facts, **changes})
+def make(tmp_path, first_step=0, **changes) -> reporter.Reporter:
+  workload = reporter.Workload(
+    total_steps=10, batch_size=32, num_examples=64, flops_per_image=10**9
+  )
+  return reporter.Reporter(
+    epath.Path(tmp_path), workload, first_step=first_step, tensorboard=False, **changes
+  )
 
 
 def metrics(**changes) -> dict:
@@ -61,16 +62,80 @@ def test_a_row(tmp_path, monkeypatch):
     assert batch in ('first', 'second')
     clock.now += 0.75
     report.step(step, metrics(loss=3.0 - step), keep=step == 2)
-  with report.interlude():
+  with report.pause_timer():
     clock.now += 10.0
   report.add({'val/top1': 0.75})
   report.write()
   (row,) = rows(tmp_path)
-  assert row['step'] == 2 and row['epoch'] == 1.0 and row['train/loss'] == 1.0
+  assert row['step'] == 2 and row['epoch'] == 1.0 and row['train/loss'] == 1.5
   assert row['images_per_sec'] == 32.0 and row['images_per_sec_per_device'] == 4.0  # 8 devices
   assert row['input_wait'] == 0.25 and row['val/top1'] == 0.75
   assert row['tflops_per_device'] == pytest.approx(0.004) and row['mfu'] == pytest.approx(0.004)
   assert row['core_hours'] == pytest.approx(8 * 2 / 3600)
+
+
+def train(report, losses, every: int, first: int = 1) -> None:
+  for step, loss in enumerate(losses, start=first):
+    report.step(step, metrics(loss=loss, accuracy=1 / loss, grad_norm=loss), keep=step % every == 0)
+
+
+def test_rows_have_means_over_the_steps_since_the_last(tmp_path):
+  losses = [np.float32(x) for x in (2.7, 1.3, 0.9, 4.1, 0.2, 0.6)]
+  report = make(tmp_path)
+  train(report, losses, every=3)
+  report.write()
+  first, second = rows(tmp_path)
+  for row, part in ((first, losses[:3]), (second, losses[3:])):
+    assert row['train/loss'] == pytest.approx(math.fsum(part) / 3, rel=1e-12)
+    accuracy = math.fsum(float(np.float32(1 / x)) for x in part) / 3
+    assert row['train/accuracy'] == pytest.approx(accuracy, rel=1e-12)
+    assert row['train/grad_norm'] == part[-1]  # the last step's own
+
+
+@pytest.mark.parametrize('stop', [1, 2, 4, 5])
+def test_means_continue_exactly_after_a_stop_between_rows(tmp_path, stop):
+  """Stopped once or, at step 5, twice; the rows are those of a run that was never stopped."""
+  losses = [np.float32(x) for x in np.random.default_rng(0).uniform(0.1, 3.0, 9)]
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  for path in (whole, parts):
+    path.mkdir()
+  report = make(whole)
+  train(report, losses, every=3)
+  report.write()
+  report = make(parts)
+  train(report, losses[:stop], every=3)
+  report.write(stopping=True)
+  if stop == 5:  # resumed from 4 by another run, which was killed: its part is not used
+    entries = json.loads((parts / 'metrics.partial.json').read_text())
+    entries['4'] = [0, {'count': 1, 'sums': {'loss': 1.0, 'accuracy': 1.0}}]
+    (parts / 'metrics.partial.json').write_text(json.dumps(entries))
+  report = make(parts, first_step=stop)
+  train(report, losses[stop:], every=3, first=stop + 1)
+  report.write()
+  wanted = ('step', 'train/loss', 'train/accuracy', 'train/grad_norm')
+  assert [[row[k] for k in wanted] for row in rows(parts)] == [
+    [row[k] for k in wanted] for row in rows(whole)
+  ]
+
+
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{"2": 3}', '{"2": [0]}', '{"2": [0, 5]}', '{"x": {}}']
+)
+def test_partial_sums_that_are_damaged_are_ignored(tmp_path, content):
+  (tmp_path / 'metrics.partial.json').write_text(content)
+  report = make(tmp_path, first_step=2)
+  report.step(3, metrics(loss=1.5), keep=True)
+  report.write()
+  assert rows(tmp_path)[-1]['train/loss'] == 1.5
+
+
+def test_no_negative_zero(tmp_path, capsys):
+  report = make(tmp_path)
+  report.step(1, metrics(loss=-0.0), keep=True)
+  report.add({'val/loss': -0.0})
+  report.write()
+  line = capsys.readouterr().out
+  assert 'loss 0.0000, ' in line and 'val/loss 0\n' in line and '-0' not in line
 
 
 def test_time_in_evaluations_counts_as_cost_but_not_as_speed(tmp_path, monkeypatch):
@@ -79,7 +144,7 @@ def test_time_in_evaluations_counts_as_cost_but_not_as_speed(tmp_path, monkeypat
   for step in (1, 2):
     clock.now += 1.0
     report.step(step, metrics(), keep=True)
-    with report.interlude():
+    with report.pause_timer():
       clock.now += 10.0
   report.write()
   first, second = rows(tmp_path)
@@ -114,7 +179,7 @@ def test_what_is_not_finite_is_raised_when_the_next_step_comes(tmp_path, name, v
 def test_what_is_not_finite_is_raised_before_an_evaluation(tmp_path):
   report = make(tmp_path)
   report.step(1, metrics(loss=math.nan), keep=True)
-  with pytest.raises(errors.Diverged), report.interlude():
+  with pytest.raises(errors.Diverged), report.pause_timer():
     pytest.fail('the evaluation was begun')
 
 
@@ -199,12 +264,12 @@ def test_a_row_whose_evaluation_is_made_up_for(tmp_path):
   """Stopped in the evaluation of step 2: the row is there at once, and completed after a start."""
   report = make(tmp_path)
   report.step(2, metrics(loss=1.5), keep=True)
-  report.postpone()
+  report.defer_eval()
   report.write()
   (row,) = rows(tmp_path)
   assert row['step'] == 2 and row['train/loss'] == 1.5 and row['postponed'] is True
   again = make(tmp_path, first_step=2)
-  assert again.postponed and rows(tmp_path) == [row]  # killed now, nothing would be lost
+  assert again.eval_deferred and rows(tmp_path) == [row]  # killed now, nothing would be lost
   again.add({'val/top1': 0.75})
   assert next(again.timed(iter('ab'))) == 'a'  # no checkpoint was due, so it is not yet written
   again.step(3, metrics(), keep=True)
@@ -212,43 +277,43 @@ def test_a_row_whose_evaluation_is_made_up_for(tmp_path):
   first, second = rows(tmp_path)
   expected = {name: value for name, value in row.items() if name != 'postponed'}
   assert first == {**expected, 'val/top1': 0.75} and second['step'] == 3
-  assert not make(tmp_path, first_step=3).postponed
+  assert not make(tmp_path, first_step=3).eval_deferred
 
 
 def test_metrics_that_are_gone(tmp_path):
   report = make(tmp_path)
   (tmp_path / 'metrics.jsonl').unlink()
   report.step(1, metrics(), keep=True)
-  with pytest.raises(errors.InputError, match='metrics.jsonl is gone: it was moved or removed'):
+  with pytest.raises(errors.InputError, match='metrics.jsonl was moved or removed, or its disk'):
     report.write()
   assert not (tmp_path / 'metrics.jsonl').exists()
 
 
-@pytest.mark.parametrize('postponed', [False, True])
-def test_metrics_that_find_no_room(tmp_path, postponed):
+@pytest.mark.parametrize('deferred', [False, True])
+def test_metrics_that_find_no_room(tmp_path, deferred):
   """In the middle of a line as well: what is whole stays, and the next start goes on from it."""
   report = make(tmp_path)
   report.step(1, metrics(), keep=True)
-  if postponed:
-    report.postpone()
+  if deferred:
+    report.defer_eval()
   report.write()
   before = rows(tmp_path)
   report = make(tmp_path, first_step=1)
-  if postponed:
+  if deferred:
     report.add({'val/top1': 0.75})
   else:
     report.step(2, metrics(), keep=True)
   size = (tmp_path / 'metrics.jsonl').stat().st_size
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size - 50 if postponed else size + 5, limits[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size - 50 if deferred else size + 5, limits[1]))
   try:
-    wanted = r'step \d could not be written to .*metrics.jsonl: .* Make room \(quotas count too\)'
+    wanted = r'step \d could not be written to .*metrics.jsonl: .* Free disk space \(quotas count'
     with pytest.raises(errors.InputError, match=wanted):
       report.write()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert metrics_log.read_rows(epath.Path(tmp_path)) == before
-  assert make(tmp_path, first_step=1).postponed == postponed
+  assert make(tmp_path, first_step=1).eval_deferred == deferred
   assert rows(tmp_path) == before
 
 

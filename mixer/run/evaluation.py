@@ -1,0 +1,156 @@
+"""Evaluates a checkpoint: what evaluate.py does."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+
+from etils import epath
+import jax
+
+from mixer import evaluators, files, models, pretrained, runtime, settings
+from mixer import input as inputs
+from mixer.checkpoints import integrity, manager
+from mixer.cluster import coordination
+from mixer.errors import InputError
+from mixer.models import permutations, scanning
+from mixer.pretrained import warm_start
+from mixer.run import workdirs
+from mixer.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is to be evaluated, and how.
+
+  Attributes:
+    config: nested plain dicts; its keys evals, model, loss, mesh, checkpoints and permutation are
+      read.
+    checkpoint: a file of parameters, or the workdir of a run.
+    which: 'newest' or 'best' checkpoint of a workdir.
+    output: a JSON file; None for evaluation.json in the workdir, or beside the file.
+    require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
+    require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
+    cluster: how this process joins the others.
+  """
+
+  config: dict
+  checkpoint: str
+  which: str = 'newest'
+  output: str | None = None
+  require: str | None = None
+  require_evals: bool = False
+  cluster: coordination.Options = dataclasses.field(default_factory=coordination.Options)
+
+
+def evaluate(options: Options) -> dict[str, float]:
+  """Runs every evaluation of the config, prints and writes the results, and returns them.
+
+  Raises:
+    InputError: the config, the checkpoint or the data are wrong or do not fit each other.
+  """
+  facts = {**runtime.versions(), **settings.flatten({'config': options.config})}
+  with coordination.join(options.cluster, facts) as cluster:
+    return _evaluate(options, cluster)
+
+
+def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, float]:
+  config, path = options.config, files.absolute(options.checkpoint)
+  tests, skipped = _open_tests(options)
+  # An evaluation with training images of its own uses the features, and the head does not matter.
+  classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
+  permutation = config.get('permutation')
+  sizes = [opened['data'].image_size for opened in tests.values()]
+  for size in sizes:
+    permutations.check_same(path, permutation, size)
+  check_classes(path, classified)
+  params, source = _load(path, options.which, config['checkpoints'], cluster)
+  num_classes = warm_start.check_head(params, source, classified)
+  if num_classes is None:
+    params = {name: leaf for name, leaf in params.items() if name != 'head'}
+  net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
+  for opened in tests.values():
+    data = opened['data']
+    pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
+  runtime.check_backend(options.require)
+  mesh = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
+  output = epath.Path(options.output) if options.output else _default_output(path)
+  evaluator = evaluators.build(
+    config['evals'],
+    tests,
+    apply=permutations.before(models.apply_function(net), permutation, sizes[0]),
+    features=permutations.before(models.features_function(net), permutation, sizes[0]),
+    loss=config['loss'],
+    mesh=mesh,
+    records=output.with_suffix(''),
+  )
+  cluster.check_same(inputs.identity(tests))
+  results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
+
+  if cluster.process_id == 0:
+    identity = {} if path.is_dir() else pretrained.identify(path)
+    if identity:
+      print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
+    width = max(map(len, results))
+    print('\n'.join([source, *(f'{name:<{width}} {value:.6g}' for name, value in results.items())]))
+    report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
+    if skipped:
+      report['left_out'] = sorted(skipped)
+    files.write(output, json.dumps(report, indent=1).encode())
+    print(f'written to {output}')
+  return results
+
+
+def _open_tests(options: Options) -> tuple[dict[str, dict], dict[str, str]]:
+  """(the inputs of the evaluations, the evaluations that are skipped)."""
+  tests, skipped = inputs.open_evals(options.config['evals'], require=options.require_evals)
+  if skipped:
+    runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
+  if not tests:
+    why = 'the data of all evaluations are missing, see above' if skipped else 'no config.evals'
+    raise InputError(f'nothing to evaluate: {why}.')
+  return tests, skipped
+
+
+def _load(
+  path: epath.Path, which: str, section: Mapping, cluster: coordination.Cluster
+) -> tuple[dict, str]:
+  """(parameters in the released layout, where they come from) of a file or a workdir."""
+  if not path.is_dir():
+    return pretrained.load(path), str(path)
+  if which == 'best' and not section.get('keep_best'):
+    raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
+  saved = settings.call(
+    'config.checkpoints', manager.Checkpoints, section,
+    directory=path / 'checkpoints', read_only=True, cluster=cluster,
+  )  # fmt: skip
+  while True:
+    step = saved.best() if which == 'best' else saved.latest_intact()
+    if step is None:
+      raise InputError(f'{path} has no intact checkpoint; give a workdir of train.py or an .npz.')
+    try:
+      return scanning.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
+    except Exception:
+      if cluster.is_multiprocess or integrity.damage(saved.directory / str(step)) is None:
+        raise  # of several processes, one must not try again alone
+      # A run that trains there has removed it for a newer one.
+
+
+def check_classes(path: epath.Path, tests: Mapping) -> None:
+  """Raises InputError if the parameters were trained on other classes than those of a test."""
+  places = [path / workdirs.CLASSES_FILE, path / 'model.json']
+  places = places if path.is_dir() else [path.with_suffix('.json')]
+  beside = next((place for place in places if place.exists()), None)
+  if beside is None:
+    return
+  found = json.loads(beside.read_text())
+  trained = found if isinstance(found, list) else found.get('class_names')
+  for name, data in tests.items():
+    if trained is not None and list(data.class_names) != trained:
+      raise InputError(
+        f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
+        f'was trained on {trained[:5]}... ({beside}): names and order must agree.'
+      )
+
+
+def _default_output(path: epath.Path) -> epath.Path:
+  return path / 'evaluation.json' if path.is_dir() else path.with_suffix('.evaluation.json')

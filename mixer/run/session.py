@@ -1,0 +1,329 @@
+"""One run of training, from its options to the files it leaves in its workdir."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import itertools
+import json
+import time
+
+from clu import parameter_overview
+from etils import epath
+import jax
+
+from mixer import console, evaluators, files, pretrained, runtime, settings
+from mixer import input as inputs
+from mixer.checkpoints import manager
+from mixer.cluster import coordination, preemption
+from mixer.errors import Diverged
+from mixer.models import permutations
+from mixer.pretrained import warm_start
+from mixer.run import build, metrics_log, workdirs
+from mixer.run.profile import Profile
+from mixer.run.reporter import Reporter, Workload
+from mixer.run.watchdog import Watchdog
+from mixer.training import loop, optimizers, plan, sharding, train_step
+from mixer.visualize import plots
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a run is to do.
+
+  Attributes:
+    config: the keys of `build.TrainConfig`, nested plain dicts.
+    workdir: where the run keeps all that it writes.
+    require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
+    require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
+    tensorboard: also write WORKDIR/tensorboard.
+    profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
+    stall_seconds: report a step that takes longer; 0 for never.
+    cluster: how this process joins the others.
+  """
+
+  config: dict
+  workdir: str
+  require: str | None = None
+  require_evals: bool = False
+  tensorboard: bool = True
+  profile_steps: str | None = None
+  stall_seconds: float = 600.0
+  cluster: coordination.Options = dataclasses.field(default_factory=coordination.Options)
+
+
+def train(options: Options) -> None:
+  """Trains to the end of the config, from where the workdir is.
+
+  Raises:
+    InputError: the options, config, data or workdir are wrong, or the disk is.
+    Diverged: a loss or gradient is not finite.
+    Interrupted: SIGTERM or Ctrl-C; the state is saved, and the same options resume.
+  """
+  facts = {**runtime.versions(), **settings.flatten({'config': options.config})}
+  with preemption.StopRequests() as stop, coordination.join(options.cluster, facts) as cluster:
+    stop.attach(cluster)
+    workdir = workdirs.prepare(options.workdir)
+    with workdirs.locked(workdir):
+      cluster.check_shared(workdir)
+      _train(options, workdir, cluster, stop)
+
+
+def _train(
+  options: Options,
+  workdir: epath.Path,
+  cluster: coordination.Cluster,
+  stop: preemption.StopRequests,
+) -> None:
+  # Open and check: what can be wrong is looked at first, the cheapest first.
+  config = settings.call('config', build.TrainConfig, options.config)
+  data = inputs.build(**config.train_input)
+  runtime.check_backend(options.require)
+
+  # Build.
+  program = build.build(config, data, jax.devices())
+  profile = Profile(workdir / 'profile', options.profile_steps)
+  watchdog = Watchdog(workdir, stall_seconds=options.stall_seconds, cluster=cluster)
+  tests, skipped = inputs.open_evals(config.evals, data, require=options.require_evals)
+  if skipped:
+    runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
+  evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
+  cluster.check_same(inputs.identity(tests, data))
+  every = _intervals(config, skipped)
+
+  # Resume, or start from fresh or pretrained parameters.
+  saved = settings.call(
+    'config.checkpoints', manager.Checkpoints, config.checkpoints,
+    directory=workdir / 'checkpoints', cluster=cluster,
+  )  # fmt: skip
+  first = _claim(options.config, workdir, data, saved, cluster)
+  if first >= program.total_steps and cluster.on_process_0((workdir / 'model.npz').exists):
+    console.print_line(
+      f'{workdir} is finished: {first} of {program.total_steps} steps are done, see model.npz, '
+      'model.json.'
+    )
+    return
+  _make_room(workdir, saved, program, cluster)
+  params, origin = _start(config, program, workdir, first)
+  batches = _batches(config, program, first)
+  batch = next(batches)
+  _print_banner(options.config, program, batch, tests)
+  state = saved.restore(first, program.like) if first else program.initial_state()
+  if params is not None:
+    state = state.replace(params=sharding.place(params, program.like.params))
+
+  # Train.
+  begin = time.perf_counter()
+  step_fn = train_step.compile_step(program.step_fn, program.like, batch, program.mesh)
+  compile_seconds = time.perf_counter() - begin
+  cluster.barrier('compiled')
+  runtime.banner({
+    'start': f'{origin}; step {first} of {program.total_steps}; '
+             f'compiled in {compile_seconds:.1f} s; {train_step.describe_memory(step_fn)}',
+  })  # fmt: skip
+  report = _reporter(options, program, workdir, first, cluster, watchdog, compile_seconds)
+
+  def boundary(step: int) -> bool:
+    saved.check()
+    watchdog.boundary(step)
+    profile.boundary(step)
+    return stop.reached()
+
+  with (
+    _naming_last_checkpoint(saved), saved, contextlib.closing(report), contextlib.closing(profile),
+    watchdog.watching(),
+  ):  # fmt: skip
+    profile.boundary(first)
+    watchdog.boundary(first)
+    state = loop.fit(
+      state, step_fn=step_fn, batches=itertools.chain([batch], batches),
+      total_steps=program.total_steps, every=every, evaluate=evaluate, save=saved.save,
+      report=report, boundary=boundary,
+    )  # fmt: skip
+
+  # Leave.
+  _export(options.config, program, tests, workdir, sharding.gather(state.params), cluster)
+
+
+def _interruptible(
+  tests: Mapping[str, Mapping], stop: preemption.StopRequests, watchdog: Watchdog
+) -> dict[str, dict]:
+  """The opened inputs of the evaluations, which end at the batch where the run is to stop."""
+  return {
+    name: {
+      role: preemption.Interruptible(one, stop, on_batch=watchdog.boundary)
+      for role, one in opened.items()
+    }
+    for name, opened in tests.items()
+  }
+
+
+def _evaluate(
+  config: build.TrainConfig, program: build.Program, tests: Mapping, workdir: epath.Path
+) -> Callable:
+  return evaluators.build(
+    config.evals, tests, apply=program.apply, features=program.features, loss=config.loss,
+    mesh=program.mesh, records=workdir / 'evals', total_steps=program.total_steps,
+  )  # fmt: skip
+
+
+def _intervals(config: build.TrainConfig, skipped: Mapping[str, str]) -> dict[str, int]:
+  return settings.call(
+    'config.every', plan.intervals, config.every,
+    keep_best=config.checkpoints.get('keep_best'), evals=config.evals,
+    higher_is_better=evaluators.higher_is_better(config.evals), skipped=skipped,
+  )  # fmt: skip
+
+
+def _claim(
+  config: dict,
+  workdir: epath.Path,
+  data: inputs.Input,
+  saved: manager.Checkpoints,
+  cluster: coordination.Cluster,
+) -> int:
+  """Records config and classes in the workdir, or checks that they are those of the run there.
+
+  Returns the step of the newest intact checkpoint, or 0.
+  """
+
+  def claim() -> None:
+    started = bool(metrics_log.read_rows(workdir) or saved.steps())
+    workdirs.claim(workdir, config, started=started)
+    workdirs.claim_classes(workdir, data.class_names, started=started)
+
+  cluster.on_process_0(claim)
+  return saved.latest_intact() or 0
+
+
+def _make_room(
+  workdir: epath.Path,
+  saved: manager.Checkpoints,
+  program: build.Program,
+  cluster: coordination.Cluster,
+) -> None:
+  """Removes unfinished saves, and checks that the disk has room for the checkpoints to come."""
+  cluster.on_process_0(saved.remove_unfinished)
+  copies = max(saved.copies - len(saved.steps()), 1)
+  size = train_step.state_bytes(program.like)
+  cluster.on_process_0(lambda: workdirs.check_space(workdir, copies * size))
+
+
+def _start(
+  config: build.TrainConfig, program: build.Program, workdir: epath.Path, first: int
+) -> tuple[dict | None, str]:
+  """(pretrained parameters or None, what the run starts from)."""
+  if first:
+    return None, f'the checkpoint of step {first}'
+  if config.init is None or not config.init['path']:
+    return None, 'fresh parameters'
+  data = program.data
+  permutations.check_same(files.absolute(config.init['path']), config.permutation, data.image_size)
+  params, source = settings.call(
+    'config.init', warm_start.load, config.init,
+    model=program.model, image_size=data.image_size, channels=data.channels,
+  )  # fmt: skip
+  if jax.process_index() == 0:
+    files.write(workdir / 'init.json', json.dumps(source, indent=1).encode())
+  return params, ', '.join(f'{name} {value}' for name, value in source.items())
+
+
+def _batches(config: build.TrainConfig, program: build.Program, first: int) -> Iterator[dict]:
+  """The batches after step `first`, on the devices."""
+  local = program.data.train_batches(
+    first, config.seed, jax.process_index(), jax.process_count()
+  )  # fmt: skip
+  return (sharding.put(batch, program.mesh) for batch in local)
+
+
+def _print_banner(
+  config: dict, program: build.Program, batch: dict, tests: Mapping[str, Mapping]
+) -> None:
+  like, data = program.like, program.data
+  overview = parameter_overview.get_parameter_overview(like.params, include_stats=False)
+  runtime.banner({
+    'devices': runtime.device_line(),
+    'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
+    'config': json.dumps(config, indent=1),
+    'parameters': overview,
+    'optimizer': optimizers.describe(config['optim'], program.total_steps),
+    'data': plan.describe_data(data, program.total_steps),
+    'memory': train_step.describe_shapes(like, batch),
+    'host memory': inputs.describe_memory(data, tests, jax.process_count()),
+  })  # fmt: skip
+
+
+def _reporter(
+  options: Options,
+  program: build.Program,
+  workdir: epath.Path,
+  first: int,
+  cluster: coordination.Cluster,
+  watchdog: Watchdog,
+  compile_seconds: float,
+) -> Reporter:
+  data = program.data
+  return Reporter(
+    workdir,
+    Workload(
+      total_steps=program.total_steps,
+      batch_size=data.batch_size,
+      num_examples=data.num_examples,
+      flops_per_image=program.train_flops_per_image,
+    ),
+    first_step=first,
+    cluster=cluster,
+    tensorboard=options.tensorboard,
+    draw=lambda rows: plots.curves(rows, workdir / 'curves.png'),
+    once={'compile_seconds': compile_seconds},
+    counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
+    lags=watchdog.lags,
+  )
+
+
+@contextlib.contextmanager
+def _naming_last_checkpoint(saved: manager.Checkpoints) -> Iterator[None]:
+  """Adds to Diverged which checkpoint is the last good one."""
+  try:
+    yield
+  except Diverged as error:
+    good = saved.steps()
+    where = f'The last good checkpoint is of step {good[-1]}, in {saved.directory}.' if good else ''
+    raise Diverged(f'{error}. {where or "No checkpoint had been saved yet."}') from error
+
+
+def _export(
+  config: dict,
+  program: build.Program,
+  tests: Mapping[str, Mapping],
+  workdir: epath.Path,
+  params: dict,
+  cluster: coordination.Cluster,
+) -> None:
+  """Writes model.npz and model.json, on process 0."""
+  if cluster.process_id != 0:
+    return
+  data = program.data
+  pretrained.save_model(workdir, params, {
+    'model': {**config['model'], 'num_classes': data.num_classes},
+    'image_size': data.image_size,
+    'channels': data.channels,
+    'permutation': config.get('permutation'),
+    'preprocessing': _preprocessing(tests, data),
+    'loss': config['loss'],
+    'class_names': data.class_names,
+    'metrics': metrics_log.read_rows(workdir)[-1],
+    'config': config,
+    'versions': runtime.versions(),
+  })  # fmt: skip
+  if data.bad_images:
+    console.print_line(
+      f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
+      'them, and python -m mixer.input.check finds all.'
+    )
+  console.print_line(f'done: {workdir}/model.npz, model.json, metrics.jsonl, curves.png')
+
+
+def _preprocessing(tests: Mapping[str, Mapping], data: inputs.Input) -> dict:
+  """The preprocessing with which the model's own classes are evaluated."""
+  own = [opened['data'] for opened in tests.values() if 'support_set' not in opened]
+  return (own or [data])[0].preprocessing
