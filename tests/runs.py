@@ -51,6 +51,16 @@ def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, 
   return process.returncode, output
 
 
+def train_here(config, workdir, **options) -> None:
+  """Trains in this process, without TensorBoard; `config` is a ConfigDict or plain dicts."""
+  from mixer.run import session  # others start processes only
+
+  config = config if isinstance(config, dict) else config.to_dict()
+  session.train(
+    session.Options(config=config, workdir=str(workdir), **{'tensorboard': False, **options})
+  )
+
+
 def start_faulty(fault: str, *flags: str, marks, env: dict[str, str]) -> subprocess.Popen:
   """train.py with a fault of tests/faulty.py, which tells of itself by files in `marks`."""
   marks.mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ import json
 import re
 from types import SimpleNamespace
 
-from absl import flags
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -14,10 +13,9 @@ import pytest
 from mixer import evaluators, models, pretrained
 from mixer.errors import InputError
 from mixer.pretrained import model_files
-from mixer.training import plan
+from mixer.training import plan, train_step
 import runs
 import sets
-import train
 
 SMALL_BIT = {'stage_sizes': (1,), 'width': 8, 'groups': 4}
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
@@ -72,9 +70,7 @@ def shrink(config: ConfigDict, data_dir) -> ConfigDict:
 
 
 def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
-  train.start(config.to_dict(), str(workdir))
+  runs.train_here(config, workdir)
   rows = runs.rows(workdir)
   assert rows[-1]['step'] == 2
   assert np.isfinite(rows[-1]['train/loss']) and (workdir / 'model.npz').exists()
@@ -227,7 +223,7 @@ def test_an_argument_that_is_not_known(argument):
 
 @pytest.mark.slow
 def test_randaugment_on_the_device(data_dir, tmp_path, monkeypatch):
-  given, make_step = [], train.training.make_step
+  given, make_step = [], train_step.make_step
 
   def spy(*, augment, **arguments):
     def mark(images, keys):
@@ -236,7 +232,7 @@ def test_randaugment_on_the_device(data_dir, tmp_path, monkeypatch):
 
     return make_step(augment=mark, **arguments)
 
-  monkeypatch.setattr(train.training, 'make_step', spy)
+  monkeypatch.setattr(train_step, 'make_step', spy)
   config = shrink(load('mixer_b16', 'imagenet2012'), data_dir)
   assert config.train_input.randaugment_on == 'host'
   config.train_input.randaugment_on = 'device'

@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 
-from absl import flags
 from etils import epath
 import jax
 import numpy as np
@@ -15,7 +14,6 @@ from configs import finetune
 from mixer import errors, models, pretrained, sweep
 import runs
 import sets
-import train
 
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
 
@@ -58,9 +56,7 @@ def test_every_variant_trains(argument, tiles, data_dir, tmp_path):
   config.train_input.batch_size = 8 * config.microbatches
   config.total_steps = 2
   config.init.path = small_file(tmp_path / 'small.npz')
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
-  train.start(config.to_dict(), str(tmp_path / 'run'))
+  runs.train_here(config, tmp_path / 'run')
   row = runs.rows(tmp_path / 'run')[-1]
   held_out = 'dev' if 'dev' in argument else 'test'
   assert row['step'] == 2 and row[f'{held_out}/n'] == (1 if held_out == 'dev' else 13)

@@ -3,7 +3,6 @@
 import json
 import re
 
-from absl import flags
 import numpy as np
 import pytest
 
@@ -13,7 +12,6 @@ from mixer.pretrained import warm_start
 from mixer.training import sharding
 import runs
 import sets
-import train
 import weights
 
 
@@ -107,26 +105,23 @@ def short_run(path):
   config.model.update({'num_blocks': 1, 'hidden_dim': 8})
   config.evals.photos = {'kind': 'classification', 'input': folder(path)}
   config.total_steps = 1
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
   return config
 
 
-def test_training_tells_what_it_leaves_out(tmp_path, capsys, monkeypatch):
+def test_training_prints_which_evaluations_it_skips(tmp_path, capsys):
   config = short_run(tmp_path / 'photos')
-  train.start(config.to_dict(), str(tmp_path / 'run'))
+  runs.train_here(config, tmp_path / 'run')
   printed = capsys.readouterr().out
-  assert '--- evaluations LEFT OUT ---\nphotos: no folder' in printed
-  assert printed.index('LEFT OUT') < printed.index('--- parameters ---')
+  assert '--- evaluations SKIPPED ---\nphotos: no folder' in printed
+  assert printed.index('SKIPPED') < printed.index('--- parameters ---')
   row = runs.rows(tmp_path / 'run')[-1]
   assert row['test/n'] == 360 and not any(key.startswith('photos') for key in row)
 
   config.checkpoints.keep_best = 'photos/top1'
   with pytest.raises(errors.InputError, match="keep_best='photos/top1', but the data of that eva"):
-    train.start(config.to_dict(), str(tmp_path / 'other'))
-  monkeypatch.setattr(flags.FLAGS, 'require_evals', True)
+    runs.train_here(config, tmp_path / 'other')
   with pytest.raises(errors.MissingData, match=r'^config.evals.photos, and --require_evals is set'):
-    train.start(config.to_dict(), str(tmp_path / 'other'))
+    runs.train_here(config, tmp_path / 'other', require_evals=True)
 
 
 def test_a_head_of_other_classes_is_refused():

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,10 +14,10 @@ import pytest
 from mixer import input
 from mixer.errors import InputError
 from mixer.input import order, single_images
+from mixer.training import loop
 import runs
 import sets
 from test_configs import load
-import train
 
 folder = pytest.importorskip('mixer.input.sources.folder', reason='needs TensorFlow')
 
@@ -432,9 +431,7 @@ def test_train_py_on_a_folder(tmp_path):
     config.evals.test.input = {**section, 'split': 'val', 'crop': 'resize', 'resize': 20}
   config.model.update(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
   config.total_steps = 2
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
-  train.start(config.to_dict(), str(tmp_path / 'run'))
+  runs.train_here(config, tmp_path / 'run')
   row = runs.rows(tmp_path / 'run')[-1]
   assert row['step'] == 2 and row['test/n'] == 3 and np.isfinite(row['train/loss'])
   described = json.loads((tmp_path / 'run' / 'model.json').read_text())
@@ -446,9 +443,9 @@ def test_train_py_on_a_folder(tmp_path):
   put(tmp_path, 'pets/bee/1.jpg', sets.encode(sets.smooth(rng, 30, 40), 'JPEG'))
   fails_with(
     '...belongs to a run with other classes: 3 there, 4 now; 1 new (bee). ...',
-    train.start,
-    config.to_dict(),
-    str(tmp_path / 'run'),
+    runs.train_here,
+    config,
+    tmp_path / 'run',
   )
 
 
@@ -469,9 +466,7 @@ def test_train_py_that_skips_bad_images(tmp_path, capsys, monkeypatch):
     config.total_steps = 6
   config.model.update(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
   config.every.update(log=1, checkpoint=2, evaluate=6)
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
-  train.start(config.to_dict(), str(tmp_path / 'run'))
+  runs.train_here(config, tmp_path / 'run')
   rows = runs.rows(tmp_path / 'run')
   assert rows[-1]['bad_images'] == 1
   assert '1 bad images were replaced by others since the start' in capsys.readouterr().out
@@ -479,8 +474,8 @@ def test_train_py_that_skips_bad_images(tmp_path, capsys, monkeypatch):
   def cut(state, *, batches, **named):
     return fit(state, batches=islice(batches, 3), **named)
 
-  fit = train.training.fit
+  fit = loop.fit
   for fitting in (cut, fit):  # the second goes on from the checkpoint of step 2
-    monkeypatch.setattr(train.training, 'fit', fitting)
-    train.start(config.to_dict(), str(tmp_path / 'again'))
+    monkeypatch.setattr(loop, 'fit', fitting)
+    runs.train_here(config, tmp_path / 'again')
   assert [*map(runs.learned, runs.rows(tmp_path / 'again'))] == [*map(runs.learned, rows)]

@@ -5,7 +5,6 @@ import json
 import re
 import tarfile
 
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
@@ -13,7 +12,6 @@ import pytest
 import runs
 import sets
 from test_configs import load
-import train
 
 registered = pytest.importorskip('mixer.input.registered')
 pytestmark = pytest.mark.slow
@@ -30,9 +28,7 @@ def picture(label: int, height: int, width: int, rng: np.random.Generator) -> np
 
 
 def run(config, workdir) -> list[dict]:
-  flags.FLAGS.mark_as_parsed()
-  flags.FLAGS.tensorboard = False
-  train.start(config.to_dict(), str(workdir))
+  runs.train_here(config, workdir)
   assert (workdir / 'model.npz').exists()
   return runs.rows(workdir)
 

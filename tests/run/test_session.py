@@ -14,7 +14,8 @@ from configs import digits
 from mixer import pretrained
 from mixer.errors import Diverged, InputError, Interrupted
 from mixer.input.sources import arrays
-from mixer.run import evaluation, session
+from mixer.run import evaluation
+import runs
 
 
 def config(**changes) -> dict:
@@ -30,9 +31,7 @@ def config(**changes) -> dict:
 
 
 def train(workdir, values=None, **options) -> None:
-  session.train(
-    session.Options(config=values or config(), workdir=str(workdir), tensorboard=False, **options)
-  )
+  runs.train_here(values or config(), workdir, **options)
 
 
 def rows(workdir) -> list[dict]:

@@ -5,7 +5,6 @@ import os
 import re
 import struct
 
-from absl import flags as absl_flags
 import jax
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from mixer import errors
 from mixer.run import metrics_log, workdirs
 import runs
-import train
 
 SHORT = (*runs.TINY, '--config.total_steps=20')
 
@@ -216,12 +214,6 @@ def test_a_mistyped_key(tmp_path, env):
   assert status != 0 and 'weigth_decay' in output and 'weight_decay' in output
 
 
-@pytest.fixture
-def parsed_flags():
-  """train.train() in this process, with its flags at their defaults."""
-  absl_flags.FLAGS.mark_as_parsed()
-
-
 def digits_config() -> dict:
   from configs import digits
 
@@ -244,14 +236,14 @@ def digits_config() -> dict:
     (('checkpoints',), "config.checkpoints: nothing reads 'surprise'"),
   ],
 )
-def test_a_key_that_nobody_reads(tmp_path, parsed_flags, path, message):
+def test_a_key_that_nobody_reads(tmp_path, path, message):
   config = digits_config()
   section = config
   for name in path:
     section = section[name]
   section['surprise'] = 1
   with pytest.raises(errors.InputError, match=re.escape(message)):
-    train.start(config, str(tmp_path))
+    runs.train_here(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +259,7 @@ def test_a_key_that_nobody_reads(tmp_path, parsed_flags, path, message):
     ({'model.num_blocks': 0}, 'num_blocks is 0; it is at least 1'),
   ],
 )
-def test_values_that_make_no_sense(tmp_path, parsed_flags, change, message):
+def test_values_that_make_no_sense(tmp_path, change, message):
   config = digits_config()
   for path, value in change.items():
     *sections, key = path.split('.')
@@ -276,7 +268,7 @@ def test_values_that_make_no_sense(tmp_path, parsed_flags, change, message):
       section = section[name]
     section[key] = {**config['evals']['test']} if value == {} else value
   with pytest.raises(errors.InputError, match=re.escape(message)):
-    train.start(config, str(tmp_path))
+    runs.train_here(config, tmp_path)
 
 
 def test_what_may_change_when_a_run_goes_on(tmp_path):

@@ -553,7 +553,7 @@ def test_check_batch_size():
 class Events(list):
   """A report that keeps what it is told, in order."""
 
-  postponed = False
+  eval_deferred = False
 
   def timed(self, batches):
     return batches
@@ -564,21 +564,21 @@ class Events(list):
   def add(self, results):
     self.append(('add', results))
 
-  def postpone(self):
-    self.append(('postpone',))
+  def defer_eval(self):
+    self.append(('defer_eval',))
 
-  def write(self):
-    self.append(('write',))
+  def write(self, *, stopping=False):
+    self.append(('write', 'stopping') if stopping else ('write',))
 
   @contextlib.contextmanager
-  def interlude(self):
+  def pause_timer(self):
     yield
 
 
-def fit(first, total, every, batches, *, postponed=False, **more):
+def fit(first, total, every, batches, *, eval_deferred=False, **more):
   """(the last step, or what was said on being stopped; events)."""
   events = Events()
-  events.postponed = postponed
+  events.eval_deferred = eval_deferred
   arguments = {
     'step_fn': lambda state, batch: (
       state.replace(step=state.step + 1, params=state.params + 1), {'batch': batch}
@@ -626,7 +626,9 @@ def test_loop_saves_where_it_is_told_to_stop():
   every = {'log': 0, 'evaluate': 0, 'checkpoint': 0}
   text, events = fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 3)
   assert text == 'at step 3 of 5; its state is saved.'
-  assert [event for event in events if event[0] != 'step'] == [('write',), ('save', 3, 3, {})]
+  assert [event for event in events if event[0] != 'step'] == [
+    ('write', 'stopping'), ('save', 3, 3, {}),
+  ]  # fmt: skip
 
 
 def test_an_evaluation_that_is_left_is_made_up_for():
@@ -636,11 +638,11 @@ def test_an_evaluation_that_is_left_is_made_up_for():
   every = {'log': 0, 'evaluate': 2, 'checkpoint': 4}
   text, events = fit(0, 5, every, iter(range(9)), evaluate=left)
   assert text == 'at step 2 of 5; its state is saved.'
-  assert events[-3:] == [('postpone',), ('write',), ('save', 2, 2, {})]
+  assert events[-3:] == [('defer_eval',), ('write', 'stopping'), ('save', 2, 2, {})]
   # Told to stop when the evaluation was due: it is not begun.
   assert fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 2) == (text, events)
 
-  step, events = fit(2, 3, every, iter([2]), postponed=True)
+  step, events = fit(2, 3, every, iter([2]), eval_deferred=True)
   assert step == 3 and events[:2] == [('add', {'val/top1': 0.2}), ('step', 3, {'batch': 2}, True)]
-  step, events = fit(4, 5, every, iter([4]), postponed=True)
+  step, events = fit(4, 5, every, iter([4]), eval_deferred=True)
   assert events[:3] == [('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4, {'val/top1': 0.4})]
