@@ -1,4 +1,4 @@
-"""What did not help: the changes to token mixing of the paper's appendix A, on its own recipes.
+"""Changes to token mixing that did not help (appendix A of the paper), on its own recipes.
 
   python train.py --config=configs/ablations.py:model=S/32,data=jft,change=views --workdir=DIR
   python train.py --config=configs/ablations.py:data=digits,change=untied --workdir=/tmp/untied
@@ -7,24 +7,26 @@ The argument is a list of KEY=VALUE:
 
   model   S/32 ... H/14; not with data=digits, which has its own small model
   data    imagenet21k, imagenet2012, jft (configs/upstream.py) or digits (configs/digits.py)
-  change  none     the recipe as it is
-          untied   a token-mixing MLP of its own for each channel
-          concat   G neighbouring channels joined: a table of (S*G) x (C/G)
+  change  none     the recipe without a change
+          untied   a separate token-mixing MLP for each channel
+          concat   G neighboring channels are joined: a table of (S*G) x (C/G)
           views    the same table, made by G trainable linear maps of the channels
-          pyramid  the token-mixing MLP of the middle block leaves a quarter of the tokens
+          pyramid  the token-mixing MLP of the middle block reduces the tokens to a quarter
+
+docs/reproduction.md has the results on digits.
 
 The paper (Mixers of several scales on JFT-300M) reports: untied, no noticeable gain; concat, less
 than 1-2 % of ImageNet 5-shot top-1; views, 3-4 % of ImageNet top-5 for S/32 and nothing for larger
-models; pyramid, much less training time for little loss, which did not carry over to ImageNet and
-ImageNet-21k. It gives neither G (here 2, `config.model.channel_groups`) nor where the tokens become
-fewer (here `config.model.pyramid`).
+models; pyramid, much less training time for little loss, which does not carry over to ImageNet and
+ImageNet-21k. It does not give G (here 2, `config.model.channel_groups`), or where the number of
+tokens is reduced (here `config.model.pyramid`).
 """
 
 from ml_collections import ConfigDict
 
-from configs import digits, fewshot, upstream
+from configs import common, digits, upstream
 
-# The options of the model that each change sets; the pyramid depends on the model.
+# change -> options of the model; the pyramid depends on the model.
 CHANGES = {
   'none': {},
   'untied': {'untie_tokens': True},
@@ -57,7 +59,7 @@ def _recipe(model: str, data: str) -> tuple[ConfigDict, int, int]:
 
 def _parse(argument: str) -> dict[str, str]:
   choices = {'change': sorted(CHANGES), 'data': ['digits', *sorted(upstream.TABLE_4)]}
-  options = fewshot.parse(argument, _DEFAULTS, choices)
+  options = common.parse(argument, _DEFAULTS, choices)
   if options['data'] == 'digits' and 'model=' in argument:
     raise ValueError('data=digits has a small model of its own; leave out model=.')
   size, slash, patch = options['model'].partition('/')

@@ -1,10 +1,10 @@
-"""The ResNets that the paper compares with, pre-trained on a JFT-like set of your own.
+"""The paper's ResNet baselines (BiT), pre-trained on JFT-300M or a similar TFDS set.
 
   python train.py --config=configs/bit.py:R50x1 --workdir=DIR
   python train.py --config=configs/bit.py:R152x2,subset=3 --workdir=DIR   # figure 2, right
 
-The argument is a row of `upstream.BIT`, and after it what may come after a data set in
-configs/upstream.py. The recipe is ViT's (its table 3), on whose trainings the paper draws.
+The argument is a row of `upstream.BIT`, followed by what may follow a data set in
+configs/upstream.py. The recipe is ViT's (its table 3), whose training runs the paper uses.
 
 | model  | ImageNet top-1 in paper |
 |--------|-------------------------|

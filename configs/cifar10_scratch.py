@@ -1,9 +1,9 @@
-"""A small Mixer on CIFAR-10 from random parameters, in 10 epochs.
+"""A small Mixer on CIFAR-10 from random parameters, for 10 epochs.
 
   python train.py --config=configs/cifar10_scratch.py --workdir=DIR
 
-A first run on real colour images, not a setting of the paper, and no accuracy is claimed for it:
-the data set was not at hand. Needs cifar10 prepared by TFDS.
+A first run on real color images. It is not a setting of the paper, and its accuracy is not
+measured: the data set was not available. Needs cifar10 prepared by TFDS.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config():
   with config.unlocked():
     config.train_input, config.evals = data.train_input, data.evals
     config.train_input.update({'batch_size': 128, 'image_size': (32, 32), 'crop': 'resize_random'})
-    config.train_input.resize = (36, 36)  # 32 of 36 pixels, flipped half of the time
+    config.train_input.resize = (36, 36)  # a random 32 x 32 window, flipped with probability 1/2
     del config.evals.test.input['resize']
     config.evals.test.input.crop = 'direct'
     config.model = ConfigDict(

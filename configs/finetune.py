@@ -1,4 +1,4 @@
-"""Fine-tuning, as in section 3 and appendix C of the paper, or on a folder of your own.
+"""Fine-tuning as in section 3 and appendix C of the paper, or on a folder of images.
 
   python train.py --config=configs/finetune.py:model=B/16,data=cifar10 \
       --config.init.path=Mixer-B_16.npz --workdir=DIR
@@ -7,9 +7,9 @@
 
 The argument is a list of KEY=VALUE:
 
-  model       S/32 ... H/14, as of the file
+  model       S/32 ... H/14, the model of the file
   data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by
-              TFDS), or the path of a folder of class folders
+              TFDS), or the path of a folder with one subfolder per class
   resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs
@@ -19,15 +19,16 @@ The argument is a list of KEY=VALUE:
               (B/16) and 96.59 % (L/16) from the ImageNet files, 96.82 % and 98.34 % from those of
               ImageNet-21k
 
-The paper reports at 224 pixels, averaged over its five sets, 88.33 % for B/16 from ImageNet and
-92.50 % from ImageNet-21k; it does not say which learning rate won on which set.
+A run has 500 to 20,000 steps of 512 images. The paper reports at 224 pixels, averaged over its five
+sets, 88.33 % for B/16 from ImageNet and 92.50 % from ImageNet-21k. It does not say which learning
+rate won on which set.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import fewshot
+from configs import common
 
-# Steps and held-out parts are ViT's, which the paper follows; the warm-up is big_vision's.
+# Steps and held-out parts are from ViT, which the paper follows; the warm-up is big_vision's.
 DATA = {
   'imagenet2012': {'steps': 20_000, 'warmup': 500, 'dev': 99, 'test': 'validation'},
   'cifar10': {'steps': 10_000, 'warmup': 500, 'dev': 98, 'test': 'test'},
@@ -52,9 +53,9 @@ _DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = fewshot.parse(argument, _DEFAULTS, _CHOICES)
+  options = common.parse(argument, _DEFAULTS, _CHOICES)
   _check_data(options['data'])
-  size = fewshot.sides(options['resolution'])
+  size = common.image_size(options['resolution'])
   facts = DATA.get(options['data'], {'steps': 500, 'warmup': 100})
   theirs = options['recipe'] == 'vision_transformer'
 
@@ -67,7 +68,7 @@ def get_config(argument: str = '') -> ConfigDict:
   config.train_input.image_size = size
   config.train_input.crop = 'inception' if theirs else 'resize_random'
   if not theirs:
-    config.train_input.resize = fewshot.resized(size)
+    config.train_input.resize = common.resize(size)
   config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
 
   test = _input(options, config.train_input)
@@ -76,19 +77,19 @@ def get_config(argument: str = '') -> ConfigDict:
   test.image_size = config.train_input.get_ref('image_size')
   test.crop = 'direct' if theirs else options['crop']
   if not theirs:
-    test.resize = fewshot.resized(size)
+    test.resize = common.resize(size)
   name = 'dev' if options['stage'] == 'dev' else 'test'
   config.evals = ConfigDict({name: {'kind': 'classification', 'input': test}})
 
   config.init = ConfigDict()
   config.init.path = config_dict.placeholder(str)
-  config.init.head = 'auto'  # keep it where the classes agree in number, else reset it to zeros
-  config.init.from_size = ()  # (height, width) the file was trained at, if that is not a square
+  config.init.head = 'auto'  # keep it if the number of classes agrees, else reset it to zeros
+  config.init.from_size = ()  # (height, width) that the file is trained at, if not a square
 
   config.model = ConfigDict(
     {
       'name': f'Mixer-{options["model"]}',
-      'tiles': fewshot.tiles(size),
+      'tiles': common.tiles(size),
       'head_bias': 0.0,
       'stochastic_depth': 0.0,
       'dropout': 0.0,
@@ -136,7 +137,7 @@ def _is_folder(options: dict) -> bool:
 
 
 def _input(options: dict, train: ConfigDict | None = None) -> ConfigDict:
-  """The source; an evaluation's follows the training input."""
+  """The data source; that of an evaluation refers to the training input `train`."""
   own = ConfigDict()
   if _is_folder(options):
     own.source = 'folder'

@@ -1,25 +1,25 @@
-"""A checkpoint with a head of ImageNet's 1,000 classes, on ImageNet, ImageNet-V2 and ReaL.
+"""Evaluation on ImageNet, ImageNet-V2 and ReaL of a checkpoint with ImageNet's 1,000 classes.
 
   python evaluate.py --config=configs/imagenet.py:model=B/16 --checkpoint=Mixer-B_16.npz
 
 The argument is a list of KEY=VALUE:
 
-  model       S/32 ... H/14, as of the checkpoint
-  crop        resize_small (the paper's (ii): shorter side to 256; its table 3) or resize (its (i):
-              to 256 x 256; its table 2), then the centre 224
+  model       S/32 ... H/14, the model of the checkpoint
+  crop        resize_small (the paper's (ii), its table 3: shorter side to 256) or resize (its (i),
+              its table 2: to 256 x 256), then the central 224 pixels
   resolution  224, or the size that the checkpoint was grown to (448), or HEIGHTxWIDTH
-  loss        sigmoid, as the released files were trained with, or softmax, as after fine-tuning
+  loss        sigmoid, as the released files are trained with, or softmax, as after fine-tuning
 
-Sets that are not on disk are left out and named, with what prepares them; --config.data_dir=DIR is
-where they lie.
+Sets that are not on disk are skipped, and the command that prepares them is printed.
+--config.data_dir=DIR is the directory of the TFDS sets.
 
-Of weights that were trained on ImageNet itself, the paper reports with resize_small 76.44 %
-top-1 and 82.36 % ReaL for B/16, 71.76 % and 77.08 % for L/16 (table 3).
+For weights trained on ImageNet itself, the paper reports with resize_small 76.44 % top-1 and
+82.36 % ReaL for B/16, 71.76 % and 77.08 % for L/16 (table 3).
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import fewshot
+from configs import common
 
 # name -> (kind, TFDS set, split, label)
 TESTS = {
@@ -32,17 +32,17 @@ _CHOICES = {'crop': ('resize_small', 'resize'), 'loss': ('sigmoid', 'softmax')}
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = fewshot.parse(argument, _DEFAULTS, _CHOICES)
-  size = fewshot.sides(options['resolution'])
+  options = common.parse(argument, _DEFAULTS, _CHOICES)
+  size = common.image_size(options['resolution'])
   config = ConfigDict()
   config.data_dir = config_dict.placeholder(str)  # None for $TFDS_DATA_DIR
   config.batch_size = 256
   config.evals = ConfigDict()
   for name in TESTS:
     config.evals[name] = section(
-      name, config, image_size=size, resize=fewshot.resized(size), crop=options['crop']
+      name, config, image_size=size, resize=common.resize(size), crop=options['crop']
     )
-  config.model = fewshot.model(options['model'], size)
+  config.model = common.mixer(options['model'], size)
   config.loss = options['loss']
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
   config.checkpoints = ConfigDict({'keep_last': 1, 'keep_best': config_dict.placeholder(str)})
@@ -50,7 +50,7 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def section(name: str, shared: ConfigDict, *, image_size, resize, crop: str) -> ConfigDict:
-  """One of TESTS, for `config.evals`; `data_dir` and `batch_size` refer to those of `shared`."""
+  """The `config.evals` section of one of TESTS; `data_dir` and `batch_size` refer to `shared`."""
   kind, tfds_name, split, label_key = TESTS[name]
   return ConfigDict(
     {

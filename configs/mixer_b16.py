@@ -4,11 +4,11 @@
   python train.py --config=configs/mixer_b16.py:imagenet2012 --workdir=DIR
   python train.py --config=configs/mixer_b16.py:jft --workdir=DIR             # a private set
   python train.py --config=configs/mixer_b16.py:jft_shards --workdir=DIR \
-      --config.train_input.files='/data/jft-*'                                # ... as plain records
+      --config.train_input.files='/data/jft-*'                                # ... as record files
 
-Needs the data set prepared by TFDS, and on each device 0.91 GB for parameters and Adam's moments
-with the 21,843-way head, besides gradients and activations (the start of a run prints both;
-config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+Needs the data set prepared by TFDS. Each device holds 0.91 GB of parameters and Adam's moments with
+the 21,843-way head, besides gradients and activations. A run prints both when it starts;
+config.microbatches, config.model.remat and config.mesh.fsdp reduce them.
 
 | data         | ImageNet top-1 in paper | core-days   |
 |--------------|-------------------------|-------------|
@@ -16,7 +16,7 @@ config.microbatches, config.model.remat and config.mesh.fsdp lower them).
 | imagenet2012 | 76.44 (ReaL 82.36)      | about 10    |
 | jft          | 80.00 (ReaL 85.56)      | about 80    |
 
-Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+Accuracies are the paper's (table 3, 224 pixels), without fine-tuning for imagenet2012 and after
 fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
 """
 

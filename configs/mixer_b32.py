@@ -4,9 +4,9 @@
   python train.py --config=configs/mixer_b32.py:imagenet2012 --workdir=DIR
   python train.py --config=configs/mixer_b32.py:jft --workdir=DIR             # a private set
 
-Needs the data set prepared by TFDS, and on each device 0.92 GB for parameters and Adam's moments
-with the 21,843-way head, besides gradients and activations (the start of a run prints both;
-config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+Needs the data set prepared by TFDS. Each device holds 0.92 GB of parameters and Adam's moments with
+the 21,843-way head, besides gradients and activations. A run prints both when it starts;
+config.microbatches, config.model.remat and config.mesh.fsdp reduce them.
 
 | data         | ImageNet top-1 in paper | core-days   |
 |--------------|-------------------------|-------------|
@@ -14,11 +14,11 @@ config.microbatches, config.model.remat and config.mesh.fsdp lower them).
 | imagenet2012 | not reported            | -           |
 | jft          | 75.53 (ReaL 81.94)      | about 50    |
 
-Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+Accuracies are the paper's (table 3, 224 pixels), without fine-tuning for imagenet2012 and after
 fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
 
-The paper reports no Mixer-B/32 on imagenet21k and imagenet2012; table 4's row for Mixer-B does not
-depend on the patch size and is taken.
+The paper reports no Mixer-B/32 on imagenet21k and imagenet2012. The row of table 4 for Mixer-B does
+not depend on the patch size, and is used.
 """
 
 from configs import upstream

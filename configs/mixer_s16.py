@@ -4,9 +4,9 @@
   python train.py --config=configs/mixer_s16.py:imagenet2012 --workdir=DIR
   python train.py --config=configs/mixer_s16.py:jft --workdir=DIR             # a private set
 
-Needs the data set prepared by TFDS, and on each device 0.35 GB for parameters and Adam's moments
-with the 21,843-way head, besides gradients and activations (the start of a run prints both;
-config.microbatches, config.model.remat and config.mesh.fsdp lower them).
+Needs the data set prepared by TFDS. Each device holds 0.35 GB of parameters and Adam's moments with
+the 21,843-way head, besides gradients and activations. A run prints both when it starts;
+config.microbatches, config.model.remat and config.mesh.fsdp reduce them.
 
 | data         | ImageNet top-1 in paper | core-days   |
 |--------------|-------------------------|-------------|
@@ -14,11 +14,11 @@ config.microbatches, config.model.remat and config.mesh.fsdp lower them).
 | imagenet2012 | not reported            | -           |
 | jft          | 73.83 (ReaL 80.60)      | about 30    |
 
-Accuracies are the paper's (table 3, 224 pixels): of this training itself for imagenet2012, after
+Accuracies are the paper's (table 3, 224 pixels), without fine-tuning for imagenet2012 and after
 fine-tuning on ImageNet for the others. Core-days are the paper's, on TPU v3.
 
-Table 4 has no row of Mixer-S for imagenet21k and imagenet2012: those take Mixer-B's values, as the
-nearest size that has some.
+Table 4 has no row of Mixer-S for imagenet21k and imagenet2012. The values of Mixer-B, the nearest
+size with a row, are used.
 """
 
 from configs import upstream

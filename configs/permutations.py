@@ -1,4 +1,4 @@
-"""Input permutations, figure 4 of the paper: a Mixer and a ResNet on JFT-300M, pixels moved.
+"""Input permutations (figure 4 of the paper): a Mixer and a ResNet on JFT-300M, pixels permuted.
 
   python train.py --config=configs/permutations.py:model=B/16,kind=patch_pixel --workdir=DIR
   python train.py --config=configs/permutations.py:model=R50x1,kind=global --workdir=DIR
@@ -6,8 +6,8 @@
 The argument is a list of KEY=VALUE:
 
   model   B/16 (or another Mixer with a row in table 4), R50x1 (or another row of `upstream.BIT`)
-  kind    original, patch_pixel (other patches, and other pixels in each, the same in all) or
-          global (one permutation of all pixels)
+  kind    original, patch_pixel (the order of the patches, and the pixels within each, the same way
+          in all) or global (all pixels of an image)
 
 A run is that of configs/upstream.py on jft, 7 epochs, with one fixed permutation of the pixels of
 every image, in training and in every evaluation. The paper reports linear 5-shot ImageNet top-1 at
@@ -23,7 +23,7 @@ configs/permutations_small.py runs without JFT-300M, on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs import fewshot, upstream
+from configs import common, upstream
 
 KINDS = {'original': 'none', 'patch_pixel': 'patch_pixel', 'global': 'global'}
 
@@ -40,6 +40,6 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def parse(argument: str, model: str) -> tuple[str, str]:
-  """(model, `config.permutation.kind`) of 'model=...,kind=...'; `model` where it names none."""
-  options = fewshot.parse(argument, {'model': model, 'kind': 'original'}, {'kind': sorted(KINDS)})
+  """(model, `config.permutation.kind`) of 'model=...,kind=...'; `model` is the default."""
+  options = common.parse(argument, {'model': model, 'kind': 'original'}, {'kind': sorted(KINDS)})
   return options['model'], KINDS[options['kind']]

@@ -1,19 +1,19 @@
-"""The input permutations of figure 4 at a size that runs on two CPU cores in minutes.
+"""The input permutations of figure 4 on small data, in minutes on two CPU cores.
 
-  python -m mixer.studies permutations --workdir=DIR           # all the runs, figure and table
+  python -m mixer.studies permutations --workdir=DIR           # all runs, the figure and the table
   python train.py --config=configs/permutations_small.py:model=resnet,kind=global --workdir=DIR
 
 The argument is a list of KEY=VALUE: model (mixer, resnet) and kind (original, patch_pixel, global)
-as in configs/permutations.py. The images are scikit-learn's digits at random places of a black
-square, so that what a model sees in one place helps it in others. Not a setting of the paper;
-docs/studies.md has what came out.
+as in configs/permutations.py. The images are scikit-learn's digits at random positions of a black
+square, so that what a model learns at one position helps at others. Not a setting of the paper.
+docs/studies.md has the results.
 """
 
 from ml_collections import ConfigDict
 
 from configs import digits, permutations
 
-PATCH_SIZE = 8  # of 40: 25 tokens; a digit lies in 4 to 9 of them
+PATCH_SIZE = 8  # of 40 pixels: 25 tokens; a digit covers 4 to 9 of them
 _MODELS = {
   'mixer': {
     'name': 'Mixer',
@@ -35,7 +35,7 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def small(model: str) -> ConfigDict:
-  """The run of a small model on placed digits, without permutation."""
+  """The config of a small model on placed digits, without permutation."""
   if model not in _MODELS:
     raise ValueError(f'model={model!r}; use one of {sorted(_MODELS)}.')
   config = digits.get_config()

@@ -3,25 +3,25 @@
   python train.py --config=configs/mixer_b32.py:jft,subset=3 --workdir=DIR
   python evaluate.py --config=configs/mixer_b32.py:jft,subset=3 --checkpoint=DIR --which=best
 
-The argument is the data set, and after a comma what is to be changed, if anything:
+The argument is the data set, optionally followed by a comma and one change:
 
-  subset=P    a random P percent of the training images for as many steps as all of them get, and
-              the checkpoint kept that is best on the upstream validation set (figure 2, right, has
-              3, 10, 30 and 100, for the steps of 7 epochs also of L/16). A smaller subset is part
-              of a larger one.
-  synthetic   random images that cost no time, and no evaluations: what the accelerator can do
+  subset=P    a random P percent of the training images, for as many steps as with all of them;
+              keeps the checkpoint that is best on the upstream validation set (figure 2, right, has
+              3, 10, 30 and 100, with the steps of 7 epochs, also for L/16). A smaller subset is
+              part of a larger one.
+  synthetic   random images that take no time to load, and no evaluations: measures the accelerator
 
 Sources of the values that the paper does not print: big_vision's `mlp_mixer_i1k.py` (published by
 the authors for the 76 % B/16 run on ImageNet) and `vit_i21k.py`. `weight_decay` is the paper's, in
-its AdamW convention; the start of a run prints big_vision's equivalent.
+its AdamW convention; a run prints big_vision's equivalent when it starts.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 from configs import fewshot, imagenet
 
-# Table 4. It has rows by size letter, none by patch size, so /16 and /32 share a row. RandAugment
-# has 2 layers of the given magnitude; JFT-300M needs no augmentation beyond the crop and flip.
+# Table 4. Its rows depend on the size letter only, so /16 and /32 share a row. RandAugment has 2
+# layers of the given magnitude; JFT-300M has no augmentation beyond the crop and flip.
 TABLE_4 = {
   'imagenet2012': {
     'B': {'epochs': 300.0, 'learning_rate': 0.001, 'weight_decay': 0.1, 'randaugment': 15,
@@ -43,8 +43,8 @@ TABLE_4 = {
   },
 }  # fmt: skip
 
-# The ResNets that the paper compares with, from ViT's table 3; trained on JFT-300M alone. It has no
-# row of R152x4 and R200x3.
+# The paper's ResNet baselines, from ViT's table 3, trained on JFT-300M only. That table has no row
+# for R152x4 and R200x3.
 BIT = {
   'R50x1': {'epochs': 7.0, 'learning_rate': 1e-3, 'weight_decay': 0.1},
   'R50x2': {'epochs': 7.0, 'learning_rate': 1e-3, 'weight_decay': 0.1},
@@ -53,18 +53,18 @@ BIT = {
   'R152x2': {'epochs': 7.0, 'learning_rate': 6e-4, 'weight_decay': 0.1},
 }
 
-# The paper pre-trains S and H on JFT-300M only. Elsewhere S takes B's row and H takes L's: the
-# nearest size that has one.
+# The paper pre-trains S and H on JFT-300M only. For other data the row of the nearest size is used:
+# B's for S, and L's for H.
 _NEAREST = {'S': 'B', 'H': 'L'}
 
-# Table 4 has "7 or 14" for L on JFT-300M; table 3 reports L/32 after 7 only.
+# Table 4 has "7 or 14" for L on JFT-300M; table 3 reports L/32 only after 7.
 _EPOCHS = {('Mixer-L/32', 'jft'): 7.0}
-# What the parts of figure 2 (right) are multiples of, where that is not what the table has.
+# Epochs on the whole set to which the subsets of figure 2 (right) correspond, if not the table's.
 _SUBSET_EPOCHS = {('Mixer-L/16', 'jft'): 7.0}
 
-# `evals` are splits of the training set, `tests` are names in configs/imagenet.py. The bias of the
-# zero-initialised head is about -ln(number of classes), so that the sigmoid loss starts near that
-# of guessing. JFT-300M's is not published; 21k's is taken.
+# `evals` are splits of the training set; `tests` are names in configs/imagenet.py. The initial bias
+# of the head is about -ln(number of classes), so that the sigmoid loss starts near that of random
+# guessing. The bias for JFT-300M is not published; that of ImageNet-21k is used.
 _DATA = {
   'imagenet2012': {
     'train': {'name': 'imagenet2012', 'split': 'train[:99%]'},
@@ -80,7 +80,7 @@ _DATA = {
     'head_bias': -10.0,
     'synthetic': {'num_classes': 21_843, 'num_examples': 14_145_922, 'multi_label': False},
   },
-  # Private to Google: put a set of your own under this name, or give another name.
+  # Private to Google: prepare another set under this name, or set config.train_input.name.
   'jft': {
     'train': {'name': 'jft_300m', 'split': 'train'},
     'evals': {'val': 'validation'},
@@ -90,8 +90,8 @@ _DATA = {
   },
 }
 
-# The same as plain record files of tf.train.Example, whose glob is config.train_input.files. The
-# first examples are held out, as many as from ImageNet-21k. JFT-300M has 18,291 classes.
+# The same as record files of tf.train.Example; config.train_input.files is their glob. The first
+# examples are held out, as many as for ImageNet-21k. JFT-300M has 18,291 classes.
 JFT_SHARDS = 'jft_shards'
 _HELD_OUT = 51_200
 
@@ -99,7 +99,7 @@ IMAGE_SIZE = 224
 
 
 def get_config(model: str, argument: str) -> ConfigDict:
-  """The config of pre-training 'Mixer-B/16', 'BiT-R50x1' and so on; see the top.
+  """The config for pre-training 'Mixer-B/16', 'BiT-R50x1' and so on.
 
   The argument begins with a key of TABLE_4, or JFT_SHARDS.
   """
@@ -118,7 +118,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.seed = 0
 
   config.train_input = _shards() if shards else _tfds(**facts['train'])
-  shared = [*config.train_input, 'batch_size', 'image_size']  # by the evaluations
+  shared = [*config.train_input, 'batch_size', 'image_size']  # with the evaluations
   config.train_input.batch_size = 4096
   config.train_input.image_size = IMAGE_SIZE
   config.train_input.crop = 'inception'
@@ -134,12 +134,12 @@ def get_config(model: str, argument: str) -> ConfigDict:
     section |= {'crop': 'resize_small', 'resize': IMAGE_SIZE * 8 // 7, **part}  # 256
     config.evals[name] = ConfigDict({'kind': 'classification', 'input': section})
 
-  # Where TFDS sets lie that are not the training set's.
+  # Its `data_dir` is the directory of the TFDS sets for evaluation.
   tfds = ConfigDict({'data_dir': config_dict.placeholder(str)}) if shards else config.train_input
   sides = {'image_size': config.train_input.get_ref('image_size'), 'resize': IMAGE_SIZE * 8 // 7}
   for name in facts['tests']:
     config.evals[name] = imagenet.section(name, tfds, crop='resize_small', **sides)
-  # ImageNet 5-shot, which the paper follows along training (figure 4).
+  # ImageNet 5-shot, which the paper reports during training (figure 4).
   config.evals.fewshot_imagenet = fewshot.section('imagenet', tfds, shots=(5,), **sides)
   config.evals.fewshot_imagenet.every = 25_000
 
@@ -150,11 +150,11 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.model.remat = False
   if model.startswith('Mixer'):
     config.model.stochastic_depth = row.get('stochastic_depth', 0.0)
-    config.model.rescale_drop_path = False  # big_vision's way
+    config.model.rescale_drop_path = False  # as in big_vision
     config.model.dropout = 0.0
     config.model.scan = False
 
-  # Trained weights to start from, if there is a path; see configs/finetune.py.
+  # If `path` is set, training starts from those weights; see configs/finetune.py.
   config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
 
   config.loss = 'sigmoid'
@@ -173,7 +173,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.optim.weight_decay_mode = 'adamw'
 
   config.total_epochs = _EPOCHS.get((model, data), row['epochs'])
-  config.total_steps = config_dict.placeholder(int)  # if set, it counts instead of the epochs
+  config.total_steps = config_dict.placeholder(int)  # if set, total_epochs is ignored
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
 
@@ -188,7 +188,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
 
 
 def take_subset(config: ConfigDict, percent: str) -> None:
-  """Fewer images for as many more epochs: the same number of steps."""
+  """Trains on `percent` of the images for the same number of steps."""
   try:
     fraction = float(percent) / 100
   except ValueError:
@@ -198,7 +198,8 @@ def take_subset(config: ConfigDict, percent: str) -> None:
   config.train_input.subset_fraction = fraction
   config.train_input.subset_seed = 0
   config.total_epochs /= fraction
-  validation = 'minival' if 'minival' in config.evals else 'val'  # ImageNet's 'val' is its test
+  # ImageNet's 'val' is the test set.
+  validation = 'minival' if 'minival' in config.evals else 'val'
   config.checkpoints.keep_best = f'{validation}/top1'
 
 
@@ -220,7 +221,7 @@ def _row(model: str, data: str) -> dict:
 
 def _tfds(name: str, split: str) -> ConfigDict:
   section = ConfigDict({'source': 'tfds', 'name': name, 'split': split})
-  # Where the TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  # The directory of the TFDS sets; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
   section.data_dir = config_dict.placeholder(str)
   section.image_key, section.label_key = 'image', 'label'
   return section

@@ -6,21 +6,21 @@
 The argument is a list of KEY=VALUE:
 
   task        one of the nineteen of docs/vtab.md
-  model       S/32 ... H/14, as of the file
+  model       S/32 ... H/14, the model of the file
   stage       final (train on all 1,000 images, report test) or dev (train on 800 and report the
               other 200, on which the learning rate is chosen)
 
-`python -m mixer.vtab` runs dev for each learning rate and then final, for all tasks. The paper
-reports only means over the nineteen: 74.95 % for L/16 from ImageNet-21k, 75.33 % for H/14 from
-JFT-300M.
+`python -m mixer.vtab` runs dev for each learning rate and then final, for all tasks. A run has
+2,500 steps of 512 images. The paper reports only means over the nineteen tasks: 74.95 % for L/16
+from ImageNet-21k, 75.33 % for H/14 from JFT-300M.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import fewshot, finetune
+from configs import common, finetune
 
-# BiT's rules: images below 96 x 96 pixels are trained on at 224, all others at 448 (the paper says
-# that it follows this one), and where mirroring or cropping changes the label, there is none.
+# BiT's rules: images smaller than 96 x 96 pixels are resized to 224 pixels, all others to 448 (the
+# paper says that it follows this rule). If mirroring or cropping changes the label, it is not used.
 SMALL = ('cifar100', 'svhn', 'eurosat', 'dsprites_location', 'dsprites_orientation')
 NO_FLIP = ('dsprites_location', 'dsprites_orientation', 'smallnorb_azimuth')
 NO_RANDOM_CROP = (
@@ -39,7 +39,7 @@ _CHOICES = {'stage': ('final', 'dev')}
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = fewshot.parse(argument, _DEFAULTS, _CHOICES)
+  options = common.parse(argument, _DEFAULTS, _CHOICES)
   task, dev = options['task'], options['stage'] == 'dev'
   side = 224 if task in SMALL else 448
   config = finetune.get_config(f'model={options["model"]},resolution={side}')
@@ -56,9 +56,9 @@ def get_config(argument: str = '') -> ConfigDict:
   test.image_size = config.train_input.get_ref('image_size')
   config.evals = ConfigDict({'dev' if dev else 'test': {'kind': 'classification', 'input': test}})
 
-  config.init.head = 'reset'  # also where the file happens to have as many classes
-  config.total_steps = 2500  # ViT's, which the paper follows
-  config.optim.schedule.warmup_steps = 500  # vision_transformer's
+  config.init.head = 'reset'  # also if the file has the same number of classes
+  config.total_steps = 2500  # as in ViT, which the paper follows
+  config.optim.schedule.warmup_steps = 500  # as in vision_transformer
   config.every = ConfigDict({'log': 50, 'evaluate': 0, 'checkpoint': 500})
   return config
 
@@ -66,5 +66,5 @@ def get_config(argument: str = '') -> ConfigDict:
 def _input(task: str, crop: str, side: int) -> ConfigDict:
   own = ConfigDict({'source': 'vtab', 'task': task, 'crop': crop, 'image_size': (side, side)})
   if not crop.startswith('direct'):
-    own.resize = fewshot.resized((side, side))
+    own.resize = common.resize((side, side))
   return own

@@ -80,9 +80,11 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
   trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
-  evaluated = {'fewshot', 'imagenet'}  # by tests/test_evaluation.py: there is nothing to train
+  # Evaluations only: tests/evaluators/test_evaluation.py runs them.
+  evaluated = {'fewshot', 'imagenet'}
   studies = {'permutations', 'permutations_small', 'data_size_small', 'bit'}
-  assert files == {*trained, *evaluated, *studies, *UPSTREAM}
+  helpers = {'common'}
+  assert files == {*trained, *evaluated, *studies, *UPSTREAM, *helpers}
   assert len(UPSTREAM) == 7
 
 
