@@ -1,6 +1,8 @@
-# make train   set up, and train a small Mixer on the bundled digits (about two minutes)
-# make test    set up, and run the lint and the tests
-# Another interpreter: make train PYTHON=python3.12
+# make train       set up, then train a small Mixer on the bundled digits (about two minutes)
+# make test        set up, then run the linter and the tests
+# make test-slow   the tests that take minutes
+# make test-timm   the tests against timm's models
+# With another interpreter: make train PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +20,7 @@ test: lint
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
-# Against timm's models; PyTorch and timm go into an environment of their own.
+# PyTorch and timm are installed into a separate environment.
 test-timm: .venv-timm/installed
 	.venv-timm/bin/python -m pytest -m timm
 
@@ -30,7 +32,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rewrites requirements.txt with the newest set that fits pyproject.toml on Python 3.11 to 3.13.
+# Writes the newest versions that pyproject.toml allows on Python 3.11 to 3.13 to requirements.txt.
 lock: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --upgrade \
