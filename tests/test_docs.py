@@ -1,5 +1,7 @@
-"""What the README, the docs and the configs' docstrings name is there."""
+"""The commands, flags, files and links in README, docs and the docstrings of configs exist."""
 
+import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -7,6 +9,7 @@ import re
 import pytest
 
 import runs
+from test_architecture import ENTRY_POINTS, SOURCES, loads
 
 PAGES = [
   runs.ROOT / 'README.md',
@@ -14,6 +17,38 @@ PAGES = [
   *sorted((runs.ROOT / 'configs').glob('*.py')),
 ]
 TEXTS = {str(path.relative_to(runs.ROOT)): path.read_text() for path in PAGES}
+# A command ends with its line, if that does not end in a backslash, or with inline code.
+COMMAND = (
+  r'python (?:-m )?(train\.py|evaluate\.py|benchmarks/\w+\.py|mixer[\w.]*)((?:\\\n|[^\n`])*)'
+)
+PASS_ON = ('mixer.studies', 'mixer.sweep', 'mixer.vtab')  # the flags that they lack, to train.py
+WIDTH = 100
+
+
+def program(name: str) -> str:
+  """The module that `python NAME` or `python -m NAME` runs."""
+  module = name.removesuffix('.py').replace('/', '.')
+  return f'{module}.__main__' if f'{module}.__main__' in SOURCES else module
+
+
+@functools.cache
+def flags_of(module: str) -> frozenset[str]:
+  """The flags that a program defines, in itself or in a module it loads, and --no... of them."""
+  if module in SOURCES:
+    trees, new = [], {module}
+    reached = set()
+    while new:
+      reached |= new
+      trees += [SOURCES[one] for one in new]
+      new = {one for each in new for one in loads(each)} - reached - set(ENTRY_POINTS)
+  else:
+    trees = [ast.parse((runs.ROOT / f'{module.replace(".", "/")}.py').read_text())]
+  names = {'help'}
+  for call in (n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)):
+    if ast.unparse(call.func).rpartition('.')[2].startswith('DEFINE_'):
+      name = call.args[0].value
+      names |= {name, f'no{name}'} if 'bool' in ast.unparse(call.func) else {name}
+  return frozenset(names).union(flags_of('train') if module in PASS_ON else ())
 
 
 @pytest.mark.parametrize('page', TEXTS)
@@ -25,16 +60,79 @@ def test_configs_load_with_their_arguments(page):
 
 
 @pytest.mark.parametrize('page', TEXTS)
-def test_programs_links_and_overrides_are_there(page):
+def test_programs_and_their_flags_exist(page):
   text = TEXTS[page]
-  for module in re.findall(r'python -m (mixer[\w.]*)', text):
-    assert importlib.util.find_spec(module), module
+  for name, rest in re.findall(COMMAND, text):
+    assert (runs.ROOT / name).exists() or importlib.util.find_spec(name), name
+    for flag in re.findall(r'(?<!\S)--(\w+)', rest):
+      assert flag in flags_of(program(name)), f'{name} --{flag}'
+  benchmarks = [f'benchmarks.{path.stem}' for path in runs.ROOT.glob('benchmarks/*.py')]
+  every = frozenset().union(*map(flags_of, [*ENTRY_POINTS, *benchmarks]))
+  for flag in re.findall(r'`--(\w+)(?![\w-])', text):
+    assert flag in every, flag
   for target in re.findall(r'make ([a-z-]+)`', text):
     assert re.search(rf'^{target}:', (runs.ROOT / 'Makefile').read_text(), re.M), target
-  if page.endswith('.md'):
-    folder = (runs.ROOT / page).parent
-    for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text):
-      assert (folder / link).exists(), link
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'known'),
+  [
+    ('train.py', 'workdir', True),
+    ('train.py', 'coordinator', True),  # defined by a module of mixer.cluster
+    ('train.py', 'checkpoint', False),
+    ('evaluate.py', 'dry_run', False),
+    ('mixer.vtab', 'require', True),  # passed on to train.py
+    ('mixer.visualize', 'grid', True),
+    ('mixer.visualize', 'samples', False),
+    ('mixer.input.prepare', 'noverify', True),
+    ('benchmarks/soak.py', 'lanes', True),
+  ],
+)
+def test_flags_are_found(name, flag, known):
+  assert (flag in flags_of(program(name))) == known
+
+
+@pytest.mark.parametrize('page', [page for page in TEXTS if page.endswith('.md')])
+def test_links_and_files_exist(page):
+  text, folder = TEXTS[page], (runs.ROOT / page).parent
+  for path, anchor in re.findall(r'\]\(([^):#]*)(#[^)]*)?\)', text):
+    target = folder / path if path else runs.ROOT / page
+    assert target.exists(), path
+    if anchor:
+      headings = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
+      anchors = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings}
+      assert anchor[1:] in anchors, f'{path}{anchor}'
+  for path in re.findall(r'(?<![\w./])(?:mixer|tests|configs|benchmarks)/[\w/]+\.\w+', text):
+    assert (runs.ROOT / path).exists(), path
+  for name in re.findall(r'(?<![\w./-])mixer(?:\.\w+)+', text):
+    assert defined(name), name
+
+
+def defined(name: str) -> bool:
+  """Whether a dotted name is a module of mixer, or a name (and its attribute) defined in one."""
+  module, rest = name, []
+  while module not in SOURCES:
+    module, _, last = module.rpartition('.')
+    rest.insert(0, last)
+  body = SOURCES[module].body
+  for last in rest:
+    found = [
+      node
+      for node in body
+      if last == getattr(node, 'name', None)
+      or last in [ast.unparse(target) for target in getattr(node, 'targets', ())]
+      or last in [(a.asname or a.name) for a in getattr(node, 'names', ()) if hasattr(a, 'name')]
+    ]
+    if not found:
+      return False
+    body = getattr(found[0], 'body', [])
+  return True
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_prose_is_wrapped(page):
+  lines = enumerate(TEXTS[page].splitlines(), 1)
+  assert not [i for i, line in lines if len(line) > WIDTH and not line.startswith('|')]
 
 
 def test_overrides_exist():
