@@ -1,7 +1,14 @@
-"""Files that are never seen half-written, and what image files are called."""
+"""Files that are never seen half-written, locks, and the names of files."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import csv
+import fcntl
+import io
 import os
+from typing import IO
 
+from absl import logging
 from etils import epath
 
 CONFIG_FILE = 'config.json'  # of a workdir
@@ -18,3 +25,40 @@ def write(path: epath.Path, content: bytes) -> None:
   partial = path.with_name(path.name + '.partial')
   partial.write_bytes(content)
   partial.replace(path)
+
+
+def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:
+  """Writes rows that all have the keys of the first, as `write` does, with a header."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0], lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write(path, text.getvalue().encode())
+
+
+@contextlib.contextmanager
+def lock(path: epath.Path, when_locked: Callable[[IO[str]], None]) -> Iterator[IO[str] | None]:
+  """Holds the exclusive lock of a file, made if missing; yields it, or None for a remote path.
+
+  The system releases the lock when this process, and each that has inherited the file, has ended.
+
+  Args:
+    path: remote paths (with '://') have no lock.
+    when_locked: called with the file if another process holds the lock; raises, or returns to wait
+      for it.
+  """
+  if '://' in str(path):
+    yield None
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      when_locked(file)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as fault:  # some network filesystems have no locks
+      logging.warning(
+        'cannot lock %s (%s): make sure that no other run uses this directory.', path, fault
+      )
+    yield file

@@ -2,15 +2,13 @@
 
   python -m mixer.vtab --checkpoint=Mixer-B_16.npz --model=B/16 --workdir=DIR
 
-For each task, train.py with configs/vtab.py: on 800 images with each learning rate of the paper's,
-judged on 200 others, then on all 1,000 with the best; top-1 on the test set. Tasks whose data are
-not prepared are listed and left out. Flags it does not know go to train.py. The same command goes
-on where it was stopped. See docs/vtab.md.
+For each task, runs train.py with configs/vtab.py: on 800 images with each learning rate of the
+paper, evaluated on 200 others, then on all 1,000 with the best, evaluated on the test set. Tasks
+whose data are not prepared are listed and skipped. Other flags are passed to train.py. An
+interrupted program continues with the same command. See docs/vtab.md.
 """
 
-from collections.abc import Callable, Sequence
-import csv
-import io
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import re
@@ -26,7 +24,7 @@ from mixer.run import workdirs
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'vtab.py'
 RATES = ('0.003', '0.01', '0.03')  # appendix C
-# What the protocol gives to train.py itself.
+# Flags of train.py that the protocol sets.
 _OWN = re.compile(
   r'--?config(\.(init\.path|optim\.learning_rate|seed|train_input\.(task|split|data_dir)))?(=.*)?'
 )
@@ -46,11 +44,12 @@ def protocol(
   """{task: {'learning_rate', 'dev': {rate: top-1}, 'test': [top-1 for each seed]}}.
 
   Args:
-    run: trains and evaluates, or knows the result already.
-    rates: to choose from, of each task's own accuracy on its 200 images or, with
-      `one_learning_rate`, of the mean over the tasks. Of equal ones the first.
+    run: trains and evaluates; returns at once for a finished run.
+    tasks: names of tasks.
+    rates: the learning rates. Each task takes the one with the best accuracy on its 200 images, the
+      first of equal ones; with `one_learning_rate` all take that with the best mean.
     seeds: final runs of each task.
-    report: is given the results so far after each task.
+    report: called with the results so far after each task.
   """
 
   def dev(task: str) -> dict[str, float]:
@@ -71,44 +70,49 @@ def protocol(
 
 
 def runner(model: str, directory: epath.Path, rest: Sequence[str]) -> Runner:
-  """Runs of train.py, each in a workdir of its own that also keeps its result."""
+  """Runs train.py in DIRECTORY/TASK/STAGE-RATE, where the result is kept too."""
 
   def run(task: str, stage: str, rate: str, seed: int) -> float:
-    own = directory / task / (f'{stage}-{rate}' + (f'-seed{seed}' if seed else ''))
-    result = own / 'result.json'
+    workdir = directory / task / (f'{stage}-{rate}' + (f'-seed{seed}' if seed else ''))
+    result = workdir / 'result.json'
     if not result.exists():
       config = f'{CONFIG}:task={task},model={model}'
-      row = sweep.train(config, stage, rate, own, [*rest, f'--config.seed={seed}'])
+      row = sweep.train_stage(config, stage, rate, workdir, [*rest, f'--config.seed={seed}'])
       files.write(result, json.dumps(row, indent=1).encode())
-    if stage == 'dev':  # three runs a task whose weights nobody wants
-      (own / 'checkpoints').rmtree(missing_ok=True)
-      (own / 'model.npz').unlink(missing_ok=True)
+    if stage == 'dev':  # only its accuracy is needed
+      (workdir / 'checkpoints').rmtree(missing_ok=True)
+      (workdir / 'model.npz').unlink(missing_ok=True)
     return json.loads(result.read_text())['dev/top1' if stage == 'dev' else 'test/top1']
 
   return run
 
 
 def summary(
-  results: dict[str, dict], groups: dict[str, str], model: str, overrides: dict[str, str]
+  results: Mapping[str, dict], groups: Mapping[str, str], model: str, overrides: Mapping[str, str]
 ) -> dict:
-  """The means over what is there; `groups` has the group of each of the nineteen tasks."""
-  test = {task: statistics.fmean(one['test']) for task, one in results.items()}
-  facts: dict = {'tasks': {}, 'groups': {}, 'complete': set(results) == set(groups)}
-  facts |= {'model': model, 'overrides': overrides}
-  for task, one in results.items():
-    facts['tasks'][task] = {
+  """The results with their means; `groups` is {task: its group} of all nineteen tasks."""
+  tasks = {
+    task: {
       'group': groups[task],
       **one,
       'val_top1': one['dev'][one['learning_rate']],
-      'test_top1': test[task],
+      'test_top1': statistics.fmean(one['test']),
       'test_std': statistics.pstdev(one['test']),
     }
+    for task, one in results.items()
+  }
+  facts = {
+    'tasks': tasks,
+    'groups': {},
+    'complete': set(tasks) == set(groups),
+    'model': model,
+    'overrides': overrides,
+    'mean': statistics.fmean(one['test_top1'] for one in tasks.values()),
+  }
   for group in dict.fromkeys(groups.values()):
-    found = [test[task] for task in results if groups[task] == group]
-    of = list(groups.values()).count(group)
-    mean = statistics.fmean(found) if found else None
+    found = [one['test_top1'] for one in tasks.values() if one['group'] == group]
+    mean, of = statistics.fmean(found) if found else None, list(groups.values()).count(group)
     facts['groups'][group] = {'mean': mean, 'tasks': len(found), 'of': of}
-  facts['mean'] = statistics.fmean(test.values())
   for row in paper.rows(f'Mixer-{model}'):
     if row.vtab is not None:
       data = paper.DATA_NAMES[row.data]
@@ -116,8 +120,8 @@ def summary(
   return facts
 
 
-def markdown(facts: dict) -> str:
-  """The table of a `summary`, in per cent."""
+def markdown(facts: Mapping) -> str:
+  """The table of a `summary`, in percent."""
   lines = ['| task | group | learning rate | val | test |', '|---|---|---|---|---|']
   for task, one in facts['tasks'].items():
     spread = f' ± {100 * one["test_std"]:.2f}' if len(one['test']) > 1 else ''
@@ -125,36 +129,32 @@ def markdown(facts: dict) -> str:
       f'| {task} | {one["group"]} | {one["learning_rate"]} | {100 * one["val_top1"]:.2f} '
       f'| {100 * one["test_top1"]:.2f}{spread} |'
     )
-  for group, one in facts['groups'].items():
-    if one['tasks']:
-      count = one['of'] if one['tasks'] == one['of'] else f'{one["tasks"]} of {one["of"]}'
-      lines.append(f'| **{group}**, mean of {count} | | | | {100 * one["mean"]:.2f} |')
-  name = 'VTAB-1k, mean of the nineteen' if facts['complete'] else 'mean of k tasks, not VTAB-1k'
-  name = name.replace('of k', f'of {len(facts["tasks"])}')
-  lines.append(f'| **{name}** | | | | {100 * facts["mean"]:.2f} |')
+  means = {
+    f'**{group}**, mean of {one["tasks"]}'
+    + (f' of {one["of"]}' if one['tasks'] < one['of'] else ''): one['mean']
+    for group, one in facts['groups'].items()
+    if one['tasks']
+  }
+  some = f'**mean of {len(facts["tasks"])} tasks, not VTAB-1k**'
+  means['**VTAB-1k, mean of all 19 tasks**' if facts['complete'] else some] = facts['mean']
   if 'paper' in facts:
-    lines.append(
-      f'| the paper, pre-trained on {facts["paper"]["pretrained_on"]} | | | '
-      f'| {100 * facts["paper"]["vtab_1k"]:.2f} |'
-    )
+    name = f'the paper, pre-trained on {facts["paper"]["pretrained_on"]}'
+    means[name] = facts['paper']['vtab_1k']
+  lines += [f'| {name} | | | | {100 * mean:.2f} |' for name, mean in means.items()]
   if facts['overrides']:
     given = ', '.join(f'{key}={value}' for key, value in facts['overrides'].items())
-    lines += ['', f'Not as configs/vtab.py has it: {given}.']
+    lines += ['', f'Differs from configs/vtab.py in: {given}.']
   return '\n'.join(lines) + '\n'
 
 
-def table(facts: dict) -> str:
-  """The tasks of a `summary` as CSV, as shares of 1."""
-  text = io.StringIO()
+def table(facts: Mapping) -> list[dict]:
+  """A row for each task of a `summary`; accuracies are shares of 1."""
   keys = ('group', 'learning_rate', 'val_top1', 'test_top1', 'test_std')
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(('task', *keys))
-  writer.writerows((task, *(one[key] for key in keys)) for task, one in facts['tasks'].items())
-  return text.getvalue()
+  return [{'task': task, **{k: one[k] for k in keys}} for task, one in facts['tasks'].items()]
 
 
 def find_data(asked: Sequence[str], data_dir: str | None, require_all: bool) -> dict[str, str]:
-  """{task: its prepared set with the version}; tells the tasks whose data are missing."""
+  """{task: its prepared set with the version}; prints the tasks whose data are missing."""
   from mixer.input.sources import vtab as data  # loads TensorFlow
 
   found, missing = {}, []
@@ -172,22 +172,25 @@ def find_data(asked: Sequence[str], data_dir: str | None, require_all: bool) -> 
 
 
 def check_rest(rest: Sequence[str]) -> dict[str, str]:
-  """{config key: value} of the flags for train.py; InputError for those that are not its to set."""
-  own = [word for word in rest if _OWN.fullmatch(word)]
-  if own or any(not word.startswith('--') for word in rest):
+  """{config key: value} of the flags for train.py; InputError for those that the protocol sets."""
+  own = [flag for flag in rest if _OWN.fullmatch(flag)]
+  if own or any(not flag.startswith('--') for flag in rest):
     raise InputError(
-      f'{own or list(rest)} cannot be passed on to train.py: the protocol sets the checkpoint, the '
+      f'{own or list(rest)} cannot be passed to train.py: the protocol sets the checkpoint, the '
       'task, the learning rates and the seeds itself (--checkpoint, --tasks, --learning_rates, '
-      '--seeds, --data_dir); all else is written --config.KEY=VALUE.'
+      '--seeds, --data_dir); write other settings as --config.KEY=VALUE.'
     )
-  words = [word for word in rest if re.match(r'--(no)?config\.', word)]
-  pairs = [word.removeprefix('--').removeprefix('config.').partition('=') for word in words]
+  pairs = [
+    flag.removeprefix('--').removeprefix('config.').partition('=')
+    for flag in rest
+    if re.match(r'--(no)?config\.', flag)
+  ]
   return {key: value for key, _, value in pairs}
 
 
 def main(*rest: str) -> None:
-  jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the runs that are started
-  sweep.end_on_sigterm()
+  jax.config.update('jax_platforms', 'cpu')  # the accelerator is for the subprocesses
+  sweep.exit_on_sigterm()
   given = flags.FLAGS
   overrides = check_rest(rest)
   checkpoint = pretrained.identify(files.absolute(given.checkpoint))
@@ -205,7 +208,7 @@ def main(*rest: str) -> None:
     facts = summary(results, groups, given.model, overrides)
     facts |= {'checkpoint': checkpoint, 'sets': sets, 'one_rate': given.one_learning_rate}
     files.write(directory / 'vtab.json', json.dumps(facts, indent=1).encode())
-    files.write(directory / 'vtab.csv', table(facts).encode())
+    files.write_csv(directory / 'vtab.csv', table(facts))
     files.write(directory / 'vtab.md', markdown(facts).encode())
 
   own = [f'--config.init.path={checkpoint["source"]}']
@@ -218,17 +221,17 @@ def main(*rest: str) -> None:
     one_learning_rate=given.one_learning_rate,
     report=report,
   )
-  print((directory / 'vtab.md').read_text() + f'written to {directory}/vtab.json, .csv and .md')
+  print((directory / 'vtab.md').read_text() + f'written: {directory}/vtab.json, .csv and .md')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('checkpoint', None, 'Any file of weights, or a workdir.', required=True)
-  flags.DEFINE_string('model', None, 'Its model, such as B/16.', required=True)
-  flags.DEFINE_string('workdir', None, 'Holds a workdir for each run.', required=True)
-  flags.DEFINE_list('tasks', None, 'Some of the tasks; without, all nineteen.')
-  flags.DEFINE_string('data_dir', None, "Where TFDS sets lie; None for TFDS's own default.")
-  flags.DEFINE_bool('require_all', False, 'Stop where the data of a task are missing.')
+  flags.DEFINE_string('checkpoint', None, 'A file of weights, or a workdir.', required=True)
+  flags.DEFINE_string('model', None, 'The model of the checkpoint, such as B/16.', required=True)
+  flags.DEFINE_string('workdir', None, 'For the workdirs of the runs.', required=True)
+  flags.DEFINE_list('tasks', None, 'Names of tasks; default: all nineteen.')
+  flags.DEFINE_string('data_dir', None, 'The directory of the TFDS sets; default: that of TFDS.')
+  flags.DEFINE_bool('require_all', False, 'Fail if the data of a task are missing.')
   flags.DEFINE_list('learning_rates', list(RATES), 'The grid.')
-  flags.DEFINE_bool('one_learning_rate', False, 'One for all tasks, by the mean of their val.')
+  flags.DEFINE_bool('one_learning_rate', False, 'One for all tasks, by mean validation accuracy.')
   flags.DEFINE_integer('seeds', 1, 'Final runs of each task.', lower_bound=1)
   cli.run(main, keep_unknown=True)

@@ -28,6 +28,7 @@ ONLY_IN = {
   'tensorflow_datasets': ('mixer.input',),
   'orbax': ('mixer.checkpoints',),
   'matplotlib': ('mixer.visualize',),
+  'jinja2': ('mixer.report',),
   'flax.linen': ('mixer.models',),
 }
 LATE = ('tensorflow', 'tensorflow_datasets', 'matplotlib', 'clu.metric_writers')  # slow to load

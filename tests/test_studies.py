@@ -1,4 +1,4 @@
-"""The studies: what they start, what they make of it, and that they go on after a kill."""
+"""The studies: what they start, what they write, and that they resume after a kill."""
 
 import csv
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from mixer import studies, sweep
 from mixer.errors import InputError, Interrupted
+from mixer.visualize import plots
 import runs
 
 TINY = (
@@ -28,7 +29,7 @@ TRAIN = """
 import json, pathlib, sys
 flags = dict(flag.lstrip('-').partition('=')[::2] for flag in sys.argv[1:])
 workdir = pathlib.Path(flags['workdir'])
-top1 = sum(map(ord, workdir.name)) % 997 / 1000  # tells the run
+top1 = sum(map(ord, workdir.name)) % 997 / 1000  # another for each run
 rows = [{'step': 100}, {'step': 200, 'test/top1': top1 / 3, 'val/top1': 0.1}]
 rows += [{'step': 300, 'test/top1': top1 / 2, 'val/top1': 0.1}]
 (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(row) + chr(10) for row in rows))
@@ -51,11 +52,11 @@ def commands(tmp_path, monkeypatch):
     monkeypatch.setattr(module, name, path)
   started, run = [], sweep.run_to_end
 
-  def noted(command, *inherited):
-    started.append((command[1].rsplit('/')[-1], *command[2:]))
-    return run(command, *inherited)
+  def record(command, *args, **kwargs):
+    started.append((command[0].rsplit('/')[-1], *command[1:]))
+    return run(command, *args, **kwargs)
 
-  monkeypatch.setattr(sweep, 'run_to_end', noted)
+  monkeypatch.setattr(sweep, 'run_to_end', record)
   return started
 
 
@@ -129,10 +130,26 @@ def test_an_evaluation_that_fails(commands, tmp_path):
     studies.data_size(epath.Path(tmp_path), ['0'], [])
 
 
-def test_a_run_that_is_told_to_stop(commands, tmp_path):
+def test_a_run_that_is_stopped(commands, tmp_path):
   (tmp_path / 'TRAIN.py').write_text('raise SystemExit(75)')
-  with pytest.raises(Interrupted, match='the same command again goes on there'):
+  text = 'data_size-mixer-3-seed0 was stopped; the same command continues it'
+  with pytest.raises(Interrupted, match=text):
     studies.data_size(epath.Path(tmp_path), ['0'], [])
+  (tmp_path / 'TRAIN.py').write_text(TRAIN)
+  (tmp_path / 'EVALUATE.py').write_text('raise SystemExit(75)')
+  with pytest.raises(Interrupted, match='^the evaluation of .*seed0 was stopped; the same command'):
+    studies.data_size(epath.Path(tmp_path), ['0'], [])
+
+
+def test_the_figure_names_its_curves_in_words(commands, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, 'png', lambda panels, *_, **__: drawn.append(panels))
+  studies.permutations(epath.Path(tmp_path), ['0'], [])
+  ((mixer, resnet),) = [panels.items() for panels in drawn]
+  assert (mixer[0], resnet[0]) == ('Mixer', 'ResNet')
+  assert list(mixer[1]) == list(resnet[1]) == [
+    'original images', 'patches and the pixels within them shuffled', 'all pixels shuffled'
+  ]  # fmt: skip
 
 
 # --- Real runs ------------------------------------------------------------------------------

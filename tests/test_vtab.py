@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import vtab as config
-from mixer import errors, models, pretrained, sweep, vtab
+from mixer import errors, files, models, pretrained, sweep, vtab
 import runs
 import sets
 
@@ -131,16 +131,17 @@ RESULTS = {
 }
 
 
-def test_the_report_of_all_tasks():
+def test_the_report_of_all_tasks(tmp_path):
   facts = vtab.summary(RESULTS, GROUPS, 'L/16', {})
   assert facts['complete'] and facts['mean'] == pytest.approx((0.6 + 0.8 + 0.1 + 0.3) / 4)
   assert facts['groups']['natural'] == {'mean': pytest.approx(0.7), 'tasks': 2, 'of': 2}
   text = vtab.markdown(facts)
   assert '| a | natural | 0.01 | 40.00 | 60.00 ± 10.00 |' in text
   assert '| **natural**, mean of 2 | | | | 70.00 |' in text
-  assert '| **VTAB-1k, mean of the nineteen** | | | | 45.00 |' in text
+  assert '| **VTAB-1k, mean of all 19 tasks** | | | | 45.00 |' in text
   assert text.endswith('| the paper, pre-trained on ImageNet-21k | | | | 74.95 |\n')
-  read = list(csv.DictReader(vtab.table(facts).splitlines()))
+  files.write_csv(epath.Path(tmp_path / 'vtab.csv'), vtab.table(facts))
+  read = list(csv.DictReader((tmp_path / 'vtab.csv').read_text().splitlines()))
   assert [row['task'] for row in read] == list(RESULTS)
   assert float(read[0]['test_top1']) == 0.6 and float(read[0]['val_top1']) == 0.4
 
@@ -152,7 +153,7 @@ def test_the_report_of_some_tasks_is_not_called_vtab():
   assert '| a | natural | 0.01 | 40.00 | 50.00 |' in text
   assert '| **natural**, mean of 1 of 2 | | | | 50.00 |' in text and 'specialized' not in text
   assert '| **mean of 1 tasks, not VTAB-1k** | | | | 50.00 |' in text
-  assert text.endswith('\n\nNot as configs/vtab.py has it: total_steps=5.\n')
+  assert text.endswith('\n\nDiffers from configs/vtab.py in: total_steps=5.\n')
 
 
 def test_the_papers_numbers():
@@ -205,9 +206,9 @@ def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys)
     fcntl.flock(lock, fcntl.LOCK_EX)
     end = threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
     end.start()
-    row = sweep.train('configs/vtab.py:task=pets', 'dev', '0.01', own, [])
+    row = sweep.train_stage('configs/vtab.py:task=pets', 'dev', '0.01', own, [])
     assert not end.is_alive() and row['dev/top1'] == 0.01
-  assert f'waiting for the run that is still going on in {own}' in capsys.readouterr().out
+  assert f'waiting for the run that is still active in {own}' in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -221,9 +222,9 @@ def test_the_run_ends_with_its_program(tmp_path):
     'time.sleep(60)\n'
   )
   program = (
-    'from etils import epath; from mixer import sweep; import pathlib; sweep.end_on_sigterm();'
+    'from etils import epath; from mixer import sweep; import pathlib; sweep.exit_on_sigterm();'
     f'sweep.TRAIN = pathlib.Path({str(tmp_path / "fake.py")!r});'
-    f'sweep.train("c:task=pets", "dev", "0.01", epath.Path({str(tmp_path / "run")!r}), [])'
+    f'sweep.train_stage("c:task=pets", "dev", "0.01", epath.Path({str(tmp_path / "run")!r}), [])'
   )
   env, written = runs.environment(tmp_path / 'cache'), tmp_path / 'pid'
   for end in (signal.SIGKILL, signal.SIGTERM):
@@ -250,7 +251,9 @@ def test_the_run_ends_with_its_program(tmp_path):
   ],
 )  # fmt: skip
 def test_what_the_protocol_sets_itself(word):
-  with pytest.raises(errors.InputError, match=re.escape(f"['{word}'] cannot be passed on")):
+  with pytest.raises(
+    errors.InputError, match=re.escape(f"['{word}'] cannot be passed to train.py")
+  ):
     vtab.check_rest([word])
 
 
@@ -296,7 +299,7 @@ def test_the_command_itself(tmp_path):
   (tmp_path / 'fake.py').write_text(FAKE_TRAIN)
   (tmp_path / 'small.npz').write_text('weights')
   program = (
-    'import pathlib, runpy; from mixer import sweep; from mixer.input import vtab;'
+    'import pathlib, runpy; from mixer import sweep; from mixer.input.sources import vtab;'
     f'sweep.TRAIN = pathlib.Path({str(tmp_path / "fake.py")!r}); vtab.TRAIN, vtab.VAL = 8, 4;'
     'runpy.run_module("mixer.vtab", run_name="__main__")'
   )
@@ -318,7 +321,7 @@ def test_the_command_itself(tmp_path):
   assert 'SKIPPED: 1 of the tasks have no data' in output and '--name=oxford_iiit_pet' in output
   assert '| svhn | natural | 0.03 | 3.00 | 3.00 ± 0.00 |' in output  # the fake's top-1 is its rate
   assert '| **mean of 1 tasks, not VTAB-1k** | | | | 3.00 |' in output
-  assert 'Not as configs/vtab.py has it: microbatches=8.' in output
+  assert 'Differs from configs/vtab.py in: microbatches=8.' in output
   facts = json.loads((tmp_path / 'vtab' / 'vtab.json').read_text())
   assert facts['sets'] == {'svhn': 'svhn_cropped/3.1.0'} and facts['mean'] == 0.03
   assert facts['tasks']['svhn']['dev'] == {'0.003': 0.003, '0.01': 0.01, '0.03': 0.03}

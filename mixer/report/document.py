@@ -1,25 +1,22 @@
-"""One page about runs: python -m mixer.report WORKDIR... --output=report.html
+"""Writes a report: the page from `report.html.jinja`, and the table of metrics beside it."""
 
-Writes a web page that is one file and loads nothing from elsewhere, with the curves of all runs,
-their results beside the paper's, pictures of weights, sample predictions and cost; and beside it a
-.csv with the last value of every metric, a line a run. Runs need not have ended. See
-docs/figures.md.
-"""
-
+import base64
 from collections.abc import Mapping, Sequence
-import csv
+import dataclasses
+import importlib.resources
 import io
 
 from etils import epath
 import jax
+import jinja2
 import numpy as np
 from PIL import Image
 
-from mixer import files, labels, models, pretrained
+from mixer import files, labels, models, pretrained, settings
 from mixer import input as inputs
 from mixer.errors import InputError, MissingData
 from mixer.models import permutations
-from mixer.report import page, sections
+from mixer.report import sections
 from mixer.report.run_files import Run
 from mixer.training import batch_ops
 from mixer.visualize import unit_pictures
@@ -28,74 +25,92 @@ _SMALL = 64  # pixels; smaller images are shown with visible pixels
 PROBABILITIES = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image, and (class, probability, whether it is true) of what a model predicts for it."""
+
+  caption: str
+  png: bytes
+  small: bool = False
+  guesses: Sequence[tuple[str, float, bool]] = ()
+
+  @property
+  def base64(self) -> str:
+    return base64.b64encode(self.png).decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+  """Pictures of one run; `note` describes them or says why there are none."""
+
+  label: str
+  note: str
+  pictures: Sequence[Picture] = ()
+
+
 def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
-  """Writes the page to `output` and the table of numbers to the .csv beside it."""
-  title = f'Report on {runs[0].label}' if len(runs) == 1 else f'Report on {len(runs)} runs'
-  body = [
-    page.paragraph('; '.join(sections.status(run) for run in runs), soft=True),
-    page.heading('Curves'),
-    page.group('charts', sections.curves(runs))
-    if any(run.rows for run in runs)
-    else sections.nothing_logged(),
-    page.heading('Results'),
-    sections.results(runs),
-    page.heading('Beside the paper'),
-    *sections.beside_the_paper(runs),
-    page.heading('Cost'),
-    sections.cost(runs),
-    page.heading('What the units have learned'),
-    *(piece for run in runs for piece in weight_figures(run)),
-    page.heading('Sample predictions'),
-    *(piece for run in runs for piece in predictions(run, samples)),
-    page.heading('Settings'),
-    *sections.configs(runs),
-    page.heading('Versions'),
-    sections.versions(runs),
-  ]
-  files.write(output, page.document(title, body).encode())
-  files.write(output.with_suffix('.csv'), table_of_metrics(runs).encode())
+  """Writes the page to `output` and the table of metrics to the .csv beside it."""
+  page = template().render(
+    title=f'Report on {runs[0].label}' if len(runs) == 1 else f'Report on {len(runs)} runs',
+    status='; '.join(sections.status(run) for run in runs),
+    charts=sections.curves(runs),
+    results=sections.results(runs),
+    paper=sections.beside_the_paper(runs),
+    cost=sections.cost(runs),
+    units=[weight_pictures(run) for run in runs],
+    samples=[predictions(run, samples) for run in runs],
+    differences=sections.differences(runs),
+    configs=[(run.label, settings.flatten(run.config)) for run in runs],
+    versions=sections.versions(runs),
+  )
+  files.write(output, page.encode())
+  files.write_csv(output.with_suffix('.csv'), table_of_metrics(runs))
 
 
-def weight_figures(run: Run) -> list[str]:
-  """Token-mixing units of the first blocks and the stem, as pictures, or why not."""
-  title = page.heading(run.label, 3)
-  notes, found = [], {}
-  for blocks in (None, ()):  # if not the first blocks, then the stem alone
+def template() -> jinja2.Template:
+  text = importlib.resources.files('mixer.report').joinpath('report.html.jinja').read_text()
+  return jinja2.Template(
+    text, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+  )
+
+
+def weight_pictures(run: Run) -> Gallery:
+  """Token-mixing units of the first blocks and the stem."""
+  note, found = '', {}
+  for blocks in (None, ()):  # without pictures of the first blocks, the stem alone
     try:
       found = unit_pictures.pictures(run.weights, blocks)
       break
     except InputError as fault:
-      notes.append(page.paragraph(f'Not drawn: {fault}'))
-  names = {name: f'block {name.removeprefix("block_")}, token mixing' for name in found}
-  captions = {**names, 'stem': 'stem, all units'}
+      note = note or f'Not drawn: {fault}'
   pictures = [
-    page.figure(captions[name], page.image(unit_pictures.png(*drawn[:2], paired=drawn[2]), name))
-    for name, drawn in found.items()
+    Picture(
+      'stem, all units' if name == 'stem' else f'{name.replace("_", " ")}, token mixing',
+      mosaic.png(),
+    )
+    for name, mosaic in found.items()
   ]
-  return [title, *notes[:1], page.group('units', pictures)]
+  return Gallery(run.label, note, pictures)
 
 
-def predictions(run: Run, count: int) -> list[str]:
-  """The first images of a classification set with the likeliest classes, or why not.
-
-  The set is the first that is there.
-  """
-  title = page.heading(run.label, 3)
+def predictions(run: Run, count: int) -> Gallery:
+  """The most probable classes of the first images of a classification set that is on disk."""
   kinds = {k: v for k, v in run.config['evals'].items() if v.get('kind') == 'classification'}
   if not kinds:
-    return [title, page.paragraph('Not made: the config has no classification among its evals.')]
+    return Gallery(run.label, 'Not made: the config has no classification among its evals.')
   try:
-    name, data = _first_there(kinds)
-    pictures, probabilities = _predict(run, data, count)
+    name, data = _first_available(kinds)
+    batch, probabilities = _predict(run, data, count)
   except InputError as fault:
-    return [title, page.paragraph(f'Not made: {fault}')]
-  words = [word for _, word in labels.describe(data.class_names, data.num_classes, name)]
-  cards = [_card(*row, words) for row in zip(pictures['image'], pictures['label'], probabilities)]
-  note = f'The first {len(cards)} images of {name} ({data.num_examples:,} in all).'
-  return [title, page.paragraph(note, soft=True), page.group('samples', cards)]
+    return Gallery(run.label, f'Not made: {fault}')
+  names = [text for _, text in labels.describe(data.class_names, data.num_classes, name)]
+  rows = zip(batch['image'], batch['label'], probabilities)
+  pictures = [_sample(*row, names) for row in rows]
+  note = f'The first {len(pictures)} images of {name} ({data.num_examples:,} in all).'
+  return Gallery(run.label, note, pictures)
 
 
-def _first_there(sections: Mapping[str, Mapping]) -> tuple[str, inputs.Input]:
+def _first_available(sections: Mapping[str, Mapping]) -> tuple[str, inputs.Input]:
   """(name, opened input) of the first of the sections whose data are on disk."""
   missing = []
   for name, section in sections.items():
@@ -106,19 +121,17 @@ def _first_there(sections: Mapping[str, Mapping]) -> tuple[str, inputs.Input]:
   raise missing[0]
 
 
-def table_of_metrics(runs: Sequence[Run]) -> str:
-  """CSV: a line a run, with the last value of every metric that any of them has."""
+def table_of_metrics(runs: Sequence[Run]) -> list[dict]:
+  """A row for each run, with the last value of every metric that any of them has."""
   names = sorted({name for run in runs for name in run.final})
   evaluated = sorted({name for run in runs for name in run.evaluation})
-  buffer = io.StringIO()
-  lines = csv.writer(buffer, lineterminator='\n')
-  head = ['run', 'workdir', 'model', 'training_data', 'finished']
-  lines.writerow([*head, *names, *(f'evaluate.py: {name}' for name in evaluated)])
-  for run in runs:
-    facts = [run.label, run.path, run.config['model']['name'], run.data, bool(run.description)]
-    values = [run.final.get(name, '') for name in names]
-    lines.writerow([*facts, *values, *(run.evaluation.get(name, '') for name in evaluated)])
-  return buffer.getvalue()
+  return [
+    {'run': run.label, 'workdir': run.path, 'model': run.config['model']['name'],
+     'training_data': run.data, 'finished': bool(run.description)}
+    | {name: run.final.get(name, '') for name in names}
+    | {f'evaluate.py: {name}': run.evaluation.get(name, '') for name in evaluated}
+    for run in runs
+  ]  # fmt: skip
 
 
 def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
@@ -138,13 +151,17 @@ def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
   return batch, np.asarray(PROBABILITIES[run.config['loss']](logits))
 
 
-def _card(image: np.ndarray, label, probabilities: np.ndarray, words: Sequence[str]) -> str:
-  """An image (height, width, channels) with its true classes and the three likeliest."""
+def _sample(
+  image: np.ndarray, label: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> Picture:
+  """An image (height, width, channels) with its true classes and the three most probable."""
   true = set(np.flatnonzero(label) if np.ndim(label) else [label])
   buffer = io.BytesIO()
   Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, 'PNG')
-  guesses = np.argsort(-probabilities, kind='stable')[:3]
-  caption = ', '.join(words[i] for i in sorted(true)) or 'no label'
-  small = 'small' if max(image.shape[:2]) <= _SMALL else ''
-  bars = [(words[i], float(probabilities[i]), i in true) for i in guesses]
-  return page.card(page.image(buffer.getvalue(), caption, small), caption, bars)
+  best = np.argsort(-probabilities, kind='stable')[:3]
+  return Picture(
+    caption='true: ' + (', '.join(names[i] for i in sorted(true)) or 'no label'),
+    png=buffer.getvalue(),
+    small=max(image.shape[:2]) <= _SMALL,
+    guesses=[(names[i], float(probabilities[i]), i in true) for i in best],
+  )

@@ -1,4 +1,4 @@
-"""What a run of train.py has left in its workdir, read for a report; nothing is changed there."""
+"""Reads the files in the workdir of a run of train.py for a report."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -6,7 +6,7 @@ import json
 
 from etils import epath
 
-from mixer import files, models, settings
+from mixer import files, models
 from mixer.errors import InputError
 from mixer.models import bit_resnet, mlp_mixer
 from mixer.run import metrics_log
@@ -19,10 +19,10 @@ class Run:
   Attributes:
     label: the shortest end of its path that no other run of the report has.
     path: the workdir.
-    config: as it was given to train.py.
+    config: the config of train.py.
     rows: of metrics.jsonl.
-    description: model.json, or None before the end.
-    evaluation: what evaluate.py has left there: {result: value}.
+    description: model.json; None for an unfinished run.
+    evaluation: {result: value} of evaluation.json, which evaluate.py writes.
   """
 
   label: str
@@ -34,17 +34,17 @@ class Run:
 
   @property
   def final(self) -> dict[str, float]:
-    """The last value of everything that was ever logged."""
+    """The last value of every metric that was logged."""
     return {name: value for row in self.rows for name, value in row.items()}
 
   @property
   def results(self) -> dict[str, float]:
-    """The last value of every result of an evaluation, as 'val/top1'."""
+    """The last value of every result of an evaluation, such as 'val/top1'."""
     return {k: v for k, v in self.final.items() if '/' in k and not k.startswith('train/')}
 
   @property
   def weights(self) -> epath.Path:
-    """What `pretrained.load` is to be given: model.npz, or the workdir with its checkpoints."""
+    """What to load: model.npz, or the workdir of an unfinished run for its newest checkpoint."""
     finished = self.path / 'model.npz'
     return finished if finished.exists() else self.path
 
@@ -56,23 +56,23 @@ class Run:
 
   @property
   def start(self) -> str | None:
-    """The path of the weights that training began from; None for fresh ones."""
+    """The path of the weights that training started from; None for random ones."""
     return (self.config.get('init') or {}).get('path')
 
   @property
   def paper_model(self) -> str | None:
-    """The name of the model, if the run is of the kind that the paper's tables 2 and 3 report."""
+    """The name of the model, if tables 2 and 3 of the paper have runs of this kind."""
     return None if self.unlike_the_paper else self.config['model']['name']
 
   @property
   def unlike_the_paper(self) -> str | None:
-    """What sets the run apart from those of the paper's tables 2 and 3 at first sight, or None."""
+    """How the run obviously differs from those in the paper's tables 2 and 3, or None."""
     if not _is_published(self.config['model']):
       return 'a model of other dimensions'
     if (self.config.get('permutation') or {}).get('kind', 'none') != 'none':
-      return 'a model that saw permuted images'
+      return 'a model trained on permuted images'
     if self.config['train_input'].get('subset_fraction', 1.0) < 1:
-      return 'a model that saw a part of the images'
+      return 'a model trained on a subset of the images'
     return None
 
 
@@ -80,14 +80,14 @@ def read(paths: Sequence[str]) -> list[Run]:
   """The runs in these workdirs.
 
   Raises:
-    InputError: one of them is no workdir of train.py, or its files are damaged.
+    InputError: one of them is not a workdir of train.py, or its files are damaged.
   """
   directories = list(dict.fromkeys(files.absolute(path) for path in paths))
   return [_read(path, label) for path, label in zip(directories, labels(directories))]
 
 
 def labels(paths: Sequence[epath.Path]) -> list[str]:
-  """The last parts of each path, as many as it takes for no two to be the same."""
+  """The last parts of each path, as many as make all labels different."""
   longest = max(len(path.parts) for path in paths)
   for count in range(1, longest + 1):
     found = ['/'.join(path.parts[-count:]) for path in paths]
@@ -96,16 +96,8 @@ def labels(paths: Sequence[epath.Path]) -> list[str]:
   return found
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list]:
-  """{key: its value in each run} of the config's keys in which the runs differ."""
-  flat = [settings.flatten(run.config) for run in runs]
-  keys = sorted({key for config in flat for key in config})
-  found = {key: [config.get(key, '(absent)') for config in flat] for key in keys}
-  return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
-
-
 def _is_published(model: Mapping) -> bool:
-  """Whether `config.model` is a size of a family by its name, without changes."""
+  """Whether `config.model` is a named size of a family, without overrides."""
   family, _, size = model['name'].partition('-')
   own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
   changed = [
@@ -120,9 +112,9 @@ def _is_published(model: Mapping) -> bool:
 def _read(path: epath.Path, label: str) -> Run:
   if not (path / files.CONFIG_FILE).exists():
     inside = sorted(p.parent.name for p in path.glob(f'*/{files.CONFIG_FILE}'))
-    hint = f' Its folders {", ".join(inside)} are some.' if inside else ''
-    what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is no directory'
-    raise InputError(f'{path} is no workdir of train.py: it {what}.{hint}')
+    hint = f' Its subdirectories {", ".join(inside)} are workdirs.' if inside else ''
+    what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is not a directory'
+    raise InputError(f'{path} is not a workdir of train.py: it {what}.{hint}')
   try:
     rows = metrics_log.read_rows(path)
   except json.JSONDecodeError as fault:
@@ -141,5 +133,5 @@ def _json(path: epath.Path) -> dict | None:
   except ValueError as fault:
     raise InputError(f'{path} is damaged: {fault}.') from fault
   if not isinstance(found, dict):
-    raise InputError(f'{path} is damaged: it holds no object.')
+    raise InputError(f'{path} is damaged: it is not a JSON object.')
   return found

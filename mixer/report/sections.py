@@ -1,28 +1,63 @@
-"""Sections of a report: each a function of the runs that returns pieces of `mixer.report.page`."""
+"""Sections of a report: each a function of the runs that returns what the template shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
 import re
 import statistics
 
 from mixer import paper, runtime, settings
-from mixer.report import charts, page, run_files
-from mixer.report.page import Number
 from mixer.report.run_files import Run
+from mixer.visualize import plots
 
-_COUNTS = ('n', 'n_without_labels', 'images_per_sec', 'seconds')  # they say nothing of the model
-# Results that are shares of 1, told in percent.
+_COUNTS = ('n', 'n_without_labels', 'images_per_sec', 'seconds')  # not measures of the model
+# Results that are shares of 1, shown in percent.
 _SHARE = re.compile(r'top[15]|precision_at_[15]|\d+shot(_seed\d+|_best_l2_on_test)?')
 _NONE = '-'
 _ON_THE_PAPER = (
   f'{paper.SOURCE}: accuracies are after fine-tuning, except that models trained on ImageNet alone '
-  'have those of that training as ImageNet and ReaL. Tables 2 and 3 crop differently. Images per '
-  'second are of an evaluation here, and of TPU v3 cores in the paper; core-days are devices times '
-  'days in the loop here, and of TPU v3 in the paper.'
+  'have the ImageNet and ReaL accuracies of that training. Tables 2 and 3 crop differently. Images '
+  'per second are those of an evaluation in this run, and per TPU v3 core in the paper; core-days '
+  'are devices times days in the training loop in this run, and TPU v3 core-days in the paper.'
 )
+_PAPER_HEAD = (
+  '', 'pre-trained on', 'pixels', 'epochs', 'ImageNet top-1 %', 'ReaL %', 'average of 5 %',
+  'VTAB-1k %', 'images/s per core', 'core-days',
+)  # fmt: skip
+_COST_HEAD = (
+  'run', 'devices', 'core-hours', 'core-days', 'in the paper', 'median images/s', 'per device',
+  'mfu', 'input wait',
+)  # fmt: skip
 
 
-def curves(runs: Sequence[Run]) -> list[str]:
-  """Charts of the loss, the accuracy, and whatever else evaluations have found."""
+class Number(str):
+  """The text of a table cell in a right-aligned column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  head: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  highlight_first: bool = False
+
+  @property
+  def numeric(self) -> list[bool]:
+    """Of each column: whether one of its cells is a Number."""
+    return [any(isinstance(row[i], Number) for row in self.rows) for i in range(len(self.head))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  title: str
+  lines: Sequence[plots.Line]
+  svg: str
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+  """Charts of the loss, the accuracy and every other result of an evaluation.
+
+  Values that are not finite are left out, and so are charts without any value.
+  """
   groups: dict[str, list[str]] = {'Loss': ['train/loss'], 'Accuracy': ['train/accuracy']}
   for name in sorted({name for run in runs for name in run.results}):
     section, _, kind = name.rpartition('/')
@@ -30,29 +65,31 @@ def curves(runs: Sequence[Run]) -> list[str]:
       groups['Loss'].append(name)
     elif kind in ('top1', 'accuracy'):
       groups['Accuracy'].append(name)
-    elif kind not in (*_COUNTS, 'top5') and not kind.endswith('_is'):  # which l2 was the best
+    elif kind not in (*_COUNTS, 'top5') and not kind.endswith('_is'):  # the l2 that was the best
       groups.setdefault(section, []).append(name)
-  return [
-    charts.lines(
-      f'{title}, over steps',
-      [
-        charts.Line(
-          name if len(runs) == 1 else f'{run.label}: {name}',
-          [(row['step'], row[name]) for row in run.rows if name in row],
-          colour=i if len(runs) > 1 else j,
-          dash=j if len(runs) > 1 else 0,
-        )
-        for i, run in enumerate(runs)
-        for j, name in enumerate(names)
-      ],
-      log=title == 'Loss',
-    )
-    for title, names in groups.items()
-  ]
+  charts = []
+  for title, names in groups.items():
+    if lines := list(_lines(runs, names)):
+      svg = plots.svg(lines, log=title == 'Loss', prefix=f'chart-{len(charts)}')
+      charts.append(Chart(f'{title}, over steps', lines, svg))
+  return charts
 
 
-def results(runs: Sequence[Run]) -> str:
-  """A table of the last results, a column a run."""
+def _lines(runs: Sequence[Run], names: Sequence[str]) -> Iterator[plots.Line]:
+  """A colour for each name; with several runs a colour for each run and a dash for each name."""
+  for i, run in enumerate(runs):
+    for j, name in enumerate(names):
+      points = [
+        (row['step'], row[name]) for row in run.rows if math.isfinite(row.get(name, math.nan))
+      ]
+      if points and len(runs) == 1:
+        yield plots.Line(name, points, colour=j)
+      elif points:
+        yield plots.Line(f'{run.label}: {name}', points, colour=i, dash=j)
+
+
+def results(runs: Sequence[Run]) -> Table:
+  """The last results, a column for each run."""
   facts = {
     'model': [run.config['model']['name'] for run in runs],
     'training data': [run.data for run in runs],
@@ -60,114 +97,92 @@ def results(runs: Sequence[Run]) -> str:
     'epoch': [_number(run.final.get('epoch'), '{:.2f}') for run in runs],
     'train/loss': [_number(run.final.get('train/loss')) for run in runs],
   }
-  for source, title in (('results', '{}'), ('evaluation', '{} (evaluate.py)')):
-    names = sorted({name for run in runs for name in getattr(run, source)})
-    for name in names:
-      if name.rpartition('/')[2] != 'images_per_sec':
+  for source, suffix in (('results', ''), ('evaluation', ' (evaluate.py)')):
+    for name in sorted({name for run in runs for name in getattr(run, source)}):
+      kind = name.rpartition('/')[2]
+      if kind != 'images_per_sec':
+        title = f'{name} %' if _SHARE.fullmatch(kind) else name
         values = [getattr(run, source).get(name) for run in runs]
-        facts[title.format(_named(name))] = [_result(name, value) for value in values]
+        facts[title + suffix] = [_result(kind, value) for value in values]
   rows = [[name, *values] for name, values in facts.items()]
-  return page.table(['', *(run.label for run in runs)], rows)
+  return Table(['', *(run.label for run in runs)], rows)
 
 
-def beside_the_paper(runs: Sequence[Run]) -> list[str]:
-  """Each run's numbers above the paper's for that model and data; which runs have none there."""
-  head = [
-    '', 'pre-trained on', 'pixels', 'epochs', 'ImageNet top-1 %', 'ReaL %', 'average of 5 %',
-    'VTAB-1k %', 'images/s per core', 'core-days',
-  ]  # fmt: skip
-  pieces, without = [], []
+def beside_the_paper(runs: Sequence[Run]) -> tuple[list[tuple[str, Table]], list[str]]:
+  """(label and table of each run whose model and data the paper has a row for, notes)."""
+  tables, without = [], []
   for run in runs:
     found = paper.rows(run.paper_model, None if run.start else run.data) if run.paper_model else []
     if found:
       rows = [_own_row(run), *map(_paper_row, found)]
-      pieces += [page.heading(run.label, 3), page.table(head, rows, own=[0])]
+      tables.append((run.label, Table(_PAPER_HEAD, rows, highlight_first=True)))
     else:
       what = run.unlike_the_paper or run.config['model']['name']
       without.append(f'{run.label} ({what} on {paper.DATA_NAMES.get(run.data, run.data)})')
-  if pieces:
-    pieces.append(page.paragraph(_ON_THE_PAPER, soft=True))
+  notes = [_ON_THE_PAPER] if tables else []
   if without:
-    pieces.append(page.paragraph(f'The paper has no row for {", ".join(without)}.'))
-  return pieces
+    notes.append(f'The paper has no row for {", ".join(without)}.')
+  return tables, notes
 
 
-def cost(runs: Sequence[Run]) -> str:
+def cost(runs: Sequence[Run]) -> Table:
+  """The cost of every run that has logged something."""
+
   def row(run):
     final = run.final
     devices = round(final['images_per_sec'] / final['images_per_sec_per_device'])
     from_scratch = run.paper_model and not run.start  # the paper has the cost of pre-training
     found = paper.rows(run.paper_model, run.data) if from_scratch else []
-    theirs = sorted({row.kilo_core_days for row in found if row.table == 3})
+    in_paper = sorted({row.kilo_core_days for row in found if row.table == 3})
     return [
       run.label,
       Number(f'{devices}'),
       Number(f'{final["core_hours"]:,.3f}'),
       Number(f'{final["core_hours"] / 24:.3g}'),
-      Number(' or '.join(f'{1000 * value:,.0f}' for value in theirs) or _NONE),
+      Number(' or '.join(f'{1000 * value:,.0f}' for value in in_paper) or _NONE),
       Number(f'{statistics.median(row["images_per_sec"] for row in run.rows):,.0f}'),
       Number(f'{statistics.median(row["images_per_sec_per_device"] for row in run.rows):,.0f}'),
       Number(f'{100 * final["mfu"]:.1f} %' if 'mfu' in final else _NONE),
       Number(f'{100 * final["input_wait"]:.0f} %'),
     ]
 
-  rows = [row(run) for run in runs if run.rows]
-  head = [
-    'run', 'devices', 'core-hours', 'core-days', 'in the paper', 'median images/s',
-    'per device', 'mfu', 'input wait',
-  ]  # fmt: skip
-  return page.table(head, rows) if rows else nothing_logged()
+  return Table(_COST_HEAD, [row(run) for run in runs if run.rows])
 
 
-def configs(runs: Sequence[Run]) -> list[str]:
-  """In what the configs differ, and the whole of each, folded away."""
-  found = run_files.differences(runs)
-  pieces = []
-  if len(runs) > 1:
-    rows = [[key, *map(str, values)] for key, values in found.items()]
-    head = ['differing key', *(run.label for run in runs)]
-    same = page.paragraph('The configs of these runs are the same.')
-    pieces.append(page.table(head, rows) if rows else same)
-  for run in runs:
-    lines = [f'config.{key} = {value!r}' for key, value in settings.flatten(run.config).items()]
-    pieces.append(page.details(f'the whole config of {run.label}', '\n'.join(lines)))
-  return pieces
-
-
-def versions(runs: Sequence[Run]) -> str:
-  here = runtime.versions()
+def differences(runs: Sequence[Run]) -> Table:
+  """The config keys in which the runs differ, a column for each run."""
+  flat = [settings.flatten(run.config) for run in runs]
+  keys = sorted({key for config in flat for key in config})
+  found = {key: [config.get(key, '(absent)') for config in flat] for key in keys}
   rows = [
-    [package, *((run.description or {}).get('versions', {}).get(package, _NONE) for run in runs)]
-    + [version]
-    for package, version in here.items()
+    [k, *map(str, values)] for k, values in found.items() if any(v != values[0] for v in values)
   ]
-  return page.table(['package', *(run.label for run in runs), 'this report'], rows)
+  return Table(['differing key', *(run.label for run in runs)], rows)
+
+
+def versions(runs: Sequence[Run]) -> Table:
+  """The package versions of each run and of this program."""
+  recorded = [(run.description or {}).get('versions', {}) for run in runs]
+  rows = [
+    [package, *(found.get(package, _NONE) for found in recorded), version]
+    for package, version in runtime.versions().items()
+  ]
+  return Table(['package', *(run.label for run in runs), 'this report'], rows)
 
 
 def status(run: Run) -> str:
+  step = f'{run.final["step"]:,}' if run.rows else None
   if run.description:
-    return f'{run.label}: finished at step {run.final["step"]:,}' if run.rows else run.label
+    return f'{run.label}: finished' + (f' at step {step}' if step else '')
   return f'{run.label}: not finished, ' + (
-    f'last logged step {run.final["step"]:,}' if run.rows else 'nothing logged yet'
+    f'last logged step {step}' if step else 'nothing logged yet'
   )
 
 
-def nothing_logged() -> str:
-  return page.paragraph('Nothing has been logged yet.')
-
-
-def _named(name: str) -> str:
-  return f'{name} %' if _is_share(name) else name
-
-
-def _is_share(name: str) -> bool:
-  return bool(_SHARE.fullmatch(name.rpartition('/')[2]))
-
-
-def _result(name: str, value: float | None) -> str:
-  if value is not None and _is_share(name):
+def _result(kind: str, value: float | None) -> Number:
+  if value is not None and _SHARE.fullmatch(kind):
     return Number(f'{100 * value:.2f}')
-  return _number(value, '{:,.0f}' if name.endswith(('/n', '/n_without_labels')) else '{:.4g}')
+  return _number(value, '{:,.0f}' if kind in ('n', 'n_without_labels') else '{:.4g}')
 
 
 def _number(value: float | None, form: str = '{:.4g}') -> Number:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 import socket
 
-from absl import logging
 from etils import epath
 import jax
 
@@ -55,23 +53,19 @@ def locked(workdir: epath.Path) -> Iterator[None]:
   Raises:
     InputError: another process trains there.
   """
-  if '://' in str(workdir) or jax.process_index():
+
+  def refuse(file):
+    file.seek(0)
+    raise InputError(
+      f'another run is at work in --workdir={workdir}: {file.read() or "unknown"}. Wait for its '
+      'end, stop it, or give this one a directory of its own.'
+    )
+
+  if jax.process_index():
     yield
     return
-  with open(workdir / LOCK_FILE, 'a+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as fault:
-      file.seek(0)
-      raise InputError(
-        f'another run is at work in --workdir={workdir}: {file.read() or "unknown"}. Wait for its '
-        'end, stop it, or give this one a directory of its own.'
-      ) from fault
-    except OSError as fault:  # some network filesystems have no locks
-      logging.warning(
-        'cannot lock %s (%s): see to it that no other run uses this directory.', workdir, fault
-      )
-    else:
+  with files.lock(workdir / LOCK_FILE, refuse) as file:
+    if file:
       file.truncate(0)
       file.write(f'process {os.getpid()} on {socket.gethostname()}')
       file.flush()

@@ -1,64 +1,137 @@
-"""Plots of numbers over steps, as PNG."""
+"""Line plots with matplotlib: PNG files, and SVG elements for a web page."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import io
+import re
 
 from etils import epath
 
 from mixer import files
 
+Points = Sequence[tuple[float, float]]
+_COLOURS = (
+  '#1f6fc4', '#d1601f', '#2a9160', '#b33a7d', '#7a57c2', '#94761a', '#16899b', '#6b727a',
+)  # fmt: skip
+_DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3))
+_TEXT, _GRID = '#60676f', '#dfe3e8'
+_CSS_VARIABLES = {
+  **{colour: f'var(--c{i}, {colour})' for i, colour in enumerate(_COLOURS)},
+  _TEXT: f'var(--soft, {_TEXT})',
+  _GRID: f'var(--line, {_GRID})',
+}
+_SVG_STYLE = {
+  'axes.edgecolor': _TEXT,
+  'font.size': 12,
+  'lines.scale_dashes': False,
+  'path.simplify_threshold': 1.0,  # pixels; bounds the size of a line of many points
+  'svg.fonttype': 'none',  # text stays text
+  'svg.hashsalt': 'mixer',  # the same ids every time
+}
 
-def curves(rows: Sequence[dict], path: epath.Path) -> None:
-  """Draws the loss and the accuracies over the steps of metrics.jsonl's `rows` as a PNG."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line of a chart. `colour` and `dash` are indices, modulo the number of colours and dashes."""
+
+  label: str
+  points: Points
+  colour: int = 0
+  dash: int = 0
+
+  @property
+  def stroke(self) -> str:
+    """The colour in CSS; a page changes it by setting --c0 to --c7."""
+    return _CSS_VARIABLES[_COLOURS[self.colour % len(_COLOURS)]]
+
+  @property
+  def dashes(self) -> tuple[int, ...]:
+    """Lengths of strokes and gaps in pixels; empty for a solid line."""
+    return _DASHES[self.dash % len(_DASHES)]
+
+
+def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
+  """An <svg> element of `lines` over the step, without a legend. Line i has the id PREFIX-line-i.
+
+  Args:
+    lines: each with one finite point or more.
+    log: the y axis is logarithmic, if all values are positive.
+    prefix: starts all ids in the element, so that several elements can share a page.
+  """
+  import matplotlib
+  from matplotlib import ticker
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(10, 4), layout='constrained')
-  FigureCanvasAgg(figure)
-  names = sorted({name for row in rows for name in row})
-  panels = {
-    'loss': ['train/loss', *(n for n in names if n.endswith('/loss') and n != 'train/loss')],
-    'accuracy': [
-      'train/accuracy',
-      *(n for n in names if n.endswith(('/top1', '/accuracy')) and n != 'train/accuracy'),
-    ],
-  }
-  for axes, (title, shown) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-    for name in shown:
-      points = [(row['step'], row[name]) for row in rows if name in row]
-      axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 50 else None)
-    axes.set(xlabel='step', title=title)
-    if title == 'loss':
+  with matplotlib.rc_context(_SVG_STYLE):
+    figure = Figure(figsize=(560 / 72, 300 / 72))
+    axes = figure.add_axes((58 / 560, 30 / 300, 480 / 560, 258 / 300))
+    for i, line in enumerate(lines):
+      axes.plot(
+        *zip(*line.points),
+        color=_COLOURS[line.colour % len(_COLOURS)],
+        linewidth=1.8,
+        linestyle=(0, line.dashes) if line.dashes else '-',
+        marker='o' if len(line.points) == 1 else None,
+        clip_on=False,
+        gid=f'line-{i}',
+      )
+    axes.set_xlim(left=0)
+    axes.grid(axis='y', color=_GRID, clip_on=False)
+    axes.tick_params(bottom=False, left=False, labelcolor=_TEXT)
+    axes.spines[['left', 'right', 'top']].set_visible(False)
+    if log and min(y for line in lines for _, y in line.points) > 0:
       axes.set_yscale('log')
-    axes.grid(alpha=0.3)
-    axes.legend()
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=110)
-  files.write(path, buffer.getvalue())
+      low, high = axes.get_ylim()
+      axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
+      axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.6g}'))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:.6g}'))
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
+  text = buffer.getvalue()
+  text = re.sub(r' xmlns[^ >]*', '', text[text.index('<svg') :])  # HTML needs no namespaces
+  text = re.sub(r'( id="|href="#)', rf'\1{prefix}-', text)
+  return re.sub('#[0-9a-f]{6}', lambda found: _CSS_VARIABLES.get(found[0], found[0]), text)
 
 
-def lines(
-  panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+def curves(rows: Sequence[dict], path: epath.Path) -> None:
+  """Plots the loss and the accuracies of metrics.jsonl's `rows` over the step, as a PNG."""
+  names = sorted({name for row in rows for name in row} - {'train/loss', 'train/accuracy'})
+  panels = {
+    'loss': ['train/loss', *(n for n in names if n.endswith('/loss'))],
+    'accuracy': ['train/accuracy', *(n for n in names if n.endswith(('/top1', '/accuracy')))],
+  }
+  points = {
+    title: {name: [(row['step'], row[name]) for row in rows if name in row] for name in shown}
+    for title, shown in panels.items()
+  }
+  png(points, path, xlabel='step', log_y=('loss',), share_y=False)
+
+
+def png(
+  panels: Mapping[str, Mapping[str, Points]],
   path: epath.Path,
   *,
   xlabel: str,
-  ylabel: str,
+  ylabel: str = '',
   xticks: Sequence[float] = (),
+  log_y: Sequence[str] = (),
+  share_y: bool = True,
 ) -> None:
-  """Draws, for each panel's title, a line of (x, y) for each label, all over one scale, as a PNG.
+  """Writes a PNG with a panel for each title and in it a line of (x, y) for each label.
 
-  With `xticks` the x axis is logarithmic and has those ticks.
+  With `xticks` the x axis is logarithmic and has these ticks. `log_y` has the titles of panels with
+  a logarithmic y axis.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(4.5 * len(panels), 3.6), layout='constrained')
-  FigureCanvasAgg(figure)
-  row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-  for axes, (title, shown) in zip(row, panels.items(), strict=True):
-    for label, points in shown.items():
-      axes.plot(*zip(*points, strict=True), label=label, marker='.')
-    axes.set(xlabel=xlabel, title=title)
+  figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
+  row = figure.subplots(1, len(panels), sharey=share_y, squeeze=False)[0]
+  for axes, (title, lines) in zip(row, panels.items(), strict=True):
+    for label, points in lines.items():
+      axes.plot(*zip(*points), label=label, marker='.' if len(points) < 50 else None)
+    axes.set(xlabel=xlabel, title=title, yscale='log' if title in log_y else 'linear')
     if xticks:
       axes.set_xscale('log')
       axes.set_xticks(xticks, [f'{tick:g}' for tick in xticks])
@@ -67,5 +140,5 @@ def lines(
     axes.legend()
   row[0].set_ylabel(ylabel)
   buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=90)
+  figure.savefig(buffer, format='png', dpi=100)
   files.write(path, buffer.getvalue())

@@ -1,19 +1,15 @@
-"""Pictures: curves of a run, and what the units of a Mixer have learned.
-
-python -m mixer.visualize --checkpoint=FILE_OR_WORKDIR --output=DIR draws the token-mixing units of
-some blocks and the patches of the stem (figures 5 to 7 of the paper), as PNG and SVG, of whatever
-`mixer.pretrained.load` reads. See docs/figures.md.
-"""
+"""Mosaics of the units of a Mixer: figures 5 to 7 of the paper, as PNG and SVG."""
 
 import base64
 from collections.abc import Sequence
+import dataclasses
 import io
 
 from etils import epath
 import numpy as np
 from PIL import Image
 
-from mixer import files, pretrained
+from mixer import pretrained
 from mixer.errors import InputError
 from mixer.models import layers, permutations
 from mixer.visualize import units
@@ -23,33 +19,61 @@ _GAP, _PAIR_GAP = 3, 14  # pixels between tiles, and between pairs of them
 _BACKGROUND = 196
 
 
-def draw_units(
-  path: epath.PathLike,
-  output: epath.Path,
-  *,
-  blocks: Sequence[int] | None = None,
-  count: int = 64,
-  grid: tuple[int, int] | None = None,
-) -> list[epath.Path]:
-  """Writes block_I.png and .svg for each of `blocks`, stem.png and stem.svg; returns the files.
+@dataclasses.dataclass(frozen=True)
+class Mosaic:
+  """Pictures of units, row by row.
 
-  Args:
-    path: what `pretrained.load` reads.
-    output: a directory.
-    blocks: 0 is the first; None for the first three.
-    count: how many units of each block, those of low frequency; 0 for all. The stem's are all
-      drawn.
-    grid: (rows, columns) of patches; None for what its run has recorded, or a square.
-
-  Raises:
-    InputError: the parameters cannot be read or drawn so, or are of permuted images.
+  Attributes:
+    tiles: uint8 (units, rows, columns, 3).
+    titles: one for each tile.
+    paired: whether tiles 0 and 1, 2 and 3 and so on stand together.
   """
-  written = []
-  for name, (tiles, titles, paired) in pictures(path, blocks, count, grid).items():
-    for ending, draw in (('png', png), ('svg', svg)):
-      written.append(output / f'{name}.{ending}')
-      files.write(written[-1], draw(tiles, titles, paired=paired))
-  return written
+
+  tiles: np.ndarray
+  titles: Sequence[str]
+  paired: bool = False
+
+  def png(self) -> bytes:
+    """One image of all tiles, without the titles."""
+    scale = self._scale
+    corners, (height, width) = self._layout()
+    image = np.full((height, width, 3), _BACKGROUND, np.uint8)
+    for (y, x), tile in zip(corners, self.tiles.repeat(scale, axis=1).repeat(scale, axis=2)):
+      image[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    return _encode(image)
+
+  def svg(self) -> bytes:
+    """The same with one <image> for each tile, sharp at any size, and its title as a tooltip."""
+    corners, (height, width) = self._layout()
+    rows, columns = (side * self._scale for side in self.tiles.shape[1:3])
+    lines = [
+      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+      f'height="{height}">',
+      '<style>image { image-rendering: pixelated }</style>',
+      f'<rect width="100%" height="100%" fill="rgb({_BACKGROUND},{_BACKGROUND},{_BACKGROUND})"/>',
+    ]
+    for (y, x), tile, title in zip(corners, self.tiles, self.titles, strict=True):
+      data = base64.b64encode(_encode(tile)).decode()
+      lines.append(
+        f'<image x="{x}" y="{y}" width="{columns}" height="{rows}" preserveAspectRatio="none" '
+        f'href="data:image/png;base64,{data}"><title>{title}</title></image>'
+      )
+    return '\n'.join([*lines, '</svg>\n']).encode()
+
+  @property
+  def _scale(self) -> int:
+    """Pixels of the picture for each weight."""
+    return max(1, round(_TILE / max(self.tiles.shape[1:3])))
+
+  def _layout(self) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """((y, x) of the upper left corner of each tile, (height, width) of the whole)."""
+    across = units.columns(len(self.tiles))
+    rows, columns = (side * self._scale for side in self.tiles.shape[1:3])
+    more = _PAIR_GAP - _GAP if self.paired else 0
+    places = np.arange(len(self.tiles)) // across, np.arange(len(self.tiles)) % across
+    ys = _PAIR_GAP + places[0] * (rows + _GAP + more)
+    xs = _PAIR_GAP + places[1] * (columns + _GAP) + places[1] // 2 * more
+    return list(zip(ys, xs)), (ys.max() + rows + _PAIR_GAP, xs.max() + columns + _PAIR_GAP)
 
 
 def pictures(
@@ -57,57 +81,37 @@ def pictures(
   blocks: Sequence[int] | None = None,
   count: int = 64,
   grid: tuple[int, int] | None = None,
-) -> dict[str, tuple[np.ndarray, list[str], bool]]:
-  """{'block_0' and so on, 'stem': (RGB tiles, their titles, whether they come in pairs)}."""
+) -> dict[str, Mosaic]:
+  """{'block_0' and so on: the token-mixing units of the block, 'stem': the patches of the stem}.
+
+  Args:
+    path: what `pretrained.load` reads.
+    blocks: indices of blocks; None for the first three.
+    count: units of each block, low frequencies first; 0 for all. The stem has all of its units.
+    grid: (rows, columns) of patches; None for what the run has recorded, or a square.
+
+  Raises:
+    InputError: the parameters cannot be read or drawn, or belong to permuted images.
+  """
   path = epath.Path(path).expanduser()
   flat, source = pretrained.flatten(pretrained.load(path)), str(path)
   if blocks is None:
     blocks = range(min(3, units.count_blocks(flat)))
-  stem, found = units.of_stem(flat, source), {}
-  described = _described_grid(path, stem.shape[1:3])
+  stem, found = units.stem_units(flat, source), {}
+  recorded = _recorded_grid(path, stem.shape[1:3])
   for block in blocks:
-    shape = grid or described or units.square_grid(flat, block, source)
-    weights = units.of_token_mixing(flat, block, shape, source)
+    shape = grid or recorded or units.square_grid(flat, block, source)
+    weights = units.token_mixing_units(flat, block, shape, source)
     order = units.in_pairs(weights)[: count or None]
-    found[f'block_{block}'] = units.red_and_blue(weights[order]), _titles(weights, order), True
+    tiles = units.red_and_blue(weights[order])
+    found[f'block_{block}'] = Mosaic(tiles, _titles(weights, order), paired=True)
   order = units.by_frequency(stem)
-  found['stem'] = units.as_colours(stem[order]), _titles(stem, order), False
+  found['stem'] = Mosaic(units.as_colours(stem[order]), _titles(stem, order))
   return found
 
 
-def png(tiles: np.ndarray, titles: Sequence[str], *, paired: bool) -> bytes:
-  """One image of all `tiles`, uint8 (n, rows, columns, 3); it has no place for the titles."""
-  scale = _scale(tiles)
-  tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-  places, (height, width) = _arrange(len(tiles), tiles.shape[1:3], paired)
-  image = np.full((height, width, 3), _BACKGROUND, np.uint8)
-  for (y, x), tile in zip(places, tiles, strict=True):
-    image[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-  return _encode(image)
-
-
-def svg(tiles: np.ndarray, titles: Sequence[str], *, paired: bool) -> bytes:
-  """The same with one <image> for each tile, sharp at any size, its title as a tooltip."""
-  scale = _scale(tiles)
-  rows, columns = tiles.shape[1] * scale, tiles.shape[2] * scale
-  places, (height, width) = _arrange(len(tiles), (rows, columns), paired)
-  lines = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-    f'height="{height}">',
-    '<style>image { image-rendering: pixelated }</style>',
-    f'<rect width="100%" height="100%" fill="rgb({_BACKGROUND},{_BACKGROUND},{_BACKGROUND})"/>',
-  ]
-  for (y, x), tile, title in zip(places, tiles, titles, strict=True):
-    data = base64.b64encode(_encode(tile)).decode()
-    lines.append(
-      f'<image x="{x}" y="{y}" width="{columns}" height="{rows}" preserveAspectRatio="none" '
-      f'href="data:image/png;base64,{data}"><title>{title}</title></image>'
-    )
-  return '\n'.join([*lines, '</svg>\n']).encode()
-
-
-def _described_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int] | None:
-  """(rows, columns) of patches that the model's own description tells, if it has one."""
+def _recorded_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int] | None:
+  """(rows, columns) of patches in the images that the model was trained on, if recorded."""
   permutation, size = permutations.recorded(path)
   if permutation:
     raise InputError(
@@ -120,23 +124,6 @@ def _described_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int]
 def _titles(weights: np.ndarray, order: Sequence[int]) -> list[str]:
   frequency = units.frequencies(weights)
   return [f'unit {i}, frequency {frequency[i]:.3f} cycles per step' for i in order]
-
-
-def _scale(tiles: np.ndarray) -> int:
-  return max(1, round(_TILE / max(tiles.shape[1:3])))
-
-
-def _arrange(
-  count: int, tile: tuple[int, int], paired: bool
-) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-  """((y, x) of each tile, (height, width) of the whole), row by row."""
-  across = min(units.columns(count), count)
-  gaps = [_PAIR_GAP if paired and i % 2 else _GAP for i in range(across)]
-  lefts = [_PAIR_GAP + i * tile[1] + sum(gaps[:i]) for i in range(across)]
-  step = tile[0] + (_PAIR_GAP if paired else _GAP)
-  places = [(_PAIR_GAP + i // across * step, lefts[i % across]) for i in range(count)]
-  height = places[-1][0] + tile[0] + _PAIR_GAP
-  return places, (height, lefts[-1] + tile[1] + _PAIR_GAP)
 
 
 def _encode(image: np.ndarray) -> bytes:

@@ -1,8 +1,8 @@
-"""What single units have learned: their weights as pictures, in a telling order.
+"""What single units have learned: their weights, in the order of pairs and frequencies, as tiles.
 
 Section 3.5 and appendix D of the paper (figures 5 to 7). The paper says that units are sorted by a
 heuristic that puts low frequencies first, and that each is followed by the one closest to its
-inverse, and publishes no more; the measures, and the colours' scale, are our own choice.
+inverse, without details. The measures and the scale of the colours are a choice of this module.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from mixer.errors import InputError
 Flat = Mapping[str, np.ndarray]  # parameters in the released layout, as `pretrained.flatten` gives
 
 
-def of_token_mixing(flat: Flat, block: int, grid: tuple[int, int], source: str) -> np.ndarray:
-  """The first token-mixing layer of block `block` (0 is the first): (units, rows, columns).
+def token_mixing_units(flat: Flat, block: int, grid: tuple[int, int], source: str) -> np.ndarray:
+  """The first token-mixing layer of a block, 0 for the first: (units, rows, columns).
 
   Raises:
-    InputError: it is not there, damaged, or has another number of tokens than `grid` (rows,
+    InputError: it is missing or damaged, or its number of tokens is not that of `grid`, (rows,
       columns).
   """
   kernel = _token_kernel(flat, block, source)
@@ -33,7 +33,7 @@ def of_token_mixing(flat: Flat, block: int, grid: tuple[int, int], source: str) 
 
 
 def square_grid(flat: Flat, block: int, source: str) -> tuple[int, int]:
-  """(rows, columns) of the square that the tokens of a block make; InputError if they make none."""
+  """(rows, columns) of a square with the tokens of a block; InputError if there is none."""
   tokens = len(_token_kernel(flat, block, source))
   side = math.isqrt(tokens)
   if side * side != tokens:
@@ -44,7 +44,7 @@ def square_grid(flat: Flat, block: int, source: str) -> tuple[int, int]:
   return side, side
 
 
-def of_stem(flat: Flat, source: str) -> np.ndarray:
+def stem_units(flat: Flat, source: str) -> np.ndarray:
   """The patches of the stem: (units, patch height, patch width, 1 or 3 channels)."""
   kernel = _finite(flat, 'stem/kernel', source)
   if kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
@@ -67,8 +67,8 @@ def _token_kernel(flat: Flat, block: int, source: str) -> np.ndarray:
   changed = sorted({n.split('/')[1] for n in flat if re.match(prefix + r'\w+_token_mixing/', n)})
   if changed:
     raise InputError(
-      f'{source}: block {block} has {changed[0]}, a change of appendix A of the paper, so its '
-      'units are no pictures of the patch grid. Draw other blocks with --blocks=0,1, or the stem '
+      f'{source}: block {block} has {changed[0]}, a variant of appendix A of the paper, whose '
+      'units have no weights on the patch grid. Draw other blocks with --blocks=0,1, or the stem '
       'alone with --blocks=.'
     )
   kernel = _finite(flat, f'{prefix}token_mixing/Dense_0/kernel', source)
@@ -79,7 +79,7 @@ def _token_kernel(flat: Flat, block: int, source: str) -> np.ndarray:
 
 def _finite(flat: Flat, name: str, source: str) -> np.ndarray:
   if name not in flat:
-    raise InputError(f'{source} has no {name}, so it is no Mixer of this layout.')
+    raise InputError(f'{source} has no {name}, so it is not a Mixer in the released layout.')
   if not np.isfinite(flat[name]).all():
     raise InputError(f'{source}: {name} has values that are not finite; the file is damaged.')
   return np.asarray(flat[name], np.float32)
@@ -88,8 +88,8 @@ def _finite(flat: Flat, name: str, source: str) -> np.ndarray:
 def frequencies(units: np.ndarray) -> np.ndarray:
   """The mean radius of each unit's 2-D spectrum, weighted by power, in cycles per step: (units,).
 
-  `units` is (units, rows, columns) or (units, rows, columns, channels), whose powers are added. A
-  unit of zeros has no frequency; it is given infinity, so that it comes last.
+  `units` is (units, rows, columns) or (units, rows, columns, channels); powers are summed over the
+  channels. A unit of zeros has the frequency infinity, so that it is sorted last.
   """
   power = np.abs(np.fft.fft2(units.astype(np.float64), axes=(1, 2))) ** 2
   power = power.reshape(*power.shape[:3], -1).sum(axis=3)
@@ -102,10 +102,10 @@ def frequencies(units: np.ndarray) -> np.ndarray:
 
 
 def pairs(units: np.ndarray) -> list[tuple[int, int]]:
-  """Every unit once, in pairs of opposite phase; of an odd number, one is left out.
+  """Pairs of units of opposite phase, each unit in one pair; of an odd number, one is left out.
 
-  Greedy over all: the two units with the most negative cosine similarity are the first pair, the
-  same of those that remain the second, and so on.
+  Greedy: the two units with the most negative cosine similarity are the first pair, the same of the
+  remaining units the second, and so on.
   """
   flat = units.reshape(len(units), -1).astype(np.float64)
   norm = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -123,7 +123,7 @@ def pairs(units: np.ndarray) -> list[tuple[int, int]]:
 
 
 def in_pairs(units: np.ndarray) -> list[int]:
-  """Order of the units: pairs side by side, that with the lowest mean frequency first."""
+  """Order of the units: pair by pair, the lowest mean frequency first; a single unit last."""
   frequency, found = frequencies(units), pairs(units)
   found.sort(key=lambda pair: (frequency[list(pair)].mean(), pair))
   order = [i for pair in found for i in pair]
@@ -138,7 +138,7 @@ def by_frequency(units: np.ndarray) -> list[int]:
 def red_and_blue(units: np.ndarray) -> np.ndarray:
   """(units, rows, columns) -> uint8 RGB tiles: red above zero, white at it, blue below.
 
-  Each unit is scaled by its own largest weight, so that weak ones show too.
+  Each unit is scaled by its own largest weight, so that small weights are visible.
   """
   value = _scaled(units)[..., None]
   red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
@@ -153,7 +153,7 @@ def as_colours(units: np.ndarray) -> np.ndarray:
 
 
 def columns(count: int) -> int:
-  """Of a rather square arrangement of `count` tiles; even, so that no pair is torn apart."""
+  """Columns of a nearly square arrangement of `count` tiles: even, so that pairs stay together."""
   least = 2 * math.ceil(math.sqrt(count) / 2)
   full = [c for c in range(least, 2 * least, 2) if count % c == 0]  # without a gap at the end
   return full[0] if full else least

@@ -1,6 +1,7 @@
 """The report of runs: whole, self-contained, with the numbers that are in their files."""
 
 import csv
+import dataclasses
 from html.parser import HTMLParser
 import importlib
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,10 @@ from mixer import models, paper, pretrained
 from mixer.checkpoints import manager
 from mixer.errors import InputError, MissingData
 from mixer.models import permutations
-from mixer.report import charts, document, page, run_files, sections
+from mixer.report import __main__ as program
+from mixer.report import document, run_files, sections
 from mixer.training import train_step
+from mixer.visualize import plots
 import reference
 import runs
 
@@ -85,13 +89,14 @@ def written(workdirs, tmp_path_factory):
 
 
 class Page(HTMLParser):
-  """Notes tags that do not close, addresses, tables and the text."""
+  """Records tags that are not closed, addresses, ids, tables and the text."""
 
   VOID = ('meta', 'img', 'br', 'link', 'input')
 
   def __init__(self, text):
     super().__init__()
     self.open, self.faults, self.addresses, self.tags, self.rows = [], [], [], [], []
+    self.ids, self.images = [], []
     self.text = ''
     self.feed(text)
     self.close()
@@ -100,7 +105,11 @@ class Page(HTMLParser):
     self.tags.append(tag)
     names = [name for name, _ in attrs]
     self.faults += [(tag, names)] if len(set(names)) < len(names) else []
-    self.addresses += [v for k, v in attrs if k in ('src', 'href', 'srcset', 'action', 'data')]
+    self.addresses += [
+      v for k, v in attrs if k in ('src', 'href', 'xlink:href', 'srcset', 'action', 'data')
+    ]
+    self.ids += [v for k, v in attrs if k == 'id']
+    self.images += [dict(attrs)] if tag == 'img' else []
     if tag not in self.VOID:
       self.open.append(tag)
     if tag == 'tr':
@@ -113,7 +122,7 @@ class Page(HTMLParser):
       self.faults.append(tag)
 
   def handle_data(self, data):
-    if 'style' not in self.open:
+    if 'style' not in self.open and data.strip():  # not the line breaks between tags
       self.text += data
     if self.open and self.open[-1] in ('td', 'th'):
       self.rows[-1][-1] += data
@@ -123,14 +132,18 @@ def test_page_is_whole_and_loads_nothing(written):
   text = written.read_text()
   found = Page(text)
   assert not found.faults and not found.open
+  assert len(set(found.ids)) == len(found.ids)
   assert found.addresses and all(a.startswith('data:image/png;base64,') for a in found.addresses)
   assert not {'script', 'link', 'iframe', 'object'} & set(found.tags)
   own = re.sub(r'base64,[A-Za-z0-9+/=]+', '', text)
   assert not re.search(r'https?:|//[a-z]|url\(|@import', own)
   assert "default-src 'none'" in text
   # Three pictures of each run (two blocks and the stem) and five samples of each; two charts.
-  assert found.tags.count('img') == 2 * 3 + 2 * 5
-  assert found.tags.count('polyline') == 5  # loss and accuracy of both, and one run's top-1
+  assert found.tags.count('img') == 2 * 3 + 2 * 5 and all(i['alt'] for i in found.images)
+  assert sorted(i for i in found.ids if 'line-' in i) == [
+    *('chart-0-line-0', 'chart-0-line-1'),  # loss of both
+    *('chart-1-line-0', 'chart-1-line-1', 'chart-1-line-2'),  # accuracy of both, one run's top-1
+  ]
 
 
 def test_tables_have_the_numbers_of_the_files(written):
@@ -215,18 +228,18 @@ def test_paper_model(name, change, wanted):
   [
     ('mixer_b32', 'jft', 'Mixer-B/32', None),
     ('mixer_b32', 'jft,subset=100', 'Mixer-B/32', None),
-    ('mixer_b32', 'jft,subset=3', None, 'a part of the images'),
+    ('mixer_b32', 'jft,subset=3', None, 'trained on a subset of the images'),
     ('permutations', 'model=B/16,kind=original', 'Mixer-B/16', None),
-    ('permutations', 'model=B/16,kind=global', None, 'permuted images'),
+    ('permutations', 'model=B/16,kind=global', None, 'trained on permuted images'),
   ],
 )
 def test_runs_of_the_studies_have_no_row(name, argument, wanted, words, tmp_path):
   config = importlib.import_module(f'configs.{name}').get_config(argument).to_dict()
   assert run_files.Run('r', None, config, [], None, {}).paper_model == wanted
   write_run(tmp_path / 'r', config, [row(10)])
-  (text,) = sections.beside_the_paper(run_files.read([str(tmp_path / 'r')]))[-1:]
-  told = f'The paper has no row for r (a model that saw {words} on JFT-300M).'
-  assert (told in text) == (words is not None)
+  tables, notes = sections.beside_the_paper(run_files.read([str(tmp_path / 'r')]))
+  note = f'The paper has no row for r (a model {words} on JFT-300M).'
+  assert (note in notes) == (words is not None) == (not tables)
 
 
 def test_a_fine_tuned_run_has_no_cost_of_pre_training_beside_it(tmp_path):
@@ -234,11 +247,11 @@ def test_a_fine_tuned_run_has_no_cost_of_pre_training_beside_it(tmp_path):
     config = importlib.import_module('configs.mixer_b16').get_config('imagenet2012').to_dict()
     config['init']['path'] = path
     write_run(tmp_path / name, config, [row(10)])
-  found = Page(sections.cost(run_files.read([str(tmp_path / 'fresh'), str(tmp_path / 'tuned')])))
-  assert [line[4] for line in found.rows[1:]] == ['10', '-']
+  found = sections.cost(run_files.read([str(tmp_path / 'fresh'), str(tmp_path / 'tuned')]))
+  assert found.head[4] == 'in the paper' and [line[4] for line in found.rows] == ['10', '-']
 
 
-def test_few_shot_and_real_are_told_in_percent_and_their_counts_are_not_drawn(tmp_path):
+def test_few_shot_and_real_are_in_percent_and_their_counts_are_not_drawn(tmp_path):
   found = {
     'few/5shot': 0.5, 'few/5shot_seed0': 0.51, 'few/5shot_best_l2_on_test': 0.625,
     'few/5shot_best_l2_on_test_is': 1024.0, 'few/n': 12_345, 'real/top1': 0.75,
@@ -246,30 +259,32 @@ def test_few_shot_and_real_are_told_in_percent_and_their_counts_are_not_drawn(tm
   }  # fmt: skip
   write_run(tmp_path / 'r', digits_config(), [row(10, **found), row(20, **found)])
   read = run_files.read([str(tmp_path / 'r')])
-  table = {line[0]: line[1] for line in Page(sections.results(read)).rows}
-  told = {
+  table = {line[0]: line[1] for line in sections.results(read).rows}
+  wanted = {
     'few/5shot %': '50.00', 'few/5shot_seed0 %': '51.00', 'few/5shot_best_l2_on_test %': '62.50',
     'few/5shot_best_l2_on_test_is': '1024', 'few/n': '12,345', 'real/top1 %': '75.00',
     'real/n_without_labels': '13,163',
   }  # fmt: skip
-  assert told.items() <= table.items()
+  assert wanted.items() <= table.items()
   loss, accuracy, few = sections.curves(read)
-  assert 'real/top1' in accuracy and 'few, over steps' in few
-  legend = re.findall(r'few/\w+', few)
+  assert [line.label for line in loss.lines] == ['train/loss']
+  assert [line.label for line in accuracy.lines] == ['train/accuracy', 'real/top1']
+  assert few.title == 'few, over steps'
+  legend = [line.label for line in few.lines]
   assert sorted(legend) == ['few/5shot', 'few/5shot_best_l2_on_test', 'few/5shot_seed0']
 
 
-def test_samples_are_of_the_first_set_that_is_there(monkeypatch):
+def test_samples_are_of_the_first_set_that_is_available(monkeypatch):
   def build(*, source):
     if source == 'gone':
       raise MissingData('this set is not on disk')
     return source
 
   monkeypatch.setattr(inputs, 'build', build)
-  gone, there = {'input': {'source': 'gone'}}, {'input': {'source': 'there'}}
-  assert document._first_there({'a': gone, 'b': there, 'c': there}) == ('b', 'there')
+  gone, found = {'input': {'source': 'gone'}}, {'input': {'source': 'found'}}
+  assert document._first_available({'a': gone, 'b': found, 'c': found}) == ('b', 'found')
   with pytest.raises(MissingData, match='this set is not on disk'):
-    document._first_there({'a': gone})
+    document._first_available({'a': gone})
 
 
 def test_samples_of_a_run_with_permuted_images(tmp_path):
@@ -316,10 +331,11 @@ def test_paper_rows_are_those_of_the_configs():
 # --- Wrong arguments ---------------------------------------------------------------------
 
 
-def test_what_is_no_workdir(workdirs, tmp_path):
-  with pytest.raises(InputError, match='none is no workdir of train.py: it is no directory'):
+def test_what_is_not_a_workdir(workdirs, tmp_path):
+  with pytest.raises(InputError, match='none is not a workdir of train.py: it is not a directory'):
     run_files.read([str(tmp_path / 'none')])
-  with pytest.raises(InputError, match=r'it has no config.json\. Its folders run are some'):
+  text = r'it has no config.json\. Its subdirectories run are workdirs\.$'
+  with pytest.raises(InputError, match=text):
     run_files.read([os.path.dirname(workdirs[0])])
   write_run(tmp_path / 'bad', digits_config(), [])
   assert run_files.read([str(tmp_path / 'bad')])[0].final == {}
@@ -333,12 +349,12 @@ def test_what_is_no_workdir(workdirs, tmp_path):
 
 
 def test_output_is_checked_first(tmp_path):
-  with pytest.raises(InputError, match='give a name that ends in .html'):
-    document.check_output(str(tmp_path / 'report.pdf'))
-  with pytest.raises(InputError, match='there is no folder'):
-    document.check_output(str(tmp_path / 'none' / 'report.html'))
-  with pytest.raises(InputError, match='give the workdirs of one or several runs'):
-    document.main()
+  with pytest.raises(InputError, match='give a file name that ends in .html'):
+    program.check_output(str(tmp_path / 'report.pdf'))
+  with pytest.raises(InputError, match='there is no directory .*none; create it first'):
+    program.check_output(str(tmp_path / 'none' / 'report.html'))
+  with pytest.raises(InputError, match='no workdir; give one or several: python -m mixer.report'):
+    program.main()
 
 
 def test_a_run_that_has_logged_nothing(tmp_path):
@@ -348,44 +364,147 @@ def test_a_run_that_has_logged_nothing(tmp_path):
   assert not found.faults and 'not finished, nothing logged yet' in found.text
 
 
-def test_text_from_outside_is_escaped():
-  assert '<script>' not in page.table(['<script>'], [['<script>']]) + page.heading('<script>')
-  assert '<script>' not in page.card('', '<script>', [('<script>', 0.5, True)])
-  assert '<b>' not in charts.lines('<b>', [charts.Line('<b>', [(1, 2.0), (2, 3.0)])])
+def test_text_from_outside_is_escaped(tmp_path):
+  """Names of runs, metrics and config keys, config values, captions, classes, notes, versions."""
+  bad = '<script>alert("x")</script>'
+  config = digits_config()
+  config['evals'] = {bad: config['evals']['test']}
+  config |= {bad: bad}
+  run = tmp_path / '<script>alert("x")<' / 'script>'
+  write_run(run, config, [row(10, **{f'{bad}/top1': 0.5, f'{bad}/{bad}': 1.0})])
+  (run / 'model.json').write_text(json.dumps({'versions': {'jax': bad}}))
+  write_run(tmp_path / 'b', digits_config(), [row(10)])
+  (read, other) = run_files.read([str(run), str(tmp_path / 'b')])
+  read = dataclasses.replace(read, label=bad)
+  document.write([read, other], tmp_path / 'r.html', samples=1)
+  text = (tmp_path / 'r.html').read_text()
+  assert '<script' not in text and 'alert("x")' not in text
+  found = Page(text)
+  assert not found.faults and found.text.count(bad) > 10
+
+  table = sections.Table([bad], [[bad]])
+  gallery = document.Gallery(
+    bad, bad, [document.Picture(f'"{bad}', b'', guesses=[(bad, 0.5, True)])]
+  )
+  text = document.template().render(
+    title=bad, status=bad, charts=[sections.Chart(bad, [plots.Line(bad, [(1, 2.0)])], '')],
+    results=table, paper=([(bad, table)], [bad]), cost=table, units=[gallery], samples=[gallery],
+    differences=table, configs=[(bad, {bad: bad})], versions=table,
+  )  # fmt: skip
+  assert '<script' not in text and 'alert("x")' not in text
+  found = Page(text)
+  assert not found.faults and found.images[0]['alt'] == f'"{bad}'
+
+
+def test_the_program_writes_both_files(workdirs, tmp_path):
+  output = tmp_path / 'two.html'
+  done = subprocess.run(
+    [sys.executable, '-m', 'mixer.report', *workdirs, f'--output={output}', '--samples=1'],
+    cwd=runs.ROOT, env=runs.environment(tmp_path), text=True, capture_output=True, timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'{output}, {tmp_path}/two.csv\n'
+  assert Page(output.read_text()).tags.count('img') == 2 * 3 + 2 * 1
+  assert len((tmp_path / 'two.csv').read_text().splitlines()) == 3
 
 
 # --- Charts --------------------------------------------------------------------------------
 
 
-def test_ticks():
-  assert charts.linear_ticks(0, 674) == [0, 200, 400, 600]
-  assert charts.linear_ticks(0.2, 1.0) == [0.2, 0.4, 0.6, 0.8, 1.0]
-  assert charts.linear_ticks(3, 3) == [3]
-  assert charts.log_ticks(0.04, 2.5) == [0.05, 0.1, 0.2, 0.5, 1, 2]
-  assert charts.log_ticks(1e-4, 1e4) == [10.0**e for e in range(-4, 5)]
-  for low, high in ((0, 1), (1e-3, 3e-3), (0, 517_822), (-2, 7.7)):
-    ticks = charts.linear_ticks(low, high)
-    assert 3 <= len(ticks) <= 7 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
+def draw(points, *, log=False, **more):
+  return plots.svg([plots.Line('a', points, **more)], log=log, prefix='p')
+
+
+def vertices(text, line=0):
+  """The points of a line in the SVG."""
+  path = re.search(rf'<g id="p-line-{line}">\s*<path d="([^"]*)"', text)[1]
+  return [tuple(map(float, point.split())) for point in re.findall('[ML] ([^\n]*)', path)]
+
+
+def tick_labels(text):
+  """Of the x axis, and of the y axis."""
+  x, y = re.split('id="p-matplotlib.axis_2"', text)
+  minus = '\N{MINUS SIGN}'
+  return [re.findall(r'>([^<>\n]+)</text>', part.replace(minus, '-')) for part in (x, y)]
+
+
+@pytest.mark.parametrize(
+  'xs, ys, log, x_labels, y_labels',
+  [
+    ((1, 674), (0.2, 1.0), False, '0 200 400 600', '0.2 0.4 0.6 0.8 1'),
+    ((1, 674), (0.04, 2.5), True, '0 200 400 600', '0.05 0.1 0.2 0.5 1 2'),
+    ((1, 517_822), (-2, 7.7), False, '0 200,000 400,000', '-2 0 2 4 6'),
+    ((0, 5), (3, 3), False, '0 1 2 3 4 5', '2.9 3 3.1'),
+  ],
+)
+def test_ticks(xs, ys, log, x_labels, y_labels):
+  for found, wanted in zip(tick_labels(draw(list(zip(xs, ys)), log=log)), (x_labels, y_labels)):
+    assert set(wanted.split()) <= set(found) and len(found) <= 10
+
+
+@pytest.mark.parametrize('low, high', [(1e-4, 1e4), (3e-9, 2.0), (0.31, 0.33), (1e-3, 3e-3)])
+def test_ticks_of_a_logarithmic_axis(low, high):
+  _, found = tick_labels(draw([(0, low), (1, high)], log=True))
+  values = [float(label) for label in found]
+  assert 2 <= len([v for v in values if low / 1.1 <= v <= high * 1.1]) <= 10
+  assert values == sorted(set(values))
 
 
 def test_lines_are_where_their_points_are():
-  text = charts.lines('t', [charts.Line('a', [(0, 0.0), (50, 0.5), (100, 1.0)])])
-  points = re.search(r'points="([^"]+)"', text)[1].split()
-  (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, p.split(','))) for p in points)
-  assert x0 < x1 < x2 and math.isclose(x1, (x0 + x2) / 2, abs_tol=0.11)
-  assert y0 > y1 > y2 and math.isclose(y1, (y0 + y2) / 2, abs_tol=0.11)
-  text = charts.lines('t', [charts.Line('a', [(0, 0.1), (1, 1.0), (2, 10.0)])], log=True)
-  y0, y1, y2 = (float(p.split(',')[1]) for p in re.search(r'points="([^"]+)"', text)[1].split())
-  assert math.isclose(y1, (y0 + y2) / 2, abs_tol=0.11)
+  (x0, y0), (x1, y1), (x2, y2) = vertices(draw([(0, 0.0), (50, 0.5), (100, 1.5)]))
+  assert x0 < x1 < x2 and math.isclose(x1, (x0 + x2) / 2, abs_tol=1e-3)
+  assert y0 > y1 > y2 and math.isclose(y1, (2 * y0 + y2) / 3, abs_tol=1e-3)
+  (_, y0), (_, y1), (_, y2) = vertices(draw([(0, 0.1), (1, 1.0), (2, 100.0)], log=True))
+  assert math.isclose(y1, (2 * y0 + y2) / 3, abs_tol=1e-3)
 
 
-def test_values_that_cannot_be_drawn():
-  assert charts.lines('t', [charts.Line('a', [(1, math.nan), (2, math.inf)])]) == ''
-  assert '<circle' in charts.lines('t', [charts.Line('a', [(1, math.nan), (2, 1.0)])])
-  assert '<polyline' in charts.lines('t', [charts.Line('a', [(0, 0.0), (2, 0.0)])], log=True)
-  many = [(i, float(i)) for i in range(10_001)]
-  kept = charts.thin(many)
-  assert len(kept) <= 801 and kept[0] == many[0] and kept[-1] == many[-1]
+def test_the_x_axis_starts_at_zero():
+  text = draw([(100, 1.0), (200, 2.0)])
+  (x100, _), (x200, _) = vertices(text)
+  zero = re.search(r'x="([\d.]+)"[^>]*>0</text>', text)[1]
+  assert math.isclose(float(zero), 2 * x100 - x200, abs_tol=1e-3)
+
+
+def test_values_that_cannot_be_drawn(tmp_path):
+  """They are left out; a single point is a marker; zero is no value of a logarithmic axis."""
+  rows = [row(1, **{'x/a': math.nan}), row(2, **{'x/a': math.inf, 'y/a': 5.0})]
+  rows[0]['train/loss'] = math.nan
+  write_run(tmp_path / 'r', digits_config(), rows)
+  loss, _, y = sections.curves(run_files.read([str(tmp_path / 'r')]))
+  assert loss.lines[0].points == [(2, 1.0)] and y.title == 'y, over steps'
+  for chart in (loss, y):
+    assert 'nan' not in chart.svg and 'inf' not in chart.svg
+    found = Page(chart.svg)
+    (address,) = found.addresses  # of the marker's shape
+    assert address[0] == '#' and address[1:] in found.ids and len(set(found.ids)) == len(found.ids)
+  text = draw([(0, 0.0), (1, 1.0), (2, 4.0)], log=True)
+  (_, y0), (_, y1), (_, y2) = vertices(text)
+  assert math.isclose(y1, (3 * y0 + y2) / 4, abs_tol=1e-3) and '<use' not in text
+
+
+def test_a_line_of_many_points_is_small_and_keeps_its_peaks():
+  rng = np.random.default_rng(0)
+  ys = rng.random(100_000)
+  ys[54_321] = 30.0
+  text = draw(list(enumerate(ys)))
+  found = vertices(text)
+  assert len(text) < 60_000 and len(found) < 2000
+  whole = draw([(0, ys[0]), (54_321, 30.0), (99_999, ys[-1])])
+  for point in vertices(whole):
+    assert min(math.dist(point, other) for other in found) < 1.5  # pixels of 560
+
+
+def test_lines_have_the_colours_of_the_page_and_their_dashes():
+  lines = [plots.Line('a', [(0, 1.0), (1, 2.0)], colour=i, dash=i) for i in range(9)]
+  text = plots.svg(lines, log=False, prefix='p')
+  styles = re.findall(r'<g id="p-line-\d">\s*<path [^>]*style="([^"]*)"', text)
+  for i, (line, style) in enumerate(zip(lines, styles, strict=True)):
+    assert f'stroke: var(--c{i % 8}, #' in style and line.stroke in style
+    dashes = re.search('stroke-dasharray: ([^;]+)', style)
+    assert tuple(map(float, dashes[1].split(','))) == line.dashes if dashes else not line.dashes
+  assert [len(line.dashes) for line in lines] == [0, 2, 2, 4, 0, 2, 2, 4, 0]
+  assert not re.findall(r'(?<!, )#[0-9a-f]{6}', text)  # no colour that the theme cannot change
+  assert text == plots.svg(lines, log=False, prefix='p')
 
 
 # --- In a browser ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixer import errors
+from mixer import errors, files
 from mixer.run import metrics_log, workdirs
 import runs
 
@@ -348,7 +348,7 @@ def test_a_filesystem_without_locks(tmp_path, monkeypatch, caplog):
   def flock(*_):
     raise OSError(37, 'No locks available')
 
-  monkeypatch.setattr(workdirs.fcntl, 'flock', flock)
+  monkeypatch.setattr(files.fcntl, 'flock', flock)
   with workdirs.locked(workdirs.prepare(str(tmp_path))):
     assert 'No locks available' in caplog.text and 'no other run uses' in caplog.text
 

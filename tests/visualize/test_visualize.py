@@ -13,6 +13,7 @@ import pytest
 from mixer import pretrained
 from mixer.checkpoints import manager
 from mixer.errors import InputError
+from mixer.visualize import __main__ as program
 from mixer.visualize import unit_pictures, units
 import runs
 import weights
@@ -88,7 +89,9 @@ def test_colours():
 @pytest.mark.parametrize('paired', [True, False])
 def test_pictures_have_a_tile_for_each_unit(count, paired):
   tiles = np.zeros((count, 16, 12, 3), np.uint8)  # black, on grey
-  image = np.asarray(Image.open(io.BytesIO(unit_pictures.png(tiles, [], paired=paired))))
+  titles = [f'unit {i}' for i in range(count)]
+  mosaic = unit_pictures.Mosaic(tiles, titles, paired)
+  image = np.asarray(Image.open(io.BytesIO(mosaic.png())))
   runs_of_black = [
     ((line == 0) & (np.append(255, line[:-1]) != 0)).sum()
     for line in (image[20, :, 0], image[:, 20, 0])
@@ -96,8 +99,7 @@ def test_pictures_have_a_tile_for_each_unit(count, paired):
   across, down = runs_of_black
   assert (across - 1) * down < count <= across * down and (count < 2 or across % 2 == 0)
   assert (image == 0).all(axis=2).sum() == count * 48 * 36
-  titles = [f'unit {i}' for i in range(count)]
-  drawn = unit_pictures.svg(tiles, titles, paired=paired).decode()
+  drawn = mosaic.svg().decode()
   assert re.findall(r'<image [^>]*><title>(.*?)</title>', drawn) == titles
   places = re.findall(r'<image x="(\d+)" y="(\d+)"', drawn)
   assert len(set(places)) == count
@@ -123,32 +125,42 @@ def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
   (path,) = tmp_path.glob('m.*')
   found = unit_pictures.pictures(path, grid=GRID)
   assert list(found) == ['block_0', 'block_1', 'block_2', 'stem']
-  tiles, titles, paired = found['block_1']
+  tiles, titles = found['block_1'].tiles, found['block_1'].titles
   stack, places = planted()
   first_two = stack[sorted((places[0], places[1]))]
   np.testing.assert_array_equal(tiles[:2], units.red_and_blue(first_two))
-  assert len(tiles) == 16 and tiles.shape[1:] == (*GRID, 3) and paired
+  assert len(tiles) == 16 and tiles.shape[1:] == (*GRID, 3)
+  assert found['block_1'].paired and not found['stem'].paired
   assert re.fullmatch(r'unit \d+, frequency 0.000 cycles per step', titles[0])
-  assert found['stem'][0].shape == (8, 4, 4, 3)
+  assert found['stem'].tiles.shape == (8, 4, 4, 3)
 
 
-def test_files_of_chosen_blocks_and_units(model, tmp_path):
+def run_main(monkeypatch, **flags):
+  values = {'blocks': None, 'units': 64, 'grid': None, **flags}
+  monkeypatch.setattr(program.flags, 'FLAGS', type('Flags', (), values))
+  program.main()
+
+
+def test_files_of_chosen_blocks_and_units(model, tmp_path, monkeypatch, capsys):
   pretrained.save(tmp_path / 'm.npz', model)
-  written = unit_pictures.draw_units(tmp_path / 'm.npz', tmp_path, blocks=[3], count=6, grid=GRID)
-  assert [path.name for path in written] == ['block_3.png', 'block_3.svg', 'stem.png', 'stem.svg']
-  assert (tmp_path / 'block_3.svg').read_text().count('<image') == 6
-  assert (tmp_path / 'stem.svg').read_text().count('<image') == 8
-  assert (tmp_path / 'block_3.png').read_bytes().startswith(b'\x89PNG')
-  assert len(unit_pictures.pictures(tmp_path / 'm.npz', [1], 0, GRID)['block_1'][0]) == 16
+  flags = {'blocks': ['3'], 'units': 6, 'grid': '8x12', 'output': str(tmp_path / 'out')}
+  run_main(monkeypatch, checkpoint=str(tmp_path / 'm.npz'), **flags)
+  names = ['block_3.png', 'block_3.svg', 'stem.png', 'stem.svg']
+  assert capsys.readouterr().out.split() == [f'{tmp_path}/out/{name}' for name in names]
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
+  assert (tmp_path / 'out' / 'block_3.svg').read_text().count('<image') == 6
+  assert (tmp_path / 'out' / 'stem.svg').read_text().count('<image') == 8
+  assert (tmp_path / 'out' / 'block_3.png').read_bytes().startswith(b'\x89PNG')
+  assert len(unit_pictures.pictures(tmp_path / 'm.npz', [1], 0, GRID)['block_1'].tiles) == 16
 
 
-def test_the_grid_is_told_by_the_description_or_a_square(model, tmp_path):
+def test_the_grid_is_that_of_the_description_or_a_square(model, tmp_path):
   pretrained.save(tmp_path / 'm.npz', model)
   with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
     unit_pictures.pictures(tmp_path / 'm.npz')
   assert list(unit_pictures.pictures(tmp_path / 'm.npz', [])) == ['stem']
   (tmp_path / 'm.json').write_text(json.dumps({'image_size': [32, 48]}))
-  assert unit_pictures.pictures(tmp_path / 'm.npz')['block_0'][0].shape[1:3] == GRID
+  assert unit_pictures.pictures(tmp_path / 'm.npz')['block_0'].tiles.shape[1:3] == GRID
   (tmp_path / 'm.json').write_text(json.dumps({'size': 3}))
   with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
     unit_pictures.pictures(tmp_path / 'm.npz')
@@ -159,7 +171,8 @@ def test_the_grid_is_told_by_the_description_or_a_square(model, tmp_path):
   grown['stem']['kernel'] = grown['stem']['kernel'][:, :, :1]  # of grey images
   pretrained.save(tmp_path / 'grown.npz', grown)
   found = unit_pictures.pictures(tmp_path / 'grown.npz')
-  assert found['block_0'][0].shape == (24, 4, 4, 3) and found['stem'][0].shape == (8, 4, 4, 3)
+  assert found['block_0'].tiles.shape == (24, 4, 4, 3)
+  assert found['stem'].tiles.shape == (8, 4, 4, 3)
 
 
 def test_the_grid_of_a_run_that_goes_on_is_that_of_its_config(model, tmp_path):
@@ -169,7 +182,7 @@ def test_the_grid_of_a_run_that_goes_on_is_that_of_its_config(model, tmp_path):
   saved.close()
   for size, grid in (([32, 48], (8, 12)), ([64, 24], (16, 6))):
     (tmp_path / 'config.json').write_text(json.dumps({'train_input': {'image_size': size}}))
-    assert unit_pictures.pictures(tmp_path)['block_0'][0].shape[1:3] == grid
+    assert unit_pictures.pictures(tmp_path)['block_0'].tiles.shape[1:3] == grid
 
 
 def test_weights_of_permuted_images_make_no_pictures(model, tmp_path):
@@ -193,10 +206,10 @@ def test_weights_of_permuted_images_make_no_pictures(model, tmp_path):
     ({'MixerBlock_0/token_mixing/Dense_0/kernel': np.ones((9, 4))}, [0], 'mixes 9 tokens, and'),
     ({'MixerBlock_0/token_mixing/Dense_0/kernel': np.ones((9, 4, 2))}, [0], 'is (9, 4, 2)'),
     ({'MixerBlock_0/untied_token_mixing/Dense_0/kernel': np.ones((9, 4, 2))}, [0],
-     'block 0 has untied_token_mixing, a change of appendix A'),
+     'block 0 has untied_token_mixing, a variant of appendix A'),
     ({'stem/kernel': np.ones((4, 4, 2, 8))}, [], 'only those of grey and colour images'),
     ({'stem/kernel': np.full((4, 4, 3, 8), np.nan)}, [], 'values that are not finite'),
-    ({'stem/kernel': None}, [], 'has no stem/kernel, so it is no Mixer'),
+    ({'stem/kernel': None}, [], 'has no stem/kernel, so it is not a Mixer in the released layout'),
   ],
 )  # fmt: skip
 def test_what_cannot_be_drawn(change, blocks, words, model, tmp_path):
@@ -222,19 +235,16 @@ def test_command(model, tmp_path):
 @pytest.mark.parametrize(
   'flags,words',
   [
-    (dict(grid='8,12'), '--grid=8,12: give ROWSxCOLUMNS of patches, as in 14x14.'),
-    (dict(blocks=['a']), '--blocks=a: give numbers from 0 on'),
-    (dict(output='{tmp}/file'), '--output={tmp}/file: cannot be made a directory'),
+    (dict(grid='8,12'), '--grid=8,12: give ROWSxCOLUMNS of patches, such as 14x14.'),
+    (dict(blocks=['a']), '--blocks=a: give indices of blocks, such as 0,1,2.'),
+    (dict(output='{tmp}/file'), '--output={tmp}/file: cannot create this directory'),
     (dict(checkpoint='{tmp}/file'), 'is empty'),
     (dict(checkpoint='{tmp}/none.npz'), 'none.npz'),
   ],
 )
 def test_wrong_flags(flags, words, monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
-  values = dict(blocks=None, units=64, grid=None, output='{tmp}/out', checkpoint='{tmp}/m.npz')
-  values = {
-    k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in {**values, **flags}.items()
-  }
-  monkeypatch.setattr(unit_pictures.flags, 'FLAGS', type('Flags', (), values))
+  values = {'output': '{tmp}/out', 'checkpoint': '{tmp}/m.npz', **flags}
+  values = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in values.items()}
   with pytest.raises(InputError, match=re.escape(words.format(tmp=tmp_path))):
-    unit_pictures.main()
+    run_main(monkeypatch, **values)
