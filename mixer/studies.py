@@ -9,6 +9,7 @@ are passed to train.py. See docs/studies.md.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 import json
 import pathlib
 import statistics
@@ -21,8 +22,8 @@ from mixer.errors import InputError
 from mixer.run import metrics_log
 from mixer.visualize import plots
 
-ROOT = pathlib.Path(__file__).parent.parent
-EVALUATE = ROOT / 'evaluate.py'
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+EVALUATE = CONFIGS.parent / 'evaluate.py'
 MODELS = {'mixer': 'Mixer', 'resnet': 'ResNet'}
 KINDS = {
   'original': 'original images',
@@ -35,17 +36,14 @@ PERCENTS = (3, 10, 30, 100)
 def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) -> None:
   """Six runs for each seed; the accuracy on the test set during each of them."""
   table = []
-  for seed in seeds:
-    for model in MODELS:
-      for kind in KINDS:
-        config = f'{ROOT}/configs/permutations_small.py:model={model},kind={kind}'
-        run = workdir / f'permutations-{model}-{kind}-seed{seed}'
-        sweep.train(config, run, '--notensorboard', f'--config.seed={seed}', *rest)
-        table += [
-          {'model': model, 'kind': kind, 'seed': seed, 'step': row['step'],
-           'test_top1': row['test/top1']}
-          for row in metrics_log.read_rows(run) if 'test/top1' in row
-        ]  # fmt: skip
+  for seed, model, kind in itertools.product(seeds, MODELS, KINDS):
+    run = workdir / f'permutations-{model}-{kind}-seed{seed}'
+    train(f'permutations_small.py:model={model},kind={kind}', run, seed, rest)
+    table += [
+      {'model': model, 'kind': kind, 'seed': seed, 'step': row['step'],
+       'test_top1': row['test/top1']}
+      for row in metrics_log.read_rows(run) if 'test/top1' in row
+    ]  # fmt: skip
   files.write_csv(workdir / 'permutations.csv', table)
   panels = {
     title: {label: means(table, 'step', model=model, kind=kind) for kind, label in KINDS.items()}
@@ -60,18 +58,16 @@ def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str])
 def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) -> None:
   """Eight runs for each seed; the test accuracy of the checkpoint with the best on 'val'."""
   table = []
-  for seed in seeds:
-    for model in MODELS:
-      for percent in PERCENTS:
-        config = f'{ROOT}/configs/data_size_small.py:model={model},subset={percent}'
-        run = workdir / f'data_size-{model}-{percent}-seed{seed}'
-        last = sweep.train(config, run, '--notensorboard', f'--config.seed={seed}', *rest)
-        best = evaluate_best(config, run, rest)
-        table.append(
-          {'model': model, 'percent': percent, 'seed': seed, 'steps': last['step'],
-           'best_step': int(best['checkpoint'].rpartition(' ')[2]), 'val_top1': best['val/top1'],
-           'test_top1': best['test/top1'], 'last_test_top1': last['test/top1']}
-        )  # fmt: skip
+  for seed, model, percent in itertools.product(seeds, MODELS, PERCENTS):
+    config = f'data_size_small.py:model={model},subset={percent}'
+    run = workdir / f'data_size-{model}-{percent}-seed{seed}'
+    last = train(config, run, seed, rest)
+    best = evaluate_best(config, run, rest)
+    table.append(
+      {'model': model, 'percent': percent, 'seed': seed, 'steps': last['step'],
+       'best_step': int(best['checkpoint'].rpartition(' ')[2]), 'val_top1': best['val/top1'],
+       'test_top1': best['test/top1'], 'last_test_top1': last['test/top1']}
+    )  # fmt: skip
   files.write_csv(workdir / 'data_size.csv', table)
   curves = {title: means(table, 'percent', model=model) for model, title in MODELS.items()}
   plots.png(
@@ -92,13 +88,18 @@ STUDIES: dict[str, Callable[[epath.Path, Sequence[str], Sequence[str]], None]] =
 }
 
 
+def train(config: str, run: epath.Path, seed: str, rest: Sequence[str]) -> dict:
+  """The last row of a run of train.py, which starts, resumes or is finished already."""
+  return sweep.train(f'{CONFIGS}/{config}', run, '--notensorboard', f'--config.seed={seed}', *rest)
+
+
 def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
   """The results of evaluate.py for the best checkpoint of a finished run, computed once."""
   output = run / 'best.json'
   if not output.exists():
     overrides = [flag for flag in rest if flag.startswith('--config.')]
     sweep.run_to_end(
-      [str(EVALUATE), f'--config={config}', f'--checkpoint={run}', '--which=best',
+      [str(EVALUATE), f'--config={CONFIGS}/{config}', f'--checkpoint={run}', '--which=best',
        f'--output={output}', *overrides],
       f'the evaluation of {run}',
     )  # fmt: skip

@@ -171,6 +171,15 @@ def test_csv(written):
   assert stopped['finished'] == 'False' and stopped['test/top1'] == ''
 
 
+def captions(labels, logits):
+  """The text at each sample, by NumPy: its label and the three most probable classes."""
+  shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+  shares /= shares.sum(axis=1, keepdims=True)
+  for label, values in zip(labels, shares):
+    best = np.argsort(-values)[:3]
+    yield f'true: {label}' + ''.join(f'{i}{100 * values[i]:.1f}\xa0%' for i in best)
+
+
 def test_samples_are_what_the_newest_weights_say(workdirs, written):
   """By NumPy: of the .npz for the finished run, of the checkpoint for the other."""
   data = inputs.build(source='digits', split='test', batch_size=5)
@@ -178,11 +187,7 @@ def test_samples_are_what_the_newest_weights_say(workdirs, written):
   text = Page(written.read_text()).text
   for seed in (0, 1):
     _, logits = reference.forward(digits_params(seed), batch['image'] / 127.5 - 1, (2, 2))
-    values = np.exp(logits - logits.max(axis=1, keepdims=True))
-    values /= values.sum(axis=1, keepdims=True)
-    for label, shares in zip(batch['label'], values):
-      best = np.argsort(-shares)[:3]
-      line = f'true: {label}' + ''.join(f'{i}{100 * shares[i]:.1f}\xa0%' for i in best)
+    for line in captions(batch['label'], logits):
       assert line in text
 
 
@@ -299,11 +304,7 @@ def test_samples_of_a_run_with_permuted_images(tmp_path):
   moved = batch['image'].reshape(5, 64)[:, permutations.everywhere((8, 8), 2, 5)]
   _, logits = reference.forward(digits_params(), moved.reshape(5, 8, 8, 1) / 127.5 - 1, (2, 2))
   text = Page((tmp_path / 'r.html').read_text()).text
-  shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-  shares /= shares.sum(axis=1, keepdims=True)
-  for label, row_shares in zip(batch['label'], shares):
-    best = np.argsort(-row_shares)[:3]
-    line = f'true: {label}' + ''.join(f'{i}{100 * row_shares[i]:.1f}\xa0%' for i in best)
+  for line in captions(batch['label'], logits):
     assert line in text
   assert 'Not drawn: ' in text and 'was trained with the input permutation' in text
 
