@@ -1,4 +1,4 @@
-"""The paper's choice of a learning rate: a grid on held-out training images, then the final run.
+r"""The paper's choice of a learning rate: a grid on held-out training images, then the final run.
 
   python -m mixer.sweep --config=configs/finetune.py:model=B/16,data=cifar10 --workdir=DIR \
       --config.init.path=Mixer-B_16.npz
