@@ -1,8 +1,8 @@
-"""Results that the paper prints, as data: tables 2 and 3 of arXiv 2105.01601v4.
+"""Results of the paper as data: tables 2 and 3 of arXiv 2105.01601v4.
 
 Accuracies are in percent, throughput in images per second and TPU v3 core, cost in thousands of
 TPU v3 core-days. Table 3 evaluates with the shorter side resized to 256 and a centre crop, table 2
-with a resize to 256 x 256 and a centre crop; the two are not to be compared with each other.
+with a resize to 256 x 256 and a centre crop; their accuracies are not comparable.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ SOURCE = 'arXiv 2105.01601v4'
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line; None where the paper prints nothing.
+  """One row of a table; None where the paper has no value.
 
-  `imagenet`, `real` and `average5` (ImageNet, CIFAR-10 and -100, Pets, Flowers) are after
-  fine-tuning, but for models trained on ImageNet alone `imagenet` and `real` are of that training.
+  `imagenet`, `real` and `average5` (ImageNet, CIFAR-10 and -100, Pets, Flowers) are measured after
+  fine-tuning, except that models trained on ImageNet alone have `imagenet` and `real` without it.
   """
 
   table: int
-  data: str  # that the model was pre-trained on, as config.train_input.name has it
+  data: str  # the pre-training set, as in config.train_input.name
   model: str
   resolution: int | None  # pixels of fine-tuning and evaluation
   epochs: int | None
@@ -34,7 +34,7 @@ class Row:
 DATA_NAMES = {'imagenet2012': 'ImageNet', 'imagenet21k': 'ImageNet-21k', 'jft_300m': 'JFT-300M'}
 _I1K, _I21K, _JFT = DATA_NAMES
 
-# Of table 2, the lines of other architectures are left out.
+# Rows of table 2 for other architectures are left out.
 ROWS = (
   Row(3, _I1K, 'Mixer-B/16', 224, 300, 76.44, 82.36, 88.33, None, 1384, 0.01),
   Row(3, _I1K, 'ViT-B/16', 224, 300, 79.67, 84.97, 90.79, None, 861, 0.02),
@@ -72,5 +72,5 @@ ROWS = (
 
 
 def rows(model: str, data: str | None = None) -> list[Row]:
-  """The lines of a model such as 'Mixer-B/16', of both tables; with `data` its own alone."""
+  """The rows of a model such as 'Mixer-B/16' in both tables, or those for one `data` set."""
   return [row for row in ROWS if row.model == model and data in (None, row.data)]

@@ -55,7 +55,7 @@ def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
     status='; '.join(sections.status(run) for run in runs),
     charts=sections.curves(runs),
     results=sections.results(runs),
-    paper=sections.beside_the_paper(runs),
+    paper=sections.paper_comparison(runs),
     cost=sections.cost(runs),
     units=[weight_pictures(run) for run in runs],
     samples=[predictions(run, samples) for run in runs],

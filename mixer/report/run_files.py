@@ -62,10 +62,10 @@ class Run:
   @property
   def paper_model(self) -> str | None:
     """The name of the model, if tables 2 and 3 of the paper have runs of this kind."""
-    return None if self.unlike_the_paper else self.config['model']['name']
+    return None if self.difference_from_paper else self.config['model']['name']
 
   @property
-  def unlike_the_paper(self) -> str | None:
+  def difference_from_paper(self) -> str | None:
     """How the run obviously differs from those in the paper's tables 2 and 3, or None."""
     if not _is_published(self.config['model']):
       return 'a model of other dimensions'

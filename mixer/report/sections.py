@@ -108,7 +108,7 @@ def results(runs: Sequence[Run]) -> Table:
   return Table(['', *(run.label for run in runs)], rows)
 
 
-def beside_the_paper(runs: Sequence[Run]) -> tuple[list[tuple[str, Table]], list[str]]:
+def paper_comparison(runs: Sequence[Run]) -> tuple[list[tuple[str, Table]], list[str]]:
   """(label and table of each run whose model and data the paper has a row for, notes)."""
   tables, without = [], []
   for run in runs:
@@ -117,7 +117,7 @@ def beside_the_paper(runs: Sequence[Run]) -> tuple[list[tuple[str, Table]], list
       rows = [_own_row(run), *map(_paper_row, found)]
       tables.append((run.label, Table(_PAPER_HEAD, rows, highlight_first=True)))
     else:
-      what = run.unlike_the_paper or run.config['model']['name']
+      what = run.difference_from_paper or run.config['model']['name']
       without.append(f'{run.label} ({what} on {paper.DATA_NAMES.get(run.data, run.data)})')
   notes = [_ON_THE_PAPER] if tables else []
   if without:

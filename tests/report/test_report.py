@@ -242,7 +242,7 @@ def test_runs_of_the_studies_have_no_row(name, argument, wanted, words, tmp_path
   config = importlib.import_module(f'configs.{name}').get_config(argument).to_dict()
   assert run_files.Run('r', None, config, [], None, {}).paper_model == wanted
   write_run(tmp_path / 'r', config, [row(10)])
-  tables, notes = sections.beside_the_paper(run_files.read([str(tmp_path / 'r')]))
+  tables, notes = sections.paper_comparison(run_files.read([str(tmp_path / 'r')]))
   note = f'The paper has no row for r (a model {words} on JFT-300M).'
   assert (note in notes) == (words is not None) == (not tables)
 
