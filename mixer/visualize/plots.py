@@ -59,7 +59,6 @@ def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
     prefix: starts all ids in the element, so that several elements can share a page.
   """
   import matplotlib
-  from matplotlib import ticker
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context(_SVG_STYLE):
@@ -80,12 +79,9 @@ def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
     axes.tick_params(bottom=False, left=False, labelcolor=_TEXT)
     axes.spines[['left', 'right', 'top']].set_visible(False)
     if log and min(y for line in lines for _, y in line.points) > 0:
-      axes.set_yscale('log')
-      low, high = axes.get_ylim()
-      axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
-      axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.6g}'))
-    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:.6g}'))
+      _make_logarithmic(axes)
+    axes.xaxis.set_major_formatter('{x:,.6g}')
+    axes.yaxis.set_major_formatter('{x:.6g}')
     buffer = io.StringIO()
     metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
     figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
@@ -93,6 +89,17 @@ def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
   text = re.sub(r' xmlns[^ >]*', '', text[text.index('<svg') :])  # HTML needs no namespaces
   text = re.sub(r'( id="|href="#)', rf'\1{prefix}-', text)
   return re.sub('#[0-9a-f]{6}', lambda found: _CSS_VARIABLES.get(found[0], found[0]), text)
+
+
+def _make_logarithmic(axes) -> None:
+  """A logarithmic y axis with plain numbers as labels: 1, 2, 5, 10 or powers of ten."""
+  from matplotlib import ticker
+
+  axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
+  axes.yaxis.set_minor_locator(ticker.NullLocator())
+  axes.yaxis.set_major_formatter('{x:.6g}')
 
 
 def curves(rows: Sequence[dict], path: epath.Path) -> None:
@@ -131,13 +138,20 @@ def png(
   for axes, (title, lines) in zip(row, panels.items(), strict=True):
     for label, points in lines.items():
       axes.plot(*zip(*points), label=label, marker='.' if len(points) < 50 else None)
-    axes.set(xlabel=xlabel, title=title, yscale='log' if title in log_y else 'linear')
+    axes.set(xlabel=xlabel, title=title)
+    if title in log_y:
+      _make_logarithmic(axes)
     if xticks:
       axes.set_xscale('log')
       axes.set_xticks(xticks, [f'{tick:g}' for tick in xticks])
       axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+  if len({tuple(lines) for lines in panels.values()}) == 1:  # one legend for all, below
+    labelled = row[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc='outside lower center', ncols=len(labelled[0]))
+  else:
+    for axes in row:
+      axes.legend()
   row[0].set_ylabel(ylabel)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=100)
