@@ -1,27 +1,23 @@
-"""Exceptions that the entry points tell from a bug."""
+"""Expected exceptions: the entry points print their message, without a traceback."""
 
 
 class InputError(ValueError):
-  """What was given is wrong; the message says what came, what was wanted and what to do.
+  """Invalid input or a disk error; the message says what is wrong, what is expected, what to do."""
 
-  The entry points print the message alone, without a traceback, and exit with `status`; so with
-  the others below.
-  """
-
-  status = 2
+  status = 2  # exit status of the entry points
 
 
 class MissingData(InputError):
-  """A data set is not on disk, and nothing else is wrong: an evaluation of it can be left out."""
+  """A data set is not on disk, and nothing else is wrong: its evaluation can be skipped."""
 
 
 class Diverged(RuntimeError):
-  """A loss or a gradient was not finite; the message names the step."""
+  """A loss or gradient is not finite; the message names the step."""
 
   status = 3
 
 
 class Interrupted(RuntimeError):
-  """The run was told to stop, and has; the message says what it has kept."""
+  """The run stopped cleanly on a signal; the message says what was saved."""
 
   status = 75  # EX_TEMPFAIL, "try again later"

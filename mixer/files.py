@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, locks, and the names of files."""
+"""Atomic writes, locks, and names of files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -21,7 +21,7 @@ def absolute(path: str) -> epath.Path:
 
 
 def write(path: epath.Path, content: bytes) -> None:
-  """Writes a file under a temporary name and renames it; until then an older one stays."""
+  """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
   partial = path.with_name(path.name + '.partial')
   partial.write_bytes(content)
   partial.replace(path)

@@ -1,4 +1,4 @@
-"""The machine a program finds itself on, and what must be set before JAX looks at it."""
+"""The environment of a program: settings before JAX starts, devices, versions, TensorFlow."""
 
 from collections.abc import Mapping
 import ctypes
@@ -22,7 +22,7 @@ DETERMINISM_SCOPE = (
 
 
 def configure(*, deterministic: bool, compilation_cache: str | None = None) -> None:
-  """Sets what JAX reads when it starts; call it before any other use of JAX."""
+  """Sets what JAX reads when it starts; call it before JAX lists devices."""
   if compilation_cache:
     jax.config.update('jax_compilation_cache_dir', str(_made(compilation_cache)))
   if deterministic:
@@ -35,18 +35,18 @@ def _made(compilation_cache: str) -> epath.Path:
   path = files.absolute(compilation_cache)
   try:
     path.mkdir(parents=True, exist_ok=True)
-  except Exception as fault:  # each filesystem behind epath has exceptions of its own
+  except Exception as fault:  # each filesystem behind epath has its own exceptions
     raise InputError(f'--compilation_cache={path} cannot be made: {fault}.') from fault
   return path
 
 
 def check_backend(require: str | None) -> None:
-  """Raises InputError if JAX runs on another backend than `require`; without it, warns of a CPU."""
+  """Raises InputError unless JAX runs on the backend `require`; if that is None, warns of a CPU."""
   backend = jax.default_backend()
   if require and backend != require:
     raise InputError(
       f'--require={require}, but JAX found only {backend} devices. Install jax[cuda13] for a GPU '
-      'or jax[tpu] for a TPU (README, "Install"), and see that its driver is there.'
+      'or jax[tpu] for a TPU (README, "Install"), and check its driver.'
     )
   if backend == 'cpu' and not require:
     unused = ' although this machine has an NVIDIA GPU' if os.path.exists('/dev/nvidia0') else ''
@@ -58,7 +58,7 @@ def check_backend(require: str | None) -> None:
 
 
 def tensorflow():
-  """TensorFlow, with every accelerator hidden from it: they are JAX's."""
+  """TensorFlow, with all accelerators hidden from it: JAX uses them."""
   _keep_memory()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # its greetings are not news
   import tensorflow as tf
@@ -85,7 +85,7 @@ def _keep_memory() -> None:
 
 
 def versions() -> dict[str, str]:
-  """Python's version and those of the installed packages that numbers depend on."""
+  """The versions of Python and of the installed packages that affect numbers."""
   found = {'python': platform.python_version()}
   for package in PACKAGES:
     try:
@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
 
 
 def device_line() -> str:
-  """What JAX runs on, in one line."""
+  """The devices of JAX, in one line."""
   devices = jax.devices()
   return (
     f'{jax.default_backend()}: {len(devices)} x {devices[0].device_kind}, '
@@ -105,7 +105,7 @@ def device_line() -> str:
 
 
 def banner(sections: Mapping[str, str]) -> None:
-  """Prints titled blocks of text, on the first process."""
+  """Prints titled blocks of text, on process 0."""
   if jax.process_index() == 0:
     for title, text in sections.items():
       console.print_line(f'--- {title} ---\n{text}')

@@ -1,4 +1,4 @@
-"""Config sections as keyword arguments: no key without a reader, no reader without a key."""
+"""Config sections as keyword arguments: unread and missing keys are errors."""
 
 from collections.abc import Callable, Mapping
 import difflib
@@ -11,7 +11,7 @@ from mixer.errors import InputError
 
 
 def call(section: str, function: Callable, values: Mapping[str, Any], **computed):
-  """function(**values, **computed), with one InputError for keys it lacks or does not take."""
+  """function(**values, **computed); one InputError lists the keys that are missing or not read."""
   parameters = inspect.signature(function).parameters.values()
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
     own = {p.name: p for p in parameters if p.name not in computed}
@@ -46,7 +46,7 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
 def config(flag: flags.FlagHolder) -> dict:
   """The config of a `config_flags` flag as a plain dict.
 
-  InputError if its file is not there, or refuses its argument by a ValueError.
+  Raises InputError if its file is missing, or raises ValueError for its argument.
   """
   try:
     return flag.value.to_dict()

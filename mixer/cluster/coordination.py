@@ -139,12 +139,13 @@ class Cluster:
 
   def check_same(self, facts: Mapping[str, Any]) -> None:
     """Raises InputError on a process where one of the facts, by name, differs from process 0."""
-    own = json.loads(json.dumps(facts))
-    for name, value in self.on_process_0(lambda: dict(facts)).items():
-      if own.get(name) != value:
+    own, first = json.loads(json.dumps(facts)), self.on_process_0(lambda: dict(facts))
+    for name in sorted(own.keys() | first.keys()):
+      here, there = (known.get(name, 'nothing') for known in (own, first))
+      if here != there:
         raise InputError(
-          f'process {self.process_id} finds for {name}: {own.get(name)}; process 0: {value}. '
-          'Give all processes the same files.'
+          f'process {self.process_id} finds for {name}: {here}; process 0: {there}. Give all '
+          'processes the same files.'
         )
 
   def announce(self, name: str, text: str) -> None:

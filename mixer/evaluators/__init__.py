@@ -1,4 +1,4 @@
-"""Evaluators by name. An evaluator is a callable: params -> {result: float}."""
+"""Evaluators by name. An evaluator is a callable params -> {result: float}."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -8,21 +8,20 @@ from typing import NamedTuple
 from etils import epath
 import jax
 from jax.sharding import Mesh
-import numpy as np
 
 from mixer import console, files, settings
 from mixer.errors import InputError
 from mixer.evaluators import classification, fewshot
-from mixer.training import plan, sharding
+from mixer.training import plan
 
-_NOT_THEIRS = ('kind', 'input', 'train_input', 'every')  # of a section's keys
+_COMMON_KEYS = ('kind', 'input', 'train_input', 'every')  # of every section
 
 
 class Kind(NamedTuple):
-  """A sort of evaluation."""
+  """A kind of evaluation."""
 
-  make: Callable  # of an evaluator; takes what is `given` and the rest of its section
-  given: tuple[str, ...]  # of what `build` has
+  make: Callable  # makes an evaluator from the values `given` and the rest of its section
+  given: tuple[str, ...]  # names of values that `build` has
   higher_is_better: Callable[[Mapping], tuple[str, ...]]  # section -> names of its results
 
 
@@ -50,23 +49,23 @@ def build(
   records: epath.Path,
   total_steps: int = 0,
 ) -> Callable[..., dict[str, float]]:
-  """One evaluator of all that was opened: (params, step=None) -> {'<section>/<result>': float}.
+  """One evaluator for all sections: (params, step=None) -> {'<section>/<result>': float}.
 
-  With a step, it leaves out the sections whose own `every` is not due at it.
+  With a step, it skips the sections whose own `every` is not due.
 
   Args:
     sections: `config.evals`: by name, 'kind' (one of EVALUATORS), 'input', for some kinds
-      'train_input', if wanted 'every' (steps; 0 for the last one only), and the kind's own
+      'train_input', optionally 'every' (steps; 0 for the last one only), and the kind's own
       keyword arguments.
-    opened: the inputs of those to be run, from `mixer.input.open_evals`.
+    opened: the inputs of the sections to run, from `mixer.input.open_evals`.
     apply: (params, images) -> logits.
     features: (params, images) -> pre-logits.
     loss: the training loss, a name in `losses.LOSSES`.
     mesh: the devices that share the work.
-    records: what an evaluation has to tell beside numbers goes to '<records>.<section>.json'.
+    records: facts of an evaluation besides its results are written to
+      '<records>.<section>.json'.
     total_steps: the last step.
   """
-  _check_agreement(sections, opened)
   parts = {}
   for name, inputs in opened.items():
     section = sections[name]
@@ -81,7 +80,7 @@ def build(
         f'config.evals.{name}: kind={section["kind"]!r} takes '
         f'an input and {"a" if "support_set" in wanted else "no"} train_input.'
       )
-    own = {key: value for key, value in section.items() if key not in _NOT_THEIRS}
+    own = {key: value for key, value in section.items() if key not in _COMMON_KEYS}
     given = {key: have[key] for key in kind.given}
     parts[name] = settings.call(f'config.evals.{name}', kind.make, own, **given)
 
@@ -97,7 +96,7 @@ def build(
 
 
 def higher_is_better(sections: Mapping[str, Mapping]) -> list[str]:
-  """The results, as '<section>/<result>', of which more is better."""
+  """The results, as '<section>/<result>', of which a higher value is better."""
   return [
     f'{name}/{result}'
     for name, section in sections.items()
@@ -117,16 +116,3 @@ def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
   if jax.process_index() == 0:
     files.write(path, json.dumps(facts).encode())
     console.print_line(f'{name}: {line}; all in {path}')
-
-
-def _check_agreement(sections: Mapping, opened: Mapping) -> None:
-  """Raises InputError if this process opened other evaluations than the others did."""
-  mine = np.array([name in opened for name in sections])
-  differing = [
-    name for name, same in zip(sections, sharding.same_everywhere(mine), strict=True) if not same
-  ]
-  if differing:
-    raise InputError(
-      f'config.evals: the data of {differing} are on disk for some processes only; put them where '
-      'every process sees them.'
-    )

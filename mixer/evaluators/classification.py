@@ -16,8 +16,8 @@ _GUESSES = 5
 def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping], dict[str, float]]:
   """A function params -> {'top1', 'top5', 'loss', 'n', 'images_per_sec'}.
 
-  An image with several labels counts as right where a guess is among them. For a set of such
-  images there are also 'precision_at_1' (the same as top1) and 'precision_at_5' (the share of an
+  An image with several labels counts as correct if a guess is among them. Multi-label sets also
+  have 'precision_at_1' (the same as top1) and 'precision_at_5' (the share of an
   image's five highest classes that are among its labels, averaged over the images).
 
   Args:
@@ -54,8 +54,8 @@ def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping],
 def make_real(*, apply: Callable, data, mesh: Mesh) -> Callable[[Mapping], dict[str, float]]:
   """A function params -> {'top1', 'n', 'n_without_labels', 'images_per_sec'}: ImageNet-ReaL's rule.
 
-  A hit is a highest class that is among an image's labels. Images without a label are left out,
-  so 'n', what the hits are divided by, is 46,837 of ImageNet's 50,000.
+  An image is correct if its highest class is among its labels. Images without a label do not
+  count, so 'n', the divisor, is 46,837 of ImageNet's 50,000.
 
   Args, Raises: as `make`.
   """
@@ -78,7 +78,7 @@ def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh):
-  """A function params -> the means of some scores of every example, with the examples' number.
+  """A function params -> the means of scores over all examples, with their number.
 
   Sums are taken over unmasked rows and divided once; a batch is padded to a multiple of the
   devices. `scores` is (logits, label vectors) -> ({name: (n,)}, (n,) whether a row counts).
@@ -112,9 +112,9 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh):
       if not compiled:
         with jax.set_mesh(mesh):  # for `layers.split_examples`
           compiled.append(sums.lower(params, batch).compile())
-        begin = time.perf_counter()  # images_per_sec leaves the compilation out
+        begin = time.perf_counter()  # images_per_sec excludes compilation
       pending.append(compiled[0](params, batch))
-      if len(pending) == 2:  # the host stays one batch ahead of the device, and no more
+      if len(pending) == 2:  # the host is at most one batch ahead of the device
         _add(totals, pending.pop(0))
     for part in pending:
       _add(totals, part)

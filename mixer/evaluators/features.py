@@ -1,4 +1,4 @@
-"""Frozen features of a whole data set, every example once and in order; kept on disk if asked."""
+"""Frozen features of a whole data set, every example once and in order; optionally cached."""
 
 from collections.abc import Callable, Mapping
 import hashlib
@@ -22,8 +22,8 @@ Features = tuple[np.ndarray, np.ndarray]  # float32 (n, C), labels int32 (n,)
 def extractor(features: Callable, *, images_per_device: int, mesh: Mesh) -> Callable[..., Features]:
   """A function (params, data, *, source, batches=None) -> (features (n, C), labels (n,)).
 
-  A device always works on `images_per_device` rows, the last ones padded: how a matmul adds up
-  depends on its shapes, so only then are the bits of a feature the same on any number of devices.
+  A device always computes `images_per_device` rows, the last ones padded: the summation order of a
+  matmul depends on its shapes, so only then are features bit-identical on any number of devices.
 
   Args:
     features: (params, images) -> (n, C).
@@ -42,7 +42,7 @@ def extractor(features: Callable, *, images_per_device: int, mesh: Mesh) -> Call
   rows = jax.jit(rows, out_shardings=sharding.replicated(mesh))
 
   def extract(params, data, *, source: Mapping, batches: int | None = None) -> Features:
-    del source  # of interest to `cached`
+    del source  # for `cached`
     shard = {'shard': jax.process_index(), 'num_shards': jax.process_count()}
     found, pending = [], []
     for i, batch in enumerate(data.eval_batches(images_per_device * mesh.size, **shard)):
@@ -50,7 +50,7 @@ def extractor(features: Callable, *, images_per_device: int, mesh: Mesh) -> Call
         break
       with jax.set_mesh(mesh):  # for `layers.split_examples`
         pending.append(rows(params, sharding.put(batch, mesh)))
-      if len(pending) == 2:  # the host stays one batch ahead of the device, and no more
+      if len(pending) == 2:  # the host is at most one batch ahead of the device
         found.append(_unmasked(pending.pop(0)))
     found += [_unmasked(part) for part in pending]
     values, labels = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -64,18 +64,18 @@ def extractor(features: Callable, *, images_per_device: int, mesh: Mesh) -> Call
 
 
 def cached(extract: Callable[..., Features], directory: str) -> Callable[..., Features]:
-  """What `extract` gives, from a file in `directory` if it is there.
+  """`extract`, with its results stored in `directory`.
 
-  The file's name tells the parameters, the `source` and facts of the data, and the backend. What
-  else the features depend on, such as the model's options, is checked by extracting the first
-  batch anew: it must agree to the bit. A file that is damaged or disagrees is made again.
+  The file name is a hash of the parameters, the `source` and facts of the data, and the backend.
+  Whatever else the features depend on, such as the model's options, is checked by extracting the
+  first batch again: it must be bit-identical. A file that is damaged or differs is replaced.
 
   Raises:
-    InputError: the directory cannot be made, or it is a job of several processes, which need not
-      see the same files.
+    InputError: the directory cannot be made, or there are several processes, which may not see
+      the same files.
   """
   if jax.process_count() > 1:
-    raise InputError('cache_dir is for a job of one process; leave it out.')
+    raise InputError('cache_dir works with one process only; leave it out.')
   folder = files.absolute(directory)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def cached(extract: Callable[..., Features], directory: str) -> Callable[..., Fe
       ):
         console.print_line(f'features from {path}')
         return kept
-      logging.warning('%s is of another model, or of other images; it is made again.', path)
+      logging.warning('%s is of another model or of other images, and is replaced.', path)
     kept = extract(params, data, source=source)
     content = io.BytesIO()
     np.savez(content, features=kept[0], labels=kept[1])
@@ -126,7 +126,7 @@ def _key(params, data, source: Mapping) -> str:
 
 
 def _read(path: epath.Path, num_examples: int) -> Features | None:
-  """The content of a file, whose parts carry a CRC-32 each; None if it is absent or damaged."""
+  """The content of a file, checked by the CRC-32 of its parts; None if absent or damaged."""
   if not path.exists():
     return None
   try:
@@ -137,5 +137,5 @@ def _read(path: epath.Path, num_examples: int) -> Features | None:
     fault = f'{len(values)} features and {len(labels)} labels of {num_examples} images'
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     fault = str(error)
-  logging.warning('%s is damaged (%s); it is made again.', path, fault)
+  logging.warning('%s is damaged (%s), and is replaced.', path, fault)
   return None

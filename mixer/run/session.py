@@ -86,8 +86,8 @@ def _train(
   tests, skipped = inputs.open_evals(config.evals, data, require=options.require_evals)
   if skipped:
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
-  evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
   cluster.check_same(inputs.identity(tests, data))
+  evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
   every = _intervals(config, skipped)
 
   # Resume, or start from fresh or pretrained parameters.

@@ -1,4 +1,4 @@
-"""The directory of a run: is it usable, and is it this run's?"""
+"""The directory of a run: is it writable, locked, large enough, and of the same config?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -16,8 +16,8 @@ from mixer.errors import InputError
 
 LOCK_FILE = '.lock'
 CLASSES_FILE = 'classes.json'
-# Where and in which parts a run computes and what is kept of it, not what it computes: these may
-# change when it goes on. So may what happens at a bad image: a run that stops at one has met none.
+# Keys that may change when a run resumes: they say where and in which parts it computes and what it
+# keeps. `on_bad_image` may, because a run that fails at a bad image has used none.
 _MAY_CHANGE = re.compile(
   r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|.*\.data_dir|.*\.on_bad_image'
 )
@@ -25,7 +25,7 @@ _NAMED = 10  # classes in a message
 
 
 def prepare(path: str) -> epath.Path:
-  """The absolute workdir, made and tried out by writing, reading and removing a file.
+  """The absolute workdir, made if missing, after a test file was written, read and removed.
 
   Raises:
     InputError: it cannot be made, written or read.
@@ -37,18 +37,18 @@ def prepare(path: str) -> epath.Path:
     probe.write_text('probe')
     found = probe.read_text()
     probe.unlink()
-  except Exception as fault:  # each filesystem behind epath has exceptions of its own
+  except Exception as fault:  # each filesystem behind epath has its own exceptions
     raise InputError(
       f'cannot write in --workdir={path}: {fault}. Give a directory that can be written to.'
     ) from fault
   if found != 'probe':
-    raise InputError(f'--workdir={workdir} does not give back what is written to it.')
+    raise InputError(f'--workdir={workdir} returns other content than was written to it.')
   return workdir
 
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-  """Process 0 holds the run's place in `workdir`, and the system frees it however it ends.
+  """Process 0 holds the lock of `workdir`, which the system releases however the process ends.
 
   Raises:
     InputError: another process trains there.
@@ -57,8 +57,8 @@ def locked(workdir: epath.Path) -> Iterator[None]:
   def refuse(file):
     file.seek(0)
     raise InputError(
-      f'another run is at work in --workdir={workdir}: {file.read() or "unknown"}. Wait for its '
-      'end, stop it, or give this one a directory of its own.'
+      f'--workdir={workdir} is locked by another run: {file.read() or "unknown"}. Wait for it to '
+      'end, stop it, or give this run another directory.'
     )
 
   if jax.process_index():
@@ -80,19 +80,19 @@ def check_space(workdir: epath.Path, needed: int) -> None:
   if free < needed:
     raise InputError(
       f'--workdir={workdir}: {free / 1e6:,.1f} MB are free, and the checkpoints to keep take up to '
-      f'{needed / 1e6:,.1f} MB. Free some, choose another disk, or lower '
+      f'{needed / 1e6:,.1f} MB. Free disk space, choose another disk, or lower '
       'config.checkpoints.keep_last.'
     )
 
 
 def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
-  """Records `config`; in the workdir of a run that has `started` with another, InputError."""
+  """Writes `config`; raises InputError in the workdir of a run `started` with another config."""
   path = workdir / files.CONFIG_FILE
   old = json.loads(path.read_text()) if started and path.exists() else config
   old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
   absent = '(absent)'
   differing = [
-    f'  {key}: {old.get(key, absent)!r} there, {new.get(key, absent)!r} now'
+    f'  {key}: {old.get(key, absent)!r} in the workdir, {new.get(key, absent)!r} now'
     for key in sorted(old.keys() | new.keys())
     if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
   ]
@@ -100,40 +100,38 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
     raise InputError(
       f'{workdir} belongs to a run with another config:\n'
       + '\n'.join(differing)
-      + '\nGive each run its own --workdir, or the same config to go on with this one.'
+      + '\nGive each run its own --workdir, or use the same config to resume this run.'
     )
   files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
 
 
 def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:
-  """Records the names of the classes; where a run has `started` with others, InputError."""
+  """Writes the class names; raises InputError in the workdir of a run `started` with others."""
   path, now = workdir / CLASSES_FILE, list(class_names)
   if started and path.exists():
     then = json.loads(path.read_text())
     if then != now:
       raise InputError(
-        f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Bring the '
-        'training data back to what they were, or give the new ones their own --workdir.'
+        f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Restore '
+        'the training data, or give the new ones their own --workdir.'
       )
   else:
     files.write(path, json.dumps(now, indent=1).encode())
 
 
 def _difference(then: Sequence[str], now: Sequence[str]) -> str:
-  """What has changed in a list of classes."""
+  """How two lists of classes differ."""
   parts = []
-  for word, some in (('new', set(now) - set(then)), ('gone', set(then) - set(now))):
+  for word, some in (('new', set(now) - set(then)), ('missing', set(then) - set(now))):
     if some:
       named = sorted(some)[:_NAMED]
       parts.append(f'{len(some)} {word} ({", ".join(named)}{", ..." * (len(some) > _NAMED)})')
   if not parts:
     place = next(i for i, (old, new) in enumerate(zip(then, now, strict=True)) if old != new)
-    parts = [
-      f'the order is another, from number {place} on ({then[place]} there, {now[place]} now)'
-    ]
+    parts = [f'the order differs from number {place} on ({then[place]} there, {now[place]} now)']
   return f'{len(then)} there, {len(now)} now; {", ".join(parts)}'
 
 
 def jsonable(config: Mapping) -> dict:
-  """The config as it comes back from its JSON file (tuples as lists)."""
+  """The config as it is read from a JSON file (tuples are lists)."""
   return json.loads(json.dumps(config))

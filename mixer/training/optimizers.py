@@ -48,7 +48,7 @@ def schedule_factor(
 
   Rises linearly from 0 at step 0 to 1 at `warmup_steps`, and falls from 1 there to
   `linear_end` at `total_steps` (a fraction of the base rate, not a rate: big_vision's meaning).
-  A run that ends within its warm-up just rises.
+  A run that ends within its warm-up only rises.
   """
   if decay not in DECAYS:
     raise InputError(f'unknown decay {decay!r}; use one of {sorted(DECAYS)}.')
@@ -120,7 +120,7 @@ def independent_decay(weight_decay: float, mode: str, learning_rate: float) -> f
 
 
 def describe(section: dict, total_steps: int) -> str:
-  """What a config's optimiser section means for this run, decay in both conventions."""
+  """A config's optimiser section in words, with the decay in both conventions."""
   rate, warmup = section['learning_rate'], section['schedule']['warmup_steps']
   lines = [
     f'{section["optimizer"]["name"]}, learning rate {rate:g} after {warmup} steps of warm-up, '

@@ -1,4 +1,4 @@
-"""How many steps a run has, what is due at which of them, and whether the batch divides."""
+"""The length of a run, the intervals of its logs and saves, and how its batch is divided."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from mixer.errors import InputError
 
 
 def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
-  """`total_steps`, or where that is None the steps nearest to `total_epochs` over the data."""
+  """`total_steps`, or if that is None the number nearest to `total_epochs` over the data."""
   steps = round(total_epochs * data.num_examples / data.batch_size)
   steps = steps if total_steps is None else total_steps
   if steps < 1:
@@ -29,12 +29,13 @@ def intervals(
   higher_is_better: Sequence[str],
   skipped: Iterable[str],
 ) -> dict[str, int]:
-  """The steps between log lines, evaluations and checkpoints; 0 means at the end only.
+  """The checked section `config.every`: steps between two of each; 0 means at the end only.
 
   Args:
-    keep_best: the result that chooses the best checkpoint.
-    evals: `config.evals`, whose sections may have an interval of their own.
-    higher_is_better: results, as '<section>/<result>', of which more is better.
+    log, evaluate, checkpoint: steps between rows, evaluations and checkpoints.
+    keep_best: the result that selects the best checkpoint.
+    evals: `config.evals`, whose sections may have their own 'every'.
+    higher_is_better: the results that may be `keep_best`, as '<section>/<result>'.
     skipped: the sections that are not run.
   """
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
@@ -52,8 +53,8 @@ def intervals(
       )
   if keep_best is not None and keep_best.split('/')[0] in skipped:
     raise InputError(
-      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are not on '
-      'disk. Prepare them (the message above says how), or choose another result.'
+      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are '
+      'missing. Prepare them (the message above says how), or choose another result.'
     )
   usable = [result for result in higher_is_better if result.split('/')[0] not in (*own, *skipped)]
   if keep_best is not None and keep_best not in usable:
@@ -80,7 +81,7 @@ def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
 
 
 def describe_data(data, steps: int) -> str:
-  """How much data there is, and how much of it `steps` steps see."""
+  """The size of the data, and the epochs that `steps` steps make."""
   epochs = steps * data.batch_size / data.num_examples
   return (
     f'{data.num_examples} images of {data.num_classes} classes; '

@@ -1,4 +1,4 @@
-"""The device mesh, and where arrays lie on it."""
+"""The device mesh, and how arrays are sharded over it."""
 
 from collections.abc import Sequence
 import math
@@ -16,10 +16,10 @@ _MIN_SHARDED_SIZE = 2**18  # smaller leaves cost more to gather than they take
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
-  """A ('data', 'fsdp') mesh over `devices`, or all there are; the batch is split over both axes.
+  """A ('data', 'fsdp') mesh over `devices`, or all devices; the batch is split over both axes.
 
   `fsdp` devices share one copy of the large parameters and optimiser moments; `data` such
-  groups hold the same copy. -1 for `data` means all the devices there are.
+  groups hold the same copy. -1 for `data` means all remaining devices.
   """
   count = len(devices) or jax.device_count()
   if data == -1 and fsdp > 0 and count % fsdp == 0:
@@ -49,7 +49,7 @@ def batch(mesh: Mesh, *, microbatched: bool = False) -> NamedSharding:
 def state(shapes, mesh: Mesh):
   """A sharding per leaf: the largest dimension that `fsdp` divides is split over it.
 
-  Goes by shape alone, so a parameter and its optimiser moments are split alike. Leaves of
+  It depends on the shape alone, so a parameter and its optimiser moments are split alike. Leaves of
   under 2**18 elements are replicated.
   """
   size = mesh.shape['fsdp']
@@ -87,15 +87,7 @@ def gather(tree):
   return jax.device_get(tree)
 
 
-def same_everywhere(values: np.ndarray) -> np.ndarray:
-  """Whether each of the values (n,) is the same on every process; bool (n,), on each of them."""
-  if jax.process_count() == 1:
-    return np.ones(len(values), bool)
-  everyone = multihost_utils.process_allgather(values)  # (processes, n)
-  return (everyone == everyone[0]).all(axis=0)
-
-
 def bytes_per_device(tree) -> int:
-  """What one device holds of arrays or ShapeDtypeStructs that carry shardings."""
+  """Bytes of one device for arrays or ShapeDtypeStructs with shardings."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

@@ -1,4 +1,4 @@
-"""The train state, the train step, and the loop. Everything they work on is given to them."""
+"""The train state and the train step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from mixer.training import batch_ops, losses, optimizers, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a run carries from one step to the next; the input's state is `step` itself."""
+  """What a run carries from one step to the next; `step` is also the state of the input."""
 
   step: jax.Array  # int32, updates made so far
   params: Any
@@ -30,7 +30,7 @@ def init_state(
 ) -> tuple[Callable[[], TrainState], TrainState]:
   """(a function that makes the initial state, its ShapeDtypeStructs with their shardings).
 
-  The state is born sharded: no device ever holds more of it than it keeps.
+  The state is initialised sharded: no device ever holds more than its own shards.
   """
 
   def init(key):
@@ -68,7 +68,7 @@ def make_step(
     apply: (params, images, example_keys) -> logits.
     loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
     mixup: p of Beta(p, p); 0 for none.
-    microbatches: parts that the batch is worked through in, to save memory.
+    microbatches: parts of the batch that are processed one after the other, to save memory.
     augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
       comes before mixup.
   """
@@ -77,7 +77,7 @@ def make_step(
   if mixup < 0:
     raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
   microbatched = sharding.batch(mesh, microbatched=True)
-  if augment is not None:  # on every device, for its own rows
+  if augment is not None:  # each device augments its own rows
     rows = jax.P(sharding.BATCH_AXES)
     augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
@@ -133,7 +133,7 @@ def make_step(
 
 
 def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.Compiled:
-  """The step compiled ahead of time for such a state and batch; it donates the state."""
+  """The step, compiled for states and batches of these shapes; it donates the state."""
   shardings = jax.tree.map(lambda x: x.sharding, like)
   jitted = jax.jit(
     step,
@@ -151,7 +151,10 @@ def state_bytes(like: TrainState) -> int:
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """Bytes that one device needs for a compiled step, its arguments, results and temporaries."""
+  """Bytes of one device for a compiled step, its arguments, results and temporaries.
+
+  None if the compiler does not report them.
+  """
   memory = compiled.memory_analysis()
   if memory is None:
     return None
@@ -162,7 +165,7 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def describe_shapes(like: TrainState, batch: dict) -> str:
-  """What one device holds between two steps, by shapes and shardings."""
+  """The memory that one device needs between two steps, from shapes and shardings."""
   per_device = [
     sharding.bytes_per_device(part) / 2**20 for part in (like.params, like.opt_state, batch)
   ]
@@ -171,8 +174,8 @@ def describe_shapes(like: TrainState, batch: dict) -> str:
 
 
 def describe_memory(compiled: jax.stages.Compiled) -> str:
-  """What one device needs while a step runs, by the compiler's own account."""
+  """The memory that one device needs during a step, as the compiler reports it."""
   total, limit = compiled_bytes(compiled), hardware.memory_limit()
   needed = 'unknown' if total is None else f'{total / 2**20:.1f} MiB'
-  there = f' of {limit / 2**20:.0f}' if limit else ''
-  return f'memory per device of the compiled step: {needed}{there}'
+  of_limit = f' of {limit / 2**20:.0f}' if limit else ''
+  return f'memory per device of the compiled step: {needed}{of_limit}'

@@ -253,6 +253,19 @@ def test_data_that_differ_are_named():
     second.check_same({**same, 'config.evals.val.input': '4 images'})
 
 
+@pytest.mark.parametrize('missing_on', [0, 1])
+def test_evaluation_data_that_one_process_lacks_are_named(missing_on):
+  facts = [{'config.evals.val.input': '3 images', 'config.evals.real.input': '9 images'}] * 2
+  facts[missing_on] = {'config.evals.val.input': '3 images'}
+  first, second = pair()
+  first.check_same(facts[0])
+  seen = ['9 images', '9 images']
+  seen[missing_on] = 'nothing'
+  text = f'process 1 finds for config.evals.real.input: {seen[1]}; process 0: {seen[0]}. Give all'
+  with pytest.raises(InputError, match=text):
+    second.check_same(facts[1])
+
+
 def test_nothing_changes_a_single_process():
   before = dict(vars(coordination.SINGLE))
   with coordination.SINGLE as cluster:

@@ -89,15 +89,6 @@ def test_a_section_that_is_not_its_kinds_is_refused(section, text, tmp_path):
     )  # fmt: skip
 
 
-def test_processes_that_find_other_sets_stop(monkeypatch, tmp_path):
-  monkeypatch.setattr(sharding, 'same_everywhere', lambda mine: np.array([True, False]))
-  with pytest.raises(errors.InputError, match=r"the data of \['b'\] are on disk for some process"):
-    evaluators.build(
-      {'a': {}, 'b': {}}, {}, apply=None, features=None, loss='softmax',
-      mesh=None, records=tmp_path / 'evals',
-    )  # fmt: skip
-
-
 def short_run(path):
   from configs import digits
 

@@ -210,7 +210,7 @@ def test_cache(net, params, tmp_path, monkeypatch, caplog):
     assert files[0].read_bytes() == content
   # Of the same parameters in another model: not in the file's name, seen by its first batch.
   other, taken = run(net=net.clone(dtype='bfloat16'))
-  assert taken > whole and 'is of another model, or of other images' in caplog.text
+  assert taken > whole and 'is of another model or of other images' in caplog.text
   assert other == evaluator(net.clone(dtype='bfloat16'))(params)
   run(params={**params, 'stem': jax.tree.map(lambda x: x + 1, params['stem'])})
   assert len(list((tmp_path / 'cache').iterdir())) == 4
@@ -240,7 +240,7 @@ def test_refuses_several_labels_and_features_that_are_not_finite(net, params, mo
   with pytest.raises(InputError, match='^the features are not finite'):
     evaluator(net)(broken)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(InputError, match='^cache_dir is for a job of one process'):
+  with pytest.raises(InputError, match='^cache_dir works with one process only'):
     evaluator(net, cache_dir='/tmp')
   monkeypatch.undo()
   data = digits('train')

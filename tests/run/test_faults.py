@@ -449,7 +449,7 @@ def test_two_runs_in_one_workdir(straight, env, tmp_path):
   runs.wait_for(lambda: any(p.poll() is not None for p in both), both[0])
   loser, winner = sorted(both, key=lambda p: p.poll() is None)
   ((status, output),) = runs.ends(loser)
-  assert status == 2 and f'another run is at work in --workdir={workdir}: process ' in output
+  assert status == 2 and f'--workdir={workdir} is locked by another run: process ' in output
   assert f'process {winner.pid} on ' in output
   winner.kill()
   winner.communicate()

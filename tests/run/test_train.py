@@ -99,7 +99,7 @@ def test_another_config_is_refused(finished, env):
   status, output = runs.run('train.py', *flags, env=env)
   assert status == 2
   assert f'{workdir} belongs to a run with another config:' in output
-  assert 'mixup: 0.2 there, 0.7 now' in output and 'optim.clip_norm: 1.0 there, 2.0 now' in output
+  assert 'mixup: 0.2 in the workdir, 0.7 now' in output and 'optim.clip_norm: 1.0 there, 2.0 now' in output
   assert 'Traceback' not in output
 
 
@@ -283,7 +283,7 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
   }  # fmt: skip
   workdirs.claim(tmp_path, other, started=True)
   assert json.loads((tmp_path / 'config.json').read_text()) == other
-  with pytest.raises(errors.InputError, match='mixup: 0.2 there, 0.7 now'):
+  with pytest.raises(errors.InputError, match='mixup: 0.2 in the workdir, 0.7 now'):
     workdirs.claim(tmp_path, {**config, 'mixup': 0.7}, started=True)
   with pytest.raises(errors.InputError, match='model.scan: False there, True now'):
     workdirs.claim(tmp_path, {**other, 'model': {'remat': True, 'scan': True}}, started=True)
@@ -299,10 +299,10 @@ def test_what_happens_at_a_bad_image_may_change_when_a_run_goes_on(tmp_path):
   ('now', 'difference'),
   [
     (['ant', 'bee', 'cat', 'cow'], '3 there, 4 now; 1 new (cat)'),
-    (['bee', 'cow'], '3 there, 2 now; 1 gone (ant)'),
-    (['ant', 'bee', 'dog'], '3 there, 3 now; 1 new (dog), 1 gone (cow)'),
+    (['bee', 'cow'], '3 there, 2 now; 1 missing (ant)'),
+    (['ant', 'bee', 'dog'], '3 there, 3 now; 1 new (dog), 1 missing (cow)'),
     (['ant', 'cow', 'bee'],
-     '3 there, 3 now; the order is another, from number 1 on (bee there, cow now)'),
+     '3 there, 3 now; the order differs from number 1 on (bee there, cow now)'),
     (['ant', 'bee', 'cow', *(f'{i:02}' for i in range(11))],
      '3 there, 14 now; 11 new (00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ...)'),
   ],
@@ -314,8 +314,8 @@ def test_classes_that_change_while_a_run_is_stopped(tmp_path, now, difference):
   with pytest.raises(errors.InputError) as error:
     workdirs.claim_classes(tmp_path, now, started=True)
   assert str(error.value) == (
-    f'{tmp_path} belongs to a run with other classes: {difference}. Bring the training data back '
-    'to what they were, or give the new ones their own --workdir.'
+    f'{tmp_path} belongs to a run with other classes: {difference}. Restore the training '
+    'data, or give the new ones their own --workdir.'
   )
   workdirs.claim_classes(tmp_path, now, started=False)  # nothing has been trained there
   assert json.loads((tmp_path / 'classes.json').read_text()) == now
@@ -336,7 +336,7 @@ def test_one_run_in_a_workdir(tmp_path):
   directory = workdirs.prepare(str(tmp_path))
   with (
     workdirs.locked(directory),
-    pytest.raises(errors.InputError, match=f'another run is at work in .*: process {os.getpid()} '),
+    pytest.raises(errors.InputError, match=f'is locked by another run: process {os.getpid()} '),
     workdirs.locked(directory),
   ):
     pytest.fail('two runs')
