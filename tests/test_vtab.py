@@ -334,7 +334,7 @@ def test_the_command_itself(tmp_path):
   status, again = run('--config.every.log=7')
   assert status == 0 and again.count('--config.optim.learning_rate') == 1
   status, output = run('--config.loss=sigmoid')
-  assert status == 2 and "loss: '(absent)' there, 'sigmoid' now" in output
+  assert status == 2 and "loss: '(absent)' in the workdir, 'sigmoid' now" in output
 
 
 @pytest.mark.slow

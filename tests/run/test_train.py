@@ -99,7 +99,9 @@ def test_another_config_is_refused(finished, env):
   status, output = runs.run('train.py', *flags, env=env)
   assert status == 2
   assert f'{workdir} belongs to a run with another config:' in output
-  assert 'mixup: 0.2 in the workdir, 0.7 now' in output and 'optim.clip_norm: 1.0 there, 2.0 now' in output
+  assert 'mixup: 0.2 in the workdir, 0.7 now' in output and (
+    'optim.clip_norm: 1.0 in the workdir, 2.0 now' in output
+  )
   assert 'Traceback' not in output
 
 
@@ -285,7 +287,7 @@ def test_what_may_change_when_a_run_goes_on(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text()) == other
   with pytest.raises(errors.InputError, match='mixup: 0.2 in the workdir, 0.7 now'):
     workdirs.claim(tmp_path, {**config, 'mixup': 0.7}, started=True)
-  with pytest.raises(errors.InputError, match='model.scan: False there, True now'):
+  with pytest.raises(errors.InputError, match='model.scan: False in the workdir, True now'):
     workdirs.claim(tmp_path, {**other, 'model': {'remat': True, 'scan': True}}, started=True)
 
 
