@@ -18,7 +18,7 @@ LAYERS = [
   'mixer.training',
   'mixer.cluster',
   'mixer.cli mixer.labels mixer.paper mixer.runtime mixer.settings',
-  'mixer.console mixer.files mixer.hardware',
+  'mixer.console mixer.files mixer.hardware mixer.sizes',
   'mixer.errors',
 ]
 LAYER = {package: i for i, line in enumerate(LAYERS) for package in line.split()}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mixer import runtime
 from mixer.errors import InputError
+from mixer.sizes import pair
 
 tf = runtime.tensorflow()
 
@@ -122,11 +123,6 @@ def find(name: str, image_size, resize) -> Crop:
   if resize and any(s > r for s, r in zip(pair(image_size), pair(resize), strict=True)):
     raise InputError(f'a crop of {image_size} pixels needs resize >= it; got resize={resize}.')
   return CROPS[name]
-
-
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-  """(height, width)."""
-  return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _bilinear(image, size):

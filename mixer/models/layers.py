@@ -1,23 +1,12 @@
 """Pieces that more than one architecture is made of."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mixer.errors import InputError
-
-Size = int | Sequence[int]
-
-
-def pair(size: Size) -> tuple[int, int]:
-  """(height, width) of a size that is given as an int (square) or as two ints."""
-  sides = (size, size) if isinstance(size, int) else tuple(size)
-  if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-    raise InputError(f'a size is a positive int or (height, width); got {size!r}.')
-  return sides
+from mixer.sizes import Size, pair
 
 
 def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:

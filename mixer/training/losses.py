@@ -19,3 +19,5 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 LOSSES = {'sigmoid': sigmoid_cross_entropy, 'softmax': softmax_cross_entropy}
+# Logits -> the probabilities that a loss trains; those of sigmoid do not add up to one.
+PROBABILITIES = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}

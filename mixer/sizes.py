@@ -1,0 +1,24 @@
+"""Sizes of images, patches and grids: an int for a square, or (height, width)."""
+
+from collections.abc import Sequence
+
+from mixer.errors import InputError
+
+Size = int | Sequence[int]
+
+
+def pair(size: Size) -> tuple[int, int]:
+  """(height, width); raises InputError for anything but one or two positive ints."""
+  sides = (size, size) if isinstance(size, int) else tuple(size)
+  if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+    raise InputError(f'a size is a positive int or (height, width); got {size!r}.')
+  return sides
+
+
+def parse(flag: str, sides: Sequence[str] | None) -> tuple[int, int] | None:
+  """(height, width) of a list flag, SIDE or HEIGHT,WIDTH; None where the flag is not given."""
+  if sides is None:
+    return None
+  if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) for side in sides):
+    raise InputError(f'--{flag}={",".join(sides)}: give SIDE or HEIGHT,WIDTH in pixels, as in 224.')
+  return int(sides[0]), int(sides[-1])
