@@ -18,14 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mixer import cli, files, models, pretrained
+from mixer import cli, files, models, pretrained, sizes
 from mixer.errors import InputError
-from mixer.models import layers, mlp_mixer, permutations
 from mixer.pretrained import layouts
 
-_IMAGE_SIZE = flags.DEFINE_list(
-  'image_size', None, 'HEIGHT,WIDTH in pixels; by default that of a square image.'
-)
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # The form of GELU is no part of a timm file: our model, and the released ones, have tanh's.
 GELU_NOTE = (
@@ -35,12 +31,16 @@ GELU_NOTE = (
 _MAX_GAP = 1e-5  # in units of the largest output, or of 1
 
 
-def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> str:
+def convert(
+  source: epath.PathLike, target: epath.PathLike, image_size: tuple[int, int] | None = None
+) -> str:
   """Writes `target` from `source` and returns a line on how their outputs compare.
 
+  `image_size` is needed where nothing is recorded and the patches make no square.
+
   Raises:
-    InputError: `source` is no Mixer, `target` has an unknown end or is `source`, or the outputs
-      of what was written differ (by more than 1e-5).
+    InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
+      is `source`, or the outputs of what was written differ (by more than 1e-5).
   """
   source, target = (epath.Path(path).expanduser() for path in (source, target))
   if target.suffix not in WRITERS:
@@ -49,20 +49,21 @@ def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> 
     raise InputError(f'{target} is the input too; give the output another name.')
   if not target.parent.is_dir():
     raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
-  permutation, _ = permutations.recorded(source)
-  if permutation:
+  found = pretrained.open(source)
+  if found.record.permutation:
     raise InputError(
-      f'{source} was trained with the input permutation {permutation}, which {target} has no place '
-      'for; without it the model knows nothing. Use mixer.predict or evaluate.py on it.'
+      f'{source} was trained with the input permutation {found.record.permutation}, which {target} '
+      'cannot contain, and the parameters are of no use without it. Use mixer.predict or '
+      'evaluate.py on it.'
     )
-  params = pretrained.load(source)
-  model, size, channels = infer(params, image_size, str(source))
-  images = np.random.default_rng(0).uniform(-1, 1, (3, *layers.pair(size), channels))
-  images = images.astype(np.float32)
-  wanted = _forward(model, params, images)
+  description = found.describe(image_size=image_size)
+  model = models.build(**{**description.model, 'dtype': 'float32'})
+  shape = (*description.image_size, description.channels)
+  images = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(np.float32)
+  wanted = _forward(model, found.params, images)
 
   write, run_back = WRITERS[target.suffix]
-  write(target, model, params, images.shape[1:])
+  write(target, model, found.params, shape)
   actual = run_back(target, model, images)
 
   gap = float(np.abs(actual - wanted).max())
@@ -79,26 +80,7 @@ def convert(source: epath.PathLike, target: epath.PathLike, image_size=None) -> 
   )
 
 
-def infer(
-  params: dict, image_size: layers.Size | None, source: str
-) -> tuple[mlp_mixer.MlpMixer, tuple, int]:
-  """(the model that fits `params`, its image size, its channels), told by the shapes.
-
-  `image_size` is needed where the tokens make no square.
-  """
-  found = layouts.dimensions(pretrained.flatten(params))
-  channels, square, tokens = (found.pop(key) for key in ('channels', 'image_size', 'tokens'))
-  size = image_size or square
-  if size is None:
-    raise InputError(
-      f'{source} has {tokens} tokens, which make no square; give --image_size=HEIGHT,WIDTH.'
-    )
-  model = models.build('Mixer', **found)
-  pretrained.check(params, models.shapes(model, size, channels), source)
-  return model, layers.pair(size), channels
-
-
-def _forward(model: mlp_mixer.MlpMixer, params: dict, images: np.ndarray) -> np.ndarray:
+def _forward(model, params: dict, images: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(models.apply_function(model))(params, images))
 
 
@@ -112,7 +94,7 @@ def _write_safetensors(path, model, params, image_shape) -> None:
 
 
 def _write_stablehlo(path, model, params, image_shape) -> None:
-  """The parameters become constants of the program, so that the file is all there is to it."""
+  """The parameters become constants of the program, so the file is all that is needed."""
   apply = models.apply_function(model)
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
@@ -140,17 +122,13 @@ WRITERS: dict[str, tuple[Callable, Callable]] = {
 
 
 def main(source: str, target: str) -> None:
-  print(convert(source, target, _parse_size(_IMAGE_SIZE.value)))
+  print(convert(source, target, sizes.parse('image_size', flags.FLAGS.image_size)))
   if any(epath.Path(path).suffix in ('.safetensors', '.pth') for path in (source, target)):
     print(GELU_NOTE)
 
 
-def _parse_size(sides: list[str] | None) -> tuple[int, ...] | None:
-  try:
-    return sides and layers.pair([int(side) for side in sides])
-  except ValueError as fault:
-    raise InputError(f'--image_size is {",".join(sides)!r}; give HEIGHT,WIDTH.') from fault
-
-
 if __name__ == '__main__':
+  flags.DEFINE_list(
+    'image_size', None, 'SIDE or HEIGHT,WIDTH in pixels; by default as recorded, or a square.'
+  )
   cli.run(main)

@@ -11,7 +11,7 @@ from typing import IO
 from absl import logging
 from etils import epath
 
-CONFIG_FILE = 'config.json'  # of a workdir
+CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
 IMAGE_ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
 
 

@@ -1,11 +1,12 @@
-"""Names what is in images: python -m mixer.predict --checkpoint=MODEL.npz cat.jpg folder/ ...
+"""Classifies images: python -m mixer.predict --checkpoint=MODEL.npz cat.jpg folder/ ...
 
-MODEL.npz is of train.py (or its workdir is given), or any file in the released layout. Standard
-output has the results alone, as a table or with --json as lines of JSON; everything else goes to
-standard error. With --features=OUT.npy the pre-logits are written instead. See docs/predict.md.
+MODEL.npz is whatever `mixer.pretrained.load` reads: a model of train.py, its workdir, finished or
+not, or any other file of parameters. Standard output has the results alone, as a table or with
+--json as lines of JSON; everything else goes to standard error. With --features=OUT.npy the
+pre-logits are written instead. See docs/predict.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import io
 import json
@@ -16,70 +17,59 @@ from etils import epath
 import jax
 import numpy as np
 
-from mixer import cli, files, labels, models, runtime
+from mixer import cli, files, labels, models, pretrained, runtime, sizes
 from mixer.errors import InputError
 from mixer.input import single_images
-from mixer.models import permutations
-from mixer.pretrained import model_files, warm_start
+from mixer.pretrained import warm_start
+from mixer.pretrained.description import Description
 from mixer.training import batch_ops, losses
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'An .npz file or a workdir.', required=True)
-_MODEL = flags.DEFINE_string('model', None, 'Of a foreign .npz: its model, as in Mixer-B/16.')
-_IMAGE_SIZE = flags.DEFINE_list('image_size', None, 'Of a foreign .npz: SIDE or HEIGHT,WIDTH.')
-_LOSS = flags.DEFINE_enum(
-  'loss', None, sorted(losses.LOSSES), 'Of a foreign .npz: what it was trained with.'
-)
-_LABELS = flags.DEFINE_string(
-  'labels', None, f'Class names: {" or ".join(labels.BUNDLED)}, or a file with one a line.'
-)
-_TOP = flags.DEFINE_integer('top', 5, 'Classes to name for each image.', lower_bound=1)
-_JSON = flags.DEFINE_bool('json', False, 'One JSON object a line instead of the table.')
-_FEATURES = flags.DEFINE_string(
-  'features', None, 'An .npy to write pre-logits to; the files are named in the .txt beside it.'
-)
-_STRICT = flags.DEFINE_bool('strict', False, 'Stop at the first image that cannot be read.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
-_REQUIRE = flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Stop on any other backend.')
-
-PROBABILITIES = {
-  'sigmoid': jax.nn.sigmoid,  # each class on its own: they need not add up to one
-  'softmax': jax.nn.softmax,
-}
+Batches = Iterator[tuple[list[str], np.ndarray]]
 
 
 def main(*paths: str) -> None:
-  features = check_output(_FEATURES.value)
+  given = flags.FLAGS
+  features = check_output(given.features)
   found = single_images.find(paths)
-  trained = model_files.read(
-    _CHECKPOINT.value,
-    model=_MODEL.value,
-    image_size=parse_size(_IMAGE_SIZE.value),
-    loss=_LOSS.value,
-    label_map=_LABELS.value,
+  trained = pretrained.open(given.checkpoint, which='final')
+  description = trained.describe(
+    model=given.model,
+    image_size=sizes.parse('image_size', given.image_size),
+    loss=given.loss,
+    label_map=given.labels,
   )
-  for fact in trained.assumed:
+  for fact in description.assumed:
     note(f'assumed: {fact}')
   if not features:
-    check_head(trained)
-  decode = single_images.decoder(trained.preprocessing, trained.image_size, trained.channels)
-  runtime.check_backend(_REQUIRE.value)
+    check_head(trained, description)
+  decode = single_images.decoder(
+    description.preprocessing, description.image_size, description.channels
+  )
+  runtime.check_backend(given.require)
 
   skipped: list[str] = []
-  batches = read_batches(found, decode, min(_BATCH_SIZE.value, len(found)), skipped)
+  batch_size = min(given.batch_size, len(found))
+  batches = read_batches(found, decode, batch_size, skipped, strict=given.strict)
   if features:
-    write_features(features, trained, batches)
+    write_features(features, trained, description, batches)
   else:
-    classify(trained, batches)
+    show = show_json if given.json else show_table
+    classify(trained, description, batches, top=given.top, show=show)
   if skipped:
     raise InputError(f'{len(skipped)} of {len(found)} images could not be read, see above.')
 
 
 def read_batches(
-  paths: Sequence[epath.Path], decode: single_images.Decode, batch_size: int, skipped: list[str]
-) -> Iterator[tuple[list[str], np.ndarray]]:
-  """(names of up to `batch_size` files, their images) with as many rows always, by padding.
+  paths: Sequence[epath.Path],
+  decode: single_images.Decode,
+  batch_size: int,
+  skipped: list[str],
+  *,
+  strict: bool,
+) -> Batches:
+  """(names of up to `batch_size` files, their images), padded to the same number of rows.
 
-  A file that cannot be read is told of and added to `skipped`, or with --strict raised.
+  A file that cannot be read is printed and added to `skipped`, or raised if `strict`.
   """
 
   def read(path: epath.Path) -> np.ndarray | InputError:
@@ -97,7 +87,7 @@ def read_batches(
       part = paths[first : first + batch_size]
       for path, image in zip(part, pool.map(read, part), strict=True):
         if isinstance(image, InputError):
-          if _STRICT.value:
+          if strict:
             raise InputError(f'{path}: {image}')
           note(f'skipped {path}: {image}')
           skipped.append(str(path))
@@ -112,18 +102,23 @@ def read_batches(
 
 
 def classify(
-  trained: model_files.TrainedModel, batches: Iterator[tuple[list[str], np.ndarray]]
+  trained: pretrained.Pretrained,
+  description: Description,
+  batches: Batches,
+  *,
+  top: int,
+  show: Callable[[str, Sequence[tuple[int, str, str, float]]], None],
 ) -> None:
-  """Prints the --top likeliest classes of every image."""
-  apply = permuted(models.build(**trained.model), trained)
-  classes = trained.classes or [('', '')] * trained.model['num_classes']
-  top = min(_TOP.value, len(classes))
-  show = show_json if _JSON.value else show_table
+  """Shows the `top` most probable classes of every image."""
+  model = models.build(**description.model)
+  apply = models.apply_function(model, description.permutation, description.image_size)
+  classes = description.classes or [('', '')] * model.num_classes
+  top = min(top, len(classes))
 
   @jax.jit
   def predict(params, pixels):
     logits = apply(params, batch_ops.normalize(pixels))
-    return jax.lax.top_k(PROBABILITIES[trained.loss](logits), top)
+    return jax.lax.top_k(losses.PROBABILITIES[description.loss](logits), top)
 
   params = jax.device_put(trained.params)
   for names, pixels in batches:
@@ -135,13 +130,11 @@ def classify(
 
 
 def write_features(
-  path: epath.Path,
-  trained: model_files.TrainedModel,
-  batches: Iterator[tuple[list[str], np.ndarray]],
+  path: epath.Path, trained: pretrained.Pretrained, description: Description, batches: Batches
 ) -> None:
   """Writes the pre-logits, float32 (images, channels), and the files' names line by line."""
-  net = models.build(**{**trained.model, 'num_classes': None})
-  apply = permuted(net, trained)
+  model = models.build(**description.model)
+  apply = models.features_function(model, description.permutation, description.image_size)
   predict = jax.jit(lambda params, pixels: apply(params, batch_ops.normalize(pixels)))
   params = jax.device_put({k: v for k, v in trained.params.items() if k != 'head'})
   order: list[str] = []
@@ -152,30 +145,24 @@ def write_features(
     order += names
     rows.append(values)
   if not order:
-    return  # an older file stays; `main` tells that nothing could be read
+    return  # an older file stays; `main` raises that nothing could be read
   buffer = io.BytesIO()
   np.save(buffer, np.concatenate(rows))
   files.write(path, buffer.getvalue())
   files.write(path.with_suffix('.txt'), ''.join(f'{name}\n' for name in order).encode())
-  note(f'{path}: {len(order)} x {net.hidden_dim}; the files are named in {path.stem}.txt')
-
-
-def permuted(net, trained: model_files.TrainedModel):
-  """(params, images) -> what `net` returns of them, permuted as in its training."""
-  apply = models.apply_function(net)
-  return permutations.before(apply, trained.permutation, trained.image_size)
+  note(f'{path}: {len(order)} x {model.hidden_dim}; the files are named in {path.stem}.txt')
 
 
 def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
-  """The file's name, and below it a line a class: probability, index, synset, name."""
+  """The file's name, then a line per class: probability, index, synset, name."""
   print(name)
   has_synsets = any(synset for _, synset, _, _ in rows)
-  for index, synset, word, probability in rows:
+  for index, synset, class_name, probability in rows:
     columns = [
       f'  {probability:8.6f}',
       f'{index:5}',
       *([f'{synset:9}'] if has_synsets else []),
-      word,
+      class_name,
     ]
     print('  '.join(columns).rstrip())
 
@@ -185,19 +172,20 @@ def show_json(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
   print(json.dumps({'file': name, 'top': [dict(zip(keys, row, strict=True)) for row in rows]}))
 
 
-def check_head(trained: model_files.TrainedModel) -> None:
-  """Raises InputError if the model cannot tell classes apart, or nobody said how it was trained."""
+def check_head(trained: pretrained.Pretrained, description: Description) -> None:
+  """Raises InputError if the model cannot classify, or its training loss is not known."""
   cure = 'Fine-tune it, use it for few-shot evaluation, or write its pre-logits with --features.'
-  if trained.model['num_classes'] is None:
+  num_classes = description.model['num_classes']
+  if num_classes is None:
     raise InputError(f'{trained.source} has no head, so it cannot classify. {cure}')
   if warm_start.has_zero_head(trained.params):
     raise InputError(
       f'the head of {trained.source} is all zeros, so it gives every image the same. {cure}'
     )
-  if trained.loss is None:
+  if description.loss is None:
     raise InputError(
-      f'{trained.source} does not say what its head of {trained.model["num_classes"]} classes was '
-      f'trained with; give --loss={" or --loss=".join(sorted(PROBABILITIES))}.'
+      f'the training loss of {trained.source}, whose head has {num_classes} classes, is not known; '
+      f'give --loss={" or --loss=".join(sorted(losses.PROBABILITIES))}.'
     )
 
 
@@ -218,20 +206,29 @@ def check_output(path: str | None) -> epath.Path | None:
   return output
 
 
-def parse_size(sides: Sequence[str] | None) -> tuple[int, int] | None:
-  """(height, width) of --image_size."""
-  if sides is None:
-    return None
-  if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) for side in sides):
-    raise InputError(
-      f'--image_size={",".join(sides)}: give SIDE or HEIGHT,WIDTH in pixels, as in 224.'
-    )
-  return int(sides[0]), int(sides[-1])
-
-
 def note(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+def define_flags() -> None:
+  flags.DEFINE_string('checkpoint', None, 'A file of parameters or a workdir.')
+  flags.DEFINE_string('model', None, 'Of a file without .json: its model, as in Mixer-B/16.')
+  flags.DEFINE_list('image_size', None, 'Of a file without .json: SIDE or HEIGHT,WIDTH.')
+  flags.DEFINE_enum('loss', None, sorted(losses.LOSSES), 'Of a file without .json: its training.')
+  flags.DEFINE_string(
+    'labels', None, f'Class names: {" or ".join(labels.BUNDLED)}, or a file with one per line.'
+  )
+  flags.DEFINE_integer('top', 5, 'Classes to print for each image.', lower_bound=1)
+  flags.DEFINE_bool('json', False, 'One JSON object per line instead of the table.')
+  flags.DEFINE_string(
+    'features', None, 'An .npy file for the pre-logits; the .txt beside it names the images.'
+  )
+  flags.DEFINE_bool('strict', False, 'Fail at the first image that cannot be read.')
+  flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
+  flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Fail on any other backend.')
+  flags.mark_flag_as_required('checkpoint')
+
+
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

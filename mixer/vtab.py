@@ -193,7 +193,7 @@ def main(*rest: str) -> None:
   sweep.exit_on_sigterm()
   given = flags.FLAGS
   overrides = check_rest(rest)
-  checkpoint = pretrained.identify(files.absolute(given.checkpoint))
+  checkpoint = pretrained.open(files.absolute(given.checkpoint)).identity
   sets = find_data(given.tasks, given.data_dir, given.require_all)
   directory = workdirs.prepare(given.workdir)
   claimed = {'checkpoint': checkpoint['sha256'], 'model': given.model, **overrides}

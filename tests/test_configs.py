@@ -12,7 +12,6 @@ import pytest
 
 from mixer import evaluators, models, pretrained
 from mixer.errors import InputError
-from mixer.pretrained import model_files
 from mixer.training import plan, train_step
 import runs
 import sets
@@ -96,7 +95,8 @@ def test_ablations(tmp_path):
   config = shrink(load('ablations', 'data=digits,change=pyramid'), None)
   config.model.pyramid = ((1, 4),)  # the block that it was for is gone
   assert train_two_steps(config, tmp_path)[-1]['test/n'] == 360
-  trained = model_files.read(tmp_path)  # by model.json
+  trained = pretrained.open(tmp_path, which='final')
+  assert trained.describe().model['pyramid'] == [[1, 4]]
   assert 'pyramid_token_mixing' in trained.params['MixerBlock_1']
 
 

@@ -15,6 +15,7 @@ from mixer import convert, models, pretrained
 from mixer.checkpoints import manager
 from mixer.errors import InputError
 from mixer.models import scanning
+from mixer.pretrained import __main__ as program
 from mixer.pretrained import layouts
 import reference
 import runs
@@ -96,7 +97,7 @@ def test_wrong_requests(tmp_path):
     'a.onnx': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo'].",
     'a.npz': f'{source} is the input too; give the output another name.',
     'none/b.npz': f'there is no directory {tmp_path}/none.',
-    'b.npz': f'{source} has 6 tokens, which make no square; give --image_size=HEIGHT,WIDTH.',
+    'b.npz': f'{source}: its 6 patches are not a square; give --image_size=HEIGHT,WIDTH.',
   }
   for name, text in words.items():
     with pytest.raises(InputError, match=f'{re.escape(text)}$'):
@@ -118,10 +119,10 @@ def test_a_run_is_read_and_converted(tmp_path, capsys):
     saved.save(step, {'params': stacked, 'step': np.int32(step)}, {})
   saved.close()
   equal(pretrained.load(tmp_path), tree(seed=20))
-  identity = pretrained.identify(tmp_path)
+  identity = pretrained.open(tmp_path).identity
   assert identity['step'] == 20 and len(identity['sha256']) == 64
   assert identity['bytes'] > sum(leaf.nbytes for leaf in jax.tree.leaves(tree()))
-  pretrained.main(str(tmp_path))
+  program.main(str(tmp_path))
   described = capsys.readouterr().out
   assert f'file        {tmp_path}, step 20\nkind        workdir of a run\n' in described
   assert 'layout      scanned' in described
@@ -142,26 +143,28 @@ def test_programs(tmp_path):
   source, target = tmp_path / 'a.npz', tmp_path / 'a.safetensors'
   source.write_bytes(weights.npz(weights.flat(params, 'params/')))
 
-  def program(*arguments):
+  def run(*arguments):
     command = [sys.executable, '-m', 'mixer.convert', *map(str, arguments)]
     return subprocess.run(command, cwd=runs.ROOT, env=env, text=True, capture_output=True)
 
-  done = program(source, target)
+  done = run(source, target)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith(f'{source} -> {target}: logits of 3 random images differ by 0 at')
   assert done.stdout.endswith(f'\n{convert.GELU_NOTE}\n')
-  wrong = program(source)
+  wrong = run(source)
   assert (wrong.returncode, wrong.stderr) == (
     2,
     f"error: the arguments beside the flags are ['{source}']; wanted: SOURCE TARGET. "
     '--help lists the flags.\n',
   )
-  wrong = program(source, tmp_path / 'b.npz', '--image_size=8')
-  assert (wrong.returncode, wrong.stderr) == (2, "error: --image_size is '8'; give HEIGHT,WIDTH.\n")
+  wrong = run(source, tmp_path / 'b.npz', '--image_size=8,x')
+  assert (wrong.returncode, wrong.stderr) == (
+    2, 'error: --image_size=8,x: give SIDE or HEIGHT,WIDTH in pixels, as in 224.\n'
+  )  # fmt: skip
   flags = [flag for flag in runs.TINY if 'model' in flag]
   config = f'--config={runs.ROOT}/configs/digits.py'
   status, output = runs.run('evaluate.py', config, f'--checkpoint={target}', *flags, env=env)
   assert status == 0, output
-  sha256 = pretrained.identify(target)['sha256']
+  sha256 = pretrained.open(target).identity['sha256']
   assert f'sha256 {sha256}' in output
   assert json.loads((tmp_path / 'a.evaluation.json').read_text())['sha256'] == sha256

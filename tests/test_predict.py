@@ -14,8 +14,6 @@ from mixer import input as inputs
 from mixer import labels, models, pretrained
 from mixer.errors import InputError
 from mixer.input import single_images
-from mixer.models import mlp_mixer
-from mixer.pretrained import model_files
 import runs
 import sets
 
@@ -287,7 +285,7 @@ def test_a_zero_head_gives_features_alone(tmp_path, photos, env):
     (
       7,
       (),
-      'PATH does not say what its head of 7 classes was trained with; give --loss=sigmoid or '
+      'the training loss of PATH, whose head has 7 classes, is not known; give --loss=sigmoid or '
       '--loss=softmax.',
     ),
     (7, ['--features=out.txt'], '--features=out.txt: give a name that ends in .npy.'),
@@ -337,127 +335,6 @@ def test_words_without_a_flag_are_for_predict_alone(env):
   assert output.endswith(
     "error: the arguments beside the flags are ['more']; wanted: none. --help lists the flags.\n"
   )
-
-
-# --- Model files ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('patch', [16, 32])
-@pytest.mark.parametrize('size', mlp_mixer.SIZES)
-def test_the_shapes_tell_the_model(size, patch):
-  net = models.build(f'Mixer-{size}/{patch}', 21843)
-  arguments, image_size = model_files.mixer_of_shapes(models.shapes(net, 224), 'x')
-  again = models.build(**arguments)
-  for name in ('num_classes', 'patch_size', *mlp_mixer.SIZES[size]):
-    wanted = getattr(net, name)
-    assert getattr(again, name) == ((wanted, wanted) if name == 'patch_size' else wanted)
-  assert image_size == (224, 224)
-  assert model_files.describe(arguments) == f'Mixer-{size}/{patch} with a head of 21843 classes'
-
-
-def test_size_crop_and_classes_follow_the_file(tmp_path):
-  pretrained.save(tmp_path / 'x.npz', random_params(448, None))
-  found = model_files.read(tmp_path / 'x.npz')
-  assert found.image_size == (448, 448) and found.channels == 3
-  assert found.preprocessing == {
-    'name': 'resize_small', 'resize': (512, 512), 'crop': (448, 448), 'value_range': [-1, 1],
-  }  # fmt: skip
-  assert found.model['num_classes'] is None and (found.loss, found.classes) == (None, None)
-  pretrained.save(tmp_path / 'y.npz', random_params(32, 21843))
-  found = model_files.read(tmp_path / 'y.npz')
-  assert found.loss == 'sigmoid' and found.classes[9205][0] == 'n03931044'
-  assert found.classes[15027] == ('n09859684', 'bleacher')
-
-
-def test_what_is_given_is_not_assumed(tmp_path):
-  pretrained.save(tmp_path / 'x.npz', random_params((32, 64), 3))
-  (tmp_path / 'names.txt').write_text('a\nb\nc\n')
-  found = model_files.read(
-    tmp_path / 'x.npz', image_size=(64, 32), loss='softmax', label_map=str(tmp_path / 'names.txt')
-  )
-  assert found.image_size == (64, 32) and found.loss == 'softmax'
-  assert found.classes == [('', 'a'), ('', 'b'), ('', 'c')]
-  assert [fact.partition(' of')[0] for fact in found.assumed] == [
-    'the model is a Mixer', 'preprocessing: shorter side to 73 x 37, centre crop',
-  ]  # fmt: skip
-
-
-def test_a_run_of_imagenet_gets_its_words(tmp_path, workdir):
-  """TFDS calls the classes of ImageNet by their WordNet ids."""
-  description = json.loads((workdir / 'model.json').read_text())
-  description['class_names'] = ['n02123045', *'bcdefghij']
-  description['preprocessing'] = {'name': 'inception', 'resize': None, 'value_range': [-1, 1]}
-  (tmp_path / 'own.json').write_text(json.dumps(description))
-  (tmp_path / 'own.npz').write_bytes((workdir / 'model.npz').read_bytes())
-  found = model_files.read(tmp_path / 'own.npz')
-  assert found.classes[:2] == [('n02123045', 'tabby, tabby cat'), ('', 'b')]
-  assert found.preprocessing['name'] == 'resize_small'
-  assert found.assumed == (
-    'preprocessing, as the run had no evaluation: shorter side to 9, centre crop of 8, values in '
-    '[-1, 1]',
-  )
-
-
-@pytest.mark.parametrize(
-  ('image_size', 'options', 'message'),
-  [
-    ((32, 64), {}, 'PATH: its 8 patches are not a square; give --image_size=HEIGHT,WIDTH.'),
-    (32, {'loss': 'hinge'}, "--loss: unknown loss 'hinge'; use one of ['sigmoid', 'softmax']."),
-    (32, {'label_map': 'imagenet21k'}, "the label map 'imagenet21k' has 21843 classes, and the"),
-    (32, {'image_size': (64, 64)}, 'PATH does not fit the model in 6 of 30 parameters:'),
-    (32, {'image_size': (30, 32)}, 'image size (30, 32), patch size (16, 16): height 30 is not a'),
-    (32, {'model': 'Mixer-S/16'}, 'PATH does not fit the model in'),
-    (32, {'model': 'Mixer-X/16'}, "unknown model 'Mixer-X/16'; write one of"),
-  ],
-)
-def test_a_foreign_file_that_does_not_fit(tmp_path, image_size, options, message):
-  path = tmp_path / 'x.npz'
-  pretrained.save(path, random_params(image_size))
-  with pytest.raises(InputError) as caught:
-    model_files.read(path, **options)
-  assert str(caught.value).startswith(message.replace('PATH', str(path)))
-
-
-def test_a_file_that_is_no_mixer(tmp_path):
-  np.savez(tmp_path / 'x.npz', **{'a/b': np.zeros(3), 'cls': np.zeros(3)})
-  with pytest.raises(InputError) as caught:
-    model_files.read(tmp_path / 'x.npz')
-  assert 'x.npz: the 2 parameters are in no known layout of a Mixer: a/b, cls.' in str(caught.value)
-
-
-def test_a_run_that_has_not_ended(tmp_path):
-  with pytest.raises(InputError) as caught:
-    model_files.read(tmp_path)
-  assert str(caught.value) == (
-    f'no {tmp_path}/model.npz: the run has not ended. Let train.py end it, or give an .npz.'
-  )
-
-
-def test_a_model_that_describes_itself_is_believed(workdir):
-  with pytest.raises(InputError) as caught:
-    model_files.read(workdir, loss='sigmoid', model='Mixer-S/2')
-  assert str(caught.value) == (
-    f"{workdir}/model.json tells how model.npz was trained; leave out ['--model', '--loss']."
-  )
-  with pytest.raises(
-    InputError, match=r"the label map 'imagenet1k' has 1000 classes, and the head"
-  ):
-    model_files.read(workdir, label_map='imagenet1k')
-
-
-@pytest.mark.parametrize(
-  ('text', 'fault'), [('{', 'JSONDecodeError'), ('[]', 'TypeError'), ('{}', "KeyError('model')")]
-)
-def test_a_damaged_description(tmp_path, workdir, text, fault):
-  (tmp_path / 'model.npz').write_bytes((workdir / 'model.npz').read_bytes())
-  (tmp_path / 'model.json').write_text(text)
-  with pytest.raises(InputError) as caught:
-    model_files.read(tmp_path)
-  message = str(caught.value)
-  assert message.startswith(
-    f'{tmp_path}/model.json does not describe a model as train.py does: {fault}'
-  )
-  assert message.endswith('Move it away to have the model inferred from the shapes.')
 
 
 # --- Image files ---------------------------------------------------------------------------

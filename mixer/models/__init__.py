@@ -1,6 +1,6 @@
 """Models by name, and what one can ask of any of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import re
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mixer.errors import InputError
-from mixer.models import bit_resnet, layers, mlp_mixer, scanning
+from mixer.models import bit_resnet, layers, mlp_mixer, permutations, scanning
 
 # family -> (module, the sizes a name may pick)
 FAMILIES = {
@@ -85,21 +85,32 @@ def to_model_layout(model: nn.Module, params: dict) -> dict:
   return scanning.stack_blocks(params) if getattr(model, 'scan', False) else params
 
 
-def apply_function(model: nn.Module) -> Callable[..., jax.Array]:
-  """(params, images, example_keys=None) -> what the model returns."""
+def apply_function(
+  model: nn.Module, permutation: Mapping | None = None, image_size: layers.Size | None = None
+) -> Callable[..., jax.Array]:
+  """(params, images, example_keys=None) -> what the model returns.
+
+  Args:
+    model: of this package.
+    permutation: `config.permutation`, which moves the pixels of the images first.
+    image_size: of the images; needed with a permutation only.
+  """
 
   def apply(params, images, example_keys=None):
     return model.apply({'params': params}, images, example_keys)
 
-  return apply
+  return permutations.before(apply, permutation, image_size)
 
 
-def features_function(model: nn.Module) -> Callable[..., jax.Array]:
+def features_function(
+  model: nn.Module, permutation: Mapping | None = None, image_size: layers.Size | None = None
+) -> Callable[..., jax.Array]:
   """(params, images, example_keys=None) -> pooled pre-logits (n, hidden_dim), float32.
 
-  The parameters may have a head of any width, or none: Flax leaves aside what a model lacks.
+  The arguments are those of `apply_function`. The parameters may have a head of any width, or
+  none: Flax ignores what a model lacks.
   """
-  return apply_function(model.clone(num_classes=None))
+  return apply_function(model.clone(num_classes=None), permutation, image_size)
 
 
 def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: int = 3) -> dict:

@@ -1,4 +1,4 @@
-"""Files that hold named arrays, told apart by their first bytes; no code in them is ever run."""
+"""Files of named arrays, recognised by their first bytes; no code in them is ever run."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,7 +9,6 @@ import re
 import zipfile
 
 from absl import logging
-from etils import epath
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -63,20 +62,14 @@ _WRONG = (
 )
 
 
-def read(path: epath.Path) -> tuple[str, Flat]:
-  """('.npz', '.safetensors' or '.pth', the arrays as they are stored) of the file at `path`.
+def parse(content: bytes, path: str) -> tuple[str, Flat]:
+  """('.npz', '.safetensors' or '.pth', the arrays as they are stored) of the content of a file.
 
-  bfloat16 comes out as `ml_dtypes.bfloat16` whichever way it is stored.
+  bfloat16 becomes `ml_dtypes.bfloat16` in whatever form it is stored. `path` is for messages.
 
   Raises:
-    InputError: it is none of these, damaged, or holds something else than arrays.
+    InputError: it is none of these, damaged, or contains something else than arrays.
   """
-  if not path.exists():
-    raise InputError(
-      f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
-      'the workdir of a run.'
-    )
-  content = path.read_bytes()
   kind, reader = _kind(path, content)
   try:
     arrays = reader(content)
@@ -92,7 +85,7 @@ def read(path: epath.Path) -> tuple[str, Flat]:
   return kind, arrays
 
 
-def _kind(path: epath.Path, content: bytes):
+def _kind(path: str, content: bytes):
   if content.startswith(b'PK'):
     try:
       names = zipfile.ZipFile(io.BytesIO(content)).namelist()

@@ -1,11 +1,11 @@
-"""Names of parameters: every layout of a Mixer that is in use, and the released one.
+"""Layouts, the names of a Mixer's parameters: from all known ones to the released, and to timm's.
 
-Everything here is a pure function of flat dicts {name: array}; no file is read or written.
+All functions take and return flat dicts {name: array}.
 """
 
 from collections.abc import Callable, Mapping
-import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,23 +13,9 @@ from mixer.errors import InputError
 
 Flat = Mapping[str, np.ndarray]
 
-# layout -> (what its blocks' names look like, an example for messages)
-LAYOUTS = {
-  'released': (re.compile(r'MixerBlock_\d+/'), 'MixerBlock_0/token_mixing/Dense_0/kernel'),
-  'scanned': (re.compile(r'MixerBlocks/'), 'MixerBlocks/token_mixing/Dense_0/kernel'),
-  'older': (
-    re.compile(r'Mixer/encoderblock_\d+/'),
-    'Mixer/encoderblock_0/token_mixing_phase_0/kernel1',
-  ),
-  'timm': (re.compile(r'blocks\.\d+\.mlp_tokens\.'), 'blocks.0.mlp_tokens.fc1.weight'),
-  # A BiT of train.py's own; it stays as it is.
-  'bit': (re.compile(r'block\d+/unit\d+/'), 'block1/unit01/conv1/kernel'),
-}
 # Flax code wraps the parameters so, beside the optimiser's state and the like.
 _WRAPPERS = ('opt/target/params/', 'opt/target/', 'params/')
 _BOOKKEEPING = re.compile(r'(opt|opt_state|optimizer|step|extra|chrono|rng)(/.*)?')
-
-_CHANGED = re.compile(r'MixerBlock_\d+/(\w+_token_mixing)/')  # `mixer.models.variants`
 
 _OLDER_TOP = {'embedding': 'stem', 'Mixer/encoder_norm': 'pre_head_layer_norm'}
 _OLDER_LEAF = {
@@ -63,7 +49,7 @@ def to_released(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
   bare, wrapper, dropped = _unwrap(flat)
   layout = recognise(bare)
   converted: dict[str, np.ndarray] = {}
-  for name, array in _CONVERTERS[layout](bare):
+  for name, array in LAYOUTS[layout].to_released(bare):
     if name in converted:
       raise InputError(f'two arrays for {name}: the names mix layouts, {_first(bare)}.')
     converted[name] = array
@@ -71,15 +57,15 @@ def to_released(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
 
 
 def recognise(flat: Flat) -> str:
-  """The key of LAYOUTS whose block names are there.
+  """The key of LAYOUTS to which the names of the blocks belong.
 
   Raises:
-    InputError: those of none are, or of several.
+    InputError: none or several.
   """
-  found = [k for k, (blocks, _) in LAYOUTS.items() if any(blocks.match(name) for name in flat)]
+  found = [k for k, one in LAYOUTS.items() if any(one.blocks.match(name) for name in flat)]
   if len(found) == 1:
     return found[0]
-  known = '\n'.join(f'  {layout:<9} {example}' for layout, (_, example) in LAYOUTS.items())
+  known = '\n'.join(f'  {name:<9} {layout.example}' for name, layout in LAYOUTS.items())
   what = f'names of the layouts {found} mixed' if found else 'in no known layout of a Mixer'
   raise InputError(
     f'the {len(flat)} parameters are {what}: {_first(flat)}. Known are\n{known}\n'
@@ -110,52 +96,6 @@ def to_timm(flat: Flat) -> dict[str, np.ndarray]:
   return state
 
 
-def dimensions(flat: Flat) -> dict:
-  """What the shapes of the released layout say of the model.
-
-  Keys: num_blocks, hidden_dim, tokens_mlp_dim, channels_mlp_dim, patch_size (height, width),
-  num_classes (None without a head), tokens, channels, and image_size: (height, width) of a square
-  grid of patches, or None where the tokens make no square.
-
-  Raises:
-    InputError: a parameter that tells one of them is missing or has another rank, or token mixing
-      is not the paper's own.
-  """
-  changed = sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
-  if changed:
-    raise InputError(
-      f'token mixing is changed as in appendix A of the paper ({", ".join(changed)}), which the '
-      'shapes alone do not tell: use the run with its config, or the .npz with its .json.'
-    )
-  wanted = {
-    'stem/kernel': 4,
-    'MixerBlock_0/token_mixing/Dense_0/kernel': 2,
-    'MixerBlock_0/channel_mixing/Dense_0/kernel': 2,
-  } | ({'head/kernel': 2} if 'head/kernel' in flat else {})
-  faults = [
-    f'{name} is {"of shape " + str(flat[name].shape) if name in flat else "missing"}'
-    for name, rank in wanted.items()
-    if name not in flat or flat[name].ndim != rank
-  ]
-  if faults:
-    raise InputError(f'the shapes are not those of a Mixer: {"; ".join(faults)}.')
-  stem, tokens, channels, *head = (flat[name].shape for name in wanted)
-  blocks = {m[1] for name in flat if (m := re.match(r'MixerBlock_(\d+)/', name))}
-  side = math.isqrt(tokens[0])
-  square = side * side == tokens[0]
-  return {
-    'num_blocks': len(blocks),
-    'hidden_dim': stem[3],
-    'tokens_mlp_dim': tokens[1],
-    'channels_mlp_dim': channels[1],
-    'patch_size': stem[:2],
-    'num_classes': head[0][1] if head else None,
-    'tokens': tokens[0],
-    'channels': stem[2],
-    'image_size': (side * stem[0], side * stem[1]) if square else None,
-  }
-
-
 def _unwrap(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
   """(without the wrapper, the wrapper or '', the names of the optimiser's state)."""
   for wrapper in _WRAPPERS:
@@ -165,10 +105,6 @@ def _unwrap(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
       dropped = [name for name in beside if _BOOKKEEPING.fullmatch(name)]
       return inside | {n: flat[n] for n in beside if n not in dropped}, wrapper, dropped
   return dict(flat), '', []
-
-
-def _from_released(flat: Flat):
-  yield from flat.items()
 
 
 def _from_scanned(flat: Flat):
@@ -210,12 +146,31 @@ def _from_timm(flat: Flat):
     yield f'{prefix}{module}/{leaf}', np.transpose(array, axes)
 
 
-_CONVERTERS: dict[str, Callable] = {
-  'released': _from_released,
-  'scanned': _from_scanned,
-  'older': _from_older,
-  'timm': _from_timm,
-  'bit': _from_released,
+class Layout(NamedTuple):
+  """A way to name the parameters of a network."""
+
+  blocks: re.Pattern  # the names of those in its blocks
+  example: str  # for messages
+  to_released: Callable  # flat dict -> pairs of (released name, array)
+
+
+LAYOUTS = {
+  'released': Layout(
+    re.compile(r'MixerBlock_\d+/'), 'MixerBlock_0/token_mixing/Dense_0/kernel', dict.items
+  ),
+  'scanned': Layout(
+    re.compile(r'MixerBlocks/'), 'MixerBlocks/token_mixing/Dense_0/kernel', _from_scanned
+  ),
+  'older': Layout(
+    re.compile(r'Mixer/encoderblock_\d+/'),
+    'Mixer/encoderblock_0/token_mixing_phase_0/kernel1',
+    _from_older,
+  ),
+  'timm': Layout(
+    re.compile(r'blocks\.\d+\.mlp_tokens\.'), 'blocks.0.mlp_tokens.fc1.weight', _from_timm
+  ),
+  # A BiT of train.py: its names do not change.
+  'bit': Layout(re.compile(r'block\d+/unit\d+/'), 'block1/unit01/conv1/kernel', dict.items),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 
 BUCKET = 'https://storage.googleapis.com/mixer_models/'
+LOSS = 'sigmoid'  # of all, as far as is known
 _MIB = 1 << 20
 PREPROCESSING = 'pixels in [-1, 1] (not the ImageNet mean and deviation)'
 NEVER = (
@@ -19,7 +20,7 @@ NEVER = (
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-  """One file of the bucket; 224 pixels, float32, sigmoid loss as far as is known."""
+  """One file of the bucket; 224 pixels, float32."""
 
   path: str  # below BUCKET
   mib: float  # its size, to two decimals
@@ -69,15 +70,16 @@ RELEASED = (
   Released('gsam/Mixer-S_32.npz', 72.91, 512, 8, 32, 1000, _GSAM, _NONE),
   Released('gsam/Mixer-S_8.npz', 78.79, 512, 8, 8, 1000, _GSAM, _NONE),
 )  # fmt: skip
+NUM_CLASSES = {entry.num_classes for entry in RELEASED}
 
 
 def match(name: str, folder: str, size: int, found: Mapping) -> list[Released]:
-  """Which of them a file can be: its shapes and size are theirs to the digits that are known.
+  """The entries with the shapes and the size of a file, to the digits that are known.
 
   Args:
-    name, folder: of the file; where they are those of one entry, the others are out.
+    name, folder: of the file; an entry with the same ones excludes the others.
     size: in bytes.
-    found: the result of `layouts.dimensions`.
+    found: 'num_classes', 'num_blocks', 'hidden_dim', 'patch_size' and 'tokens' of the parameters.
   """
   fits = [
     entry
@@ -92,8 +94,8 @@ def match(name: str, folder: str, size: int, found: Mapping) -> list[Released]:
   return named or fits
 
 
-def tell(name: str, folder: str, size: int, found: Mapping) -> str:
-  """The words on `match` for a reader."""
+def describe(name: str, folder: str, size: int, found: Mapping) -> str:
+  """What `match` finds, as lines of text."""
   entries = match(name, folder, size, found)
   if not entries:
     return f'unknown file; {NEVER}'

@@ -1,4 +1,4 @@
-"""Training that begins from trained weights: which head, which resolution, do they fit."""
+"""Training that starts from pretrained weights: their head, their resolution, and do they fit."""
 
 from collections.abc import Mapping
 import math
@@ -6,9 +6,10 @@ import math
 import numpy as np
 
 from mixer import models, pretrained
+from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, variants
-from mixer.pretrained import growth
+from mixer.pretrained import description, growth, trees
 
 Model = mlp_mixer.MlpMixer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
@@ -20,24 +21,28 @@ def load(
   head: str,
   from_size: layers.Size,
   model: Model,
-  image_size: layers.Size,
+  image_size: tuple[int, int],
   channels: int,
+  permutation: Mapping | None,
+  cluster: Cluster = SINGLE,
 ) -> tuple[dict, dict]:
-  """(parameters laid out for `model`, what they come from and what was done); see `start_from`.
+  """(parameters in the layout of `model`, their identity and 'changes'); see `start_from`.
 
-  The arguments up to `from_size` are `config.init`; an empty `from_size` means a square.
+  The arguments up to `from_size` are `config.init`, where an empty `from_size` means a square;
+  `permutation` is `config.permutation`.
   """
-  params, words = start_from(
-    pretrained.load(path),
+  found = pretrained.open(path, cluster=cluster)
+  found.check_permutation(permutation, image_size)
+  params, changes = start_from(
+    found.params,
     model,
-    source=path,
+    source=found.source,
     image_size=image_size,
     channels=channels,
     head=head,
     from_size=from_size or None,
   )
-  facts = {**pretrained.identify(path), 'changes': words}
-  return models.to_model_layout(model, params), facts
+  return models.to_model_layout(model, params), {**found.identity, 'changes': changes}
 
 
 def start_from(
@@ -50,12 +55,12 @@ def start_from(
   head: str,
   from_size: layers.Size | None = None,
 ) -> tuple[dict, str]:
-  """(parameters in the released layout that fit `model`, what was done to them, in words).
+  """(parameters in the released layout that fit `model`, how they were changed).
 
   Args:
     params: in the released layout.
-    source: where they come from, for messages.
-    image_size, channels: of the images to come.
+    source: of the parameters, for messages.
+    image_size, channels: of the images to train on.
     head: 'keep', 'reset' (a zero kernel and the model's `head_bias`), or 'auto': keep where the
       number of classes agrees, else reset.
     from_size: the image size that `params` were trained at; None for a square one.
@@ -63,13 +68,13 @@ def start_from(
   Raises:
     InputError: the parameters do not fit, or cannot grow to this size.
   """
-  words = []
-  if isinstance(model, mlp_mixer.MlpMixer):  # nothing else depends on the image's size
-    params, words = _grown(params, model, source, image_size, from_size)
-  params, head_words = _with_head(params, model, head)
+  changes = []
+  if isinstance(model, mlp_mixer.MlpMixer):  # no other model depends on the image size
+    params, changes = _grow(params, model, source, image_size, from_size)
+  params, head_change = _with_head(params, model, head)
   plain = models.in_released_layout(model)
-  pretrained.check(params, models.shapes(plain, image_size, channels), source)
-  return params, ', '.join([*words, head_words])
+  trees.check(params, models.shapes(plain, image_size, channels), source)
+  return params, ', '.join([*changes, head_change])
 
 
 def has_zero_head(params: Mapping) -> bool:
@@ -78,7 +83,7 @@ def has_zero_head(params: Mapping) -> bool:
 
 
 def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
-  """The number of classes of the head that the evaluations `tests` need; None where there are none.
+  """The number of classes of the head that the evaluations `tests` need; None without `tests`.
 
   Args:
     tests: {section of `config.evals`: its `mixer.input.Input`}.
@@ -97,17 +102,18 @@ def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
   for name, data in tests.items():
     if outputs != data.num_classes:
       raise InputError(
-        f'{source} tells {outputs} classes apart, and config.evals.{name}.input has '
+        f'{source} has a head of {outputs} classes, and config.evals.{name}.input has '
         f'{data.num_classes}: {hint}'
       )
   return outputs
 
 
-def _grown(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:
-  """(the parameters for the grid of such images, what was done, in words)."""
+def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:
+  """(the parameters for the patch grid of such images, how they were changed)."""
   grid = layers.patch_grid(image_size, model.patch_size)
-  # Changed token mixing cannot grow: it fits this very grid, or `check` says what does not.
-  old = grid if variants.active(model) else _grid(params, model, from_size, source)
+  if variants.active(model):  # changed token mixing cannot grow; `trees.check` says what differs
+    return params, []
+  old = _grid(params, model, from_size, source)
   if old == grid:
     return params, []
   tiles = growth.tiling(old, grid)
@@ -120,11 +126,8 @@ def _grown(params, model, source, image_size, from_size) -> tuple[Mapping, list[
 
 
 def _grid(params, model, from_size, source) -> tuple[int, int]:
-  """The grid of patches that the parameters were made for."""
-  try:
-    tokens = params['MixerBlock_0']['token_mixing']['Dense_0']['kernel'].shape[0]
-  except KeyError as fault:
-    raise InputError(f'{source} has no MixerBlock_0/token_mixing/Dense_0/kernel.') from fault
+  """The grid of patches that the parameters were trained on."""
+  tokens = description.infer(params, source).tokens
   if from_size is not None:
     grid = layers.patch_grid(from_size, model.patch_size)
   else:

@@ -15,14 +15,12 @@ from PIL import Image
 from mixer import files, labels, models, pretrained, settings
 from mixer import input as inputs
 from mixer.errors import InputError, MissingData
-from mixer.models import permutations
 from mixer.report import sections
 from mixer.report.run_files import Run
-from mixer.training import batch_ops
+from mixer.training import batch_ops, losses
 from mixer.visualize import unit_pictures
 
 _SMALL = 64  # pixels; smaller images are shown with visible pixels
-PROBABILITIES = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Gallery:
 
 def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
   """Writes the page to `output` and the table of metrics to the .csv beside it."""
+  units, predicted = zip(*(galleries(run, samples) for run in runs))
   page = template().render(
     title=f'Report on {runs[0].label}' if len(runs) == 1 else f'Report on {len(runs)} runs',
     status='; '.join(sections.status(run) for run in runs),
@@ -57,8 +56,8 @@ def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
     results=sections.results(runs),
     paper=sections.paper_comparison(runs),
     cost=sections.cost(runs),
-    units=[weight_pictures(run) for run in runs],
-    samples=[predictions(run, samples) for run in runs],
+    units=units,
+    samples=predicted,
     differences=sections.differences(runs),
     configs=[(run.label, settings.flatten(run.config)) for run in runs],
     versions=sections.versions(runs),
@@ -74,12 +73,21 @@ def template() -> jinja2.Template:
   )
 
 
-def weight_pictures(run: Run) -> Gallery:
+def galleries(run: Run, samples: int) -> tuple[Gallery, Gallery]:
+  """(pictures of the weights, sample predictions), of one read of the parameters."""
+  try:
+    trained = pretrained.open(run.path, which='final')
+  except InputError as fault:
+    return Gallery(run.label, f'Not drawn: {fault}'), Gallery(run.label, f'Not made: {fault}')
+  return weight_pictures(run.label, trained), predictions(run, trained, samples)
+
+
+def weight_pictures(label: str, trained: pretrained.Pretrained) -> Gallery:
   """Token-mixing units of the first blocks and the stem."""
   note, found = '', {}
   for blocks in (None, ()):  # without pictures of the first blocks, the stem alone
     try:
-      found = unit_pictures.pictures(run.weights, blocks)
+      found = unit_pictures.pictures(trained, blocks)
       break
     except InputError as fault:
       note = note or f'Not drawn: {fault}'
@@ -90,17 +98,17 @@ def weight_pictures(run: Run) -> Gallery:
     )
     for name, mosaic in found.items()
   ]
-  return Gallery(run.label, note, pictures)
+  return Gallery(label, note, pictures)
 
 
-def predictions(run: Run, count: int) -> Gallery:
+def predictions(run: Run, trained: pretrained.Pretrained, count: int) -> Gallery:
   """The most probable classes of the first images of a classification set that is on disk."""
   kinds = {k: v for k, v in run.config['evals'].items() if v.get('kind') == 'classification'}
   if not kinds:
     return Gallery(run.label, 'Not made: the config has no classification among its evals.')
   try:
     name, data = _first_available(kinds)
-    batch, probabilities = _predict(run, data, count)
+    batch, probabilities = _predict(run, trained, data, count)
   except InputError as fault:
     return Gallery(run.label, f'Not made: {fault}')
   names = [text for _, text in labels.describe(data.class_names, data.num_classes, name)]
@@ -134,21 +142,19 @@ def table_of_metrics(runs: Sequence[Run]) -> list[dict]:
   ]  # fmt: skip
 
 
-def _predict(run: Run, data, count: int) -> tuple[dict, np.ndarray]:
+def _predict(
+  run: Run, trained: pretrained.Pretrained, data: inputs.Input, count: int
+) -> tuple[dict, np.ndarray]:
   """(a batch of `count` examples or fewer, the probabilities of their classes)."""
   batch = next(iter(data.eval_batches(count, 0, 1)))
   batch = {key: value[batch['mask']] for key, value in batch.items()}
-  params = pretrained.load(run.weights)
-  model = dict(run.config['model'])
-  model |= {name: False for name in ('scan', 'remat') if name in model}
-  net = models.build(**model, num_classes=data.num_classes)
-  expected = models.shapes(net, data.image_size, data.channels)
-  pretrained.check(params, expected, str(run.weights))
-  permutation = run.config.get('permutation')
-  apply = permutations.before(models.apply_function(net), permutation, data.image_size)
-  apply = jax.jit(apply)
-  logits = apply(params, batch_ops.normalize(batch['image']))
-  return batch, np.asarray(PROBABILITIES[run.config['loss']](logits))
+  model = models.build(**run.config['model'], num_classes=data.num_classes)
+  model = models.in_released_layout(model)
+  expected = models.shapes(model, data.image_size, data.channels)
+  pretrained.check(trained.params, expected, trained.source)
+  apply = models.apply_function(model, run.config.get('permutation'), data.image_size)
+  logits = jax.jit(apply)(trained.params, batch_ops.normalize(batch['image']))
+  return batch, np.asarray(losses.PROBABILITIES[run.config['loss']](logits))
 
 
 def _sample(

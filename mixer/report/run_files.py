@@ -9,6 +9,7 @@ from etils import epath
 from mixer import files, models
 from mixer.errors import InputError
 from mixer.models import bit_resnet, mlp_mixer
+from mixer.pretrained import records
 from mixer.run import metrics_log
 
 
@@ -41,12 +42,6 @@ class Run:
   def results(self) -> dict[str, float]:
     """The last value of every result of an evaluation, such as 'val/top1'."""
     return {k: v for k, v in self.final.items() if '/' in k and not k.startswith('train/')}
-
-  @property
-  def weights(self) -> epath.Path:
-    """What to load: model.npz, or the workdir of an unfinished run for its newest checkpoint."""
-    finished = self.path / 'model.npz'
-    return finished if finished.exists() else self.path
 
   @property
   def data(self) -> str:
@@ -120,7 +115,7 @@ def _read(path: epath.Path, label: str) -> Run:
   except json.JSONDecodeError as fault:
     raise InputError(f'{path / metrics_log.METRICS_FILE} is damaged: {fault}.') from fault
   evaluation = _json(path / 'evaluation.json') or {}
-  description = _json(path / 'model.json')
+  description = records.read_model_file(path)
   numbers = {k: v for k, v in evaluation.items() if '/' in k and isinstance(v, int | float)}
   return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, numbers)
 

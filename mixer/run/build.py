@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from mixer import input as inputs
 from mixer import models, settings
-from mixer.models import permutations
 from mixer.training import optimizers, plan, sharding, train_step
 
 
@@ -77,7 +76,7 @@ def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]
 
   model = models.build(**config.model, num_classes=data.num_classes)
   apply, features = (
-    permutations.before(function(model), config.permutation, data.image_size)
+    function(model, config.permutation, data.image_size)
     for function in (models.apply_function, models.features_function)
   )
   tx, learning_rate = settings.call(

@@ -1,6 +1,5 @@
 """Evaluates a checkpoint: what evaluate.py does."""
 
-from collections.abc import Mapping
 import dataclasses
 import json
 
@@ -9,12 +8,9 @@ import jax
 
 from mixer import evaluators, files, models, pretrained, runtime, settings
 from mixer import input as inputs
-from mixer.checkpoints import integrity, manager
 from mixer.cluster import coordination
 from mixer.errors import InputError
-from mixer.models import permutations, scanning
-from mixer.pretrained import warm_start
-from mixer.run import workdirs
+from mixer.pretrained import records, warm_start
 from mixer.training import sharding
 
 
@@ -60,10 +56,12 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
   permutation = config.get('permutation')
   sizes = [opened['data'].image_size for opened in tests.values()]
+  keep_best = config['checkpoints'].get('keep_best')
+  trained = pretrained.open(path, which=options.which, keep_best=keep_best, cluster=cluster)
   for size in sizes:
-    permutations.check_same(path, permutation, size)
-  check_classes(path, classified)
-  params, source = _load(path, options.which, config['checkpoints'], cluster)
+    trained.check_permutation(permutation, size)
+  records.check_classes(trained.record, classified)
+  params, source = trained.params, trained.source
   num_classes = warm_start.check_head(params, source, classified)
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
@@ -77,8 +75,8 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   evaluator = evaluators.build(
     config['evals'],
     tests,
-    apply=permutations.before(models.apply_function(net), permutation, sizes[0]),
-    features=permutations.before(models.features_function(net), permutation, sizes[0]),
+    apply=models.apply_function(net, permutation, sizes[0]),
+    features=models.features_function(net, permutation, sizes[0]),
     loss=config['loss'],
     mesh=mesh,
     records=output.with_suffix(''),
@@ -87,7 +85,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
 
   if cluster.process_id == 0:
-    identity = {} if path.is_dir() else pretrained.identify(path)
+    identity = {} if path.is_dir() else trained.identity
     if identity:
       print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
     width = max(map(len, results))
@@ -109,47 +107,6 @@ def _open_tests(options: Options) -> tuple[dict[str, dict], dict[str, str]]:
     why = 'the data of all evaluations are missing, see above' if skipped else 'no config.evals'
     raise InputError(f'nothing to evaluate: {why}.')
   return tests, skipped
-
-
-def _load(
-  path: epath.Path, which: str, section: Mapping, cluster: coordination.Cluster
-) -> tuple[dict, str]:
-  """(parameters in the released layout, where they come from) of a file or a workdir."""
-  if not path.is_dir():
-    return pretrained.load(path), str(path)
-  if which == 'best' and not section.get('keep_best'):
-    raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
-  saved = settings.call(
-    'config.checkpoints', manager.Checkpoints, section,
-    directory=path / 'checkpoints', read_only=True, cluster=cluster,
-  )  # fmt: skip
-  while True:
-    step = saved.best() if which == 'best' else saved.latest_intact()
-    if step is None:
-      raise InputError(f'{path} has no intact checkpoint; give a workdir of train.py or an .npz.')
-    try:
-      return scanning.unstack_blocks(saved.restore_params(step)), f'{path}, step {step}'
-    except Exception:
-      if cluster.is_multiprocess or integrity.damage(saved.directory / str(step)) is None:
-        raise  # of several processes, one must not try again alone
-      # A run that trains there has removed it for a newer one.
-
-
-def check_classes(path: epath.Path, tests: Mapping) -> None:
-  """Raises InputError if the parameters were trained on other classes than those of a test."""
-  places = [path / workdirs.CLASSES_FILE, path / 'model.json']
-  places = places if path.is_dir() else [path.with_suffix('.json')]
-  beside = next((place for place in places if place.exists()), None)
-  if beside is None:
-    return
-  found = json.loads(beside.read_text())
-  trained = found if isinstance(found, list) else found.get('class_names')
-  for name, data in tests.items():
-    if trained is not None and list(data.class_names) != trained:
-      raise InputError(
-        f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
-        f'was trained on {trained[:5]}... ({beside}): names and order must agree.'
-      )
 
 
 def _default_output(path: epath.Path) -> epath.Path:

@@ -16,7 +16,6 @@ from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
 from mixer.errors import Diverged
-from mixer.models import permutations
 from mixer.pretrained import warm_start
 from mixer.run import build, metrics_log, workdirs
 from mixer.run.profile import Profile
@@ -103,7 +102,7 @@ def _train(
     )
     return
   _make_room(workdir, saved, program, cluster)
-  params, origin = _start(config, program, workdir, first)
+  params, origin = _start(config, program, workdir, first, cluster)
   batches = _batches(config, program, first)
   batch = next(batches)
   _print_banner(options.config, program, batch, tests)
@@ -209,7 +208,11 @@ def _make_room(
 
 
 def _start(
-  config: build.TrainConfig, program: build.Program, workdir: epath.Path, first: int
+  config: build.TrainConfig,
+  program: build.Program,
+  workdir: epath.Path,
+  first: int,
+  cluster: coordination.Cluster,
 ) -> tuple[dict | None, str]:
   """(pretrained parameters or None, what the run starts from)."""
   if first:
@@ -217,10 +220,10 @@ def _start(
   if config.init is None or not config.init['path']:
     return None, 'fresh parameters'
   data = program.data
-  permutations.check_same(files.absolute(config.init['path']), config.permutation, data.image_size)
   params, source = settings.call(
     'config.init', warm_start.load, config.init,
     model=program.model, image_size=data.image_size, channels=data.channels,
+    permutation=config.permutation, cluster=cluster,
   )  # fmt: skip
   if jax.process_index() == 0:
     files.write(workdir / 'init.json', json.dumps(source, indent=1).encode())

@@ -15,7 +15,6 @@ from mixer import files, settings
 from mixer.errors import InputError
 
 LOCK_FILE = '.lock'
-CLASSES_FILE = 'classes.json'
 # Keys that may change when a run resumes: they say where and in which parts it computes and what it
 # keeps. `on_bad_image` may, because a run that fails at a bad image has used none.
 _MAY_CHANGE = re.compile(
@@ -107,7 +106,7 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
 
 def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:
   """Writes the class names; raises InputError in the workdir of a run `started` with others."""
-  path, now = workdir / CLASSES_FILE, list(class_names)
+  path, now = workdir / files.CLASSES_FILE, list(class_names)
   if started and path.exists():
     then = json.loads(path.read_text())
     if then != now:

@@ -10,7 +10,7 @@ import re
 
 from absl import flags
 
-from mixer import cli, files
+from mixer import cli, files, pretrained
 from mixer.errors import InputError
 from mixer.visualize import unit_pictures
 
@@ -28,7 +28,7 @@ def main() -> None:
   except OSError as fault:
     raise InputError(f'--output={output}: cannot create this directory: {fault}.') from fault
   found = unit_pictures.pictures(
-    flags.FLAGS.checkpoint,
+    pretrained.open(flags.FLAGS.checkpoint),
     None if blocks is None else [int(block) for block in blocks],
     flags.FLAGS.units,
     (int(sides[1]), int(sides[2])) if grid else None,

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import dataclasses
 import io
 
-from etils import epath
 import numpy as np
 from PIL import Image
 
 from mixer import pretrained
 from mixer.errors import InputError
-from mixer.models import layers, permutations
+from mixer.models import layers
 from mixer.visualize import units
 
 _TILE = 48  # pixels of a tile's longer side, about
@@ -77,7 +76,7 @@ class Mosaic:
 
 
 def pictures(
-  path: epath.PathLike,
+  trained: pretrained.Pretrained,
   blocks: Sequence[int] | None = None,
   count: int = 64,
   grid: tuple[int, int] | None = None,
@@ -85,20 +84,19 @@ def pictures(
   """{'block_0' and so on: the token-mixing units of the block, 'stem': the patches of the stem}.
 
   Args:
-    path: what `pretrained.load` reads.
+    trained: the parameters, opened.
     blocks: indices of blocks; None for the first three.
     count: units of each block, low frequencies first; 0 for all. The stem has all of its units.
     grid: (rows, columns) of patches; None for what the run has recorded, or a square.
 
   Raises:
-    InputError: the parameters cannot be read or drawn, or belong to permuted images.
+    InputError: the parameters cannot be drawn, or belong to permuted images.
   """
-  path = epath.Path(path).expanduser()
-  flat, source = pretrained.flatten(pretrained.load(path)), str(path)
+  flat, source = pretrained.flatten(trained.params), trained.source
   if blocks is None:
     blocks = range(min(3, units.count_blocks(flat)))
   stem, found = units.stem_units(flat, source), {}
-  recorded = _recorded_grid(path, stem.shape[1:3])
+  recorded = _recorded_grid(trained, stem.shape[1:3])
   for block in blocks:
     shape = grid or recorded or units.square_grid(flat, block, source)
     weights = units.token_mixing_units(flat, block, shape, source)
@@ -110,13 +108,15 @@ def pictures(
   return found
 
 
-def _recorded_grid(path: epath.Path, patch: tuple[int, int]) -> tuple[int, int] | None:
+def _recorded_grid(
+  trained: pretrained.Pretrained, patch: tuple[int, int]
+) -> tuple[int, int] | None:
   """(rows, columns) of patches in the images that the model was trained on, if recorded."""
-  permutation, size = permutations.recorded(path)
-  if permutation:
+  size = trained.record.image_size
+  if trained.record.permutation:
     raise InputError(
-      f'{path} was trained with the input permutation {permutation}: its weights are not in the '
-      'order of the pixels of an image, so they make no pictures.'
+      f'{trained.source} was trained with the input permutation {trained.record.permutation}: its '
+      'weights are not in the order of the pixels of an image, so they make no pictures.'
     )
   return None if size is None else layers.patch_grid(size, patch)
 

@@ -118,7 +118,7 @@ def test_training_prints_which_evaluations_it_skips(tmp_path, capsys):
 def test_a_head_of_other_classes_is_refused():
   tests = {'val': inputs.build(**DIGITS)}
   for head, told in (
-    (21843, 'M.npz tells 21843 classes apart, and config.evals.val.input has 10: '),
+    (21843, 'M.npz has a head of 21843 classes, and config.evals.val.input has 10: '),
     (None, 'M.npz has no head, so it classifies nothing: '),
   ):
     params = weights.tree(num_classes=head)

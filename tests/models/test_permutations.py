@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from mixer import convert, models, pretrained
+from mixer import models
 from mixer.errors import InputError
 from mixer.models import permutations
-from mixer.pretrained import model_files
 from mixer.training import batch_ops
 import reference
 import runs
@@ -121,7 +120,7 @@ def test_none_is_the_function_itself():
 
   section = {'kind': 'none', 'seed': 0, 'patch_size': 16}
   assert permutations.before(function, section, 224) is function
-  assert permutations.before(function, None, 224) is function
+  assert permutations.before(function, None, None) is function
 
 
 @pytest.mark.parametrize('kind', SECTIONS)
@@ -176,14 +175,24 @@ def test_permuted_images_are_permuted_weights():
   model = small_mixer()
   params = random_params(model)
   images = np.random.default_rng(6).uniform(-1, 1, (3, *SIZE, 3)).astype(np.float32)
-  apply = models.apply_function(model)
-  section = SECTIONS['patch_pixel']
-  moved = jax.jit(permutations.before(apply, section, SIZE))(params, images)
+  moved = jax.jit(models.apply_function(model, SECTIONS['patch_pixel'], SIZE))(params, images)
   twin = permuted_weights(params, *tables('patch_pixel'))
   _, wanted = reference.forward(twin, images, PATCH)
   np.testing.assert_allclose(moved, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
   plain = reference.forward(params, images, PATCH)[1]
-  assert np.abs(moved - plain).max() > 1e-2 * np.abs(plain).max()  # it is not for nothing
+  assert np.abs(moved - plain).max() > 1e-2 * np.abs(plain).max()  # it makes a difference
+  features = models.features_function(model, SECTIONS['patch_pixel'], SIZE)
+  layers = reference.forward(twin, images, PATCH)[0]
+  np.testing.assert_allclose(features(params, images), layers['pre_logits'], atol=1e-5, rtol=0)
+
+
+def test_what_determines_a_permutation():
+  assert permutations.normalize(None) == {}
+  assert permutations.normalize({'kind': 'none', 'seed': 3, 'patch_size': 2}) == {}
+  assert permutations.normalize(SECTIONS['global']) == {'kind': 'global', 'seed': 3}
+  assert permutations.normalize({'kind': 'patch_pixel', 'seed': 3, 'patch_size': [5, 5]}) == {
+    'kind': 'patch_pixel', 'seed': 3, 'patch_size': (5, 5)
+  }  # fmt: skip
 
 
 def test_the_wrapper_passes_on_what_comes_after_the_images():
@@ -221,87 +230,6 @@ def test_images_of_another_size():
   function = permutations.before(lambda *_: None, SECTIONS['global'], SIZE)
   with pytest.raises(InputError, match=re.escape('is of images of (12, 10); got (10, 12).')):
     function(None, np.zeros((1, 10, 12, 3)))
-
-
-@pytest.fixture
-def trained(tmp_path):
-  """model.npz and model.json of a run with a global permutation."""
-  model = small_mixer()
-  description = {
-    'model': {
-      'name': 'Mixer', 'num_blocks': 3, 'hidden_dim': 24, 'tokens_mlp_dim': 10,
-      'channels_mlp_dim': 30, 'patch_size': PATCH, 'num_classes': 7,
-    },
-    'image_size': SIZE,
-    'channels': 3,
-    'permutation': SECTIONS['global'],
-    'preprocessing': {'name': 'none', 'value_range': [-1, 1]},
-    'loss': 'softmax',
-    'class_names': [str(i) for i in range(7)],
-  }  # fmt: skip
-  pretrained.save_model(tmp_path, random_params(model), description)
-  return tmp_path / 'model.npz'
-
-
-def test_weights_are_used_under_their_own_permutation_only(trained):
-  permutations.check_same(trained, SECTIONS['global'], SIZE)
-  other_patch = {**SECTIONS['global'], 'patch_size': 7}  # does not matter to a global one
-  permutations.check_same(trained.parent, other_patch, SIZE)
-  for section, told in (
-    (None, 'none'),
-    ({**SECTIONS['global'], 'kind': 'none'}, 'none'),
-    ({**SECTIONS['global'], 'seed': 4}, "{'kind': 'global', 'seed': 4}"),
-    (
-      SECTIONS['patch_pixel'],
-      "{'kind': 'patch_pixel', 'seed': 3, 'patch_size': (3, 5)}",
-    ),
-  ):
-    text = (
-      f"{trained} was trained with the input permutation {{'kind': 'global', 'seed': 3}}, and "
-      f'config.permutation is {told}; under another one than its own a model knows nothing. Use '
-      'the config of its run.'
-    )
-    with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-      permutations.check_same(trained, section, SIZE)
-  with pytest.raises(InputError, match=re.escape('on permuted images of (12, 10), and those here')):
-    permutations.check_same(trained, SECTIONS['global'], (10, 12))
-
-
-def test_weights_without_a_permutation_refuse_one(trained):
-  description = trained.with_suffix('.json')
-  facts = json.loads(description.read_text())
-  description.write_text(json.dumps({**facts, 'permutation': None}))
-  permutations.check_same(trained, None, SIZE)
-  with pytest.raises(InputError, match='was trained with the input permutation none, and config'):
-    permutations.check_same(trained, SECTIONS['global'], SIZE)
-  trained.unlink()
-  description.unlink()
-  permutations.check_same(trained, SECTIONS['global'], SIZE)  # nobody says
-  (trained.parent / 'config.json').write_text(json.dumps({'permutation': SECTIONS['global']}))
-  with pytest.raises(InputError, match='was trained with the input permutation {'):
-    permutations.check_same(trained.parent, None, SIZE)
-
-
-def test_a_run_that_goes_on_tells_its_image_size(tmp_path):
-  config = {'permutation': SECTIONS['global'], 'train_input': {'image_size': SIZE}}
-  (tmp_path / 'config.json').write_text(json.dumps(config))
-  permutations.check_same(tmp_path, SECTIONS['global'], SIZE)
-  with pytest.raises(InputError, match=re.escape('on permuted images of (12, 10), and those here')):
-    permutations.check_same(tmp_path, SECTIONS['global'], (10, 12))
-
-
-@pytest.mark.parametrize('text', ['[]', '{', '{"permutation": {"kind": "global"}}'])
-def test_a_description_that_is_none(text, tmp_path):
-  (tmp_path / 'm.json').write_text(text)
-  with pytest.raises(InputError, match='m.json does not describe a model as train.py does'):
-    permutations.check_same(tmp_path / 'm.npz', None, SIZE)
-
-
-def test_predict_permutes_and_convert_refuses(trained):
-  assert model_files.read(trained).permutation == json.loads(json.dumps(SECTIONS['global']))
-  text = f"{trained} was trained with the input permutation {{'kind': 'global', 'seed': 3}}, which "
-  with pytest.raises(InputError, match=f'^{re.escape(text)}'):
-    convert.convert(trained, trained.with_name('x.npz'))
 
 
 # --- A whole run ----------------------------------------------------------------------------

@@ -106,20 +106,3 @@ def test_two_arrays_for_one_parameter():
   older = weights.older(tree())
   with pytest.raises(InputError, match='^two arrays for stem/kernel: the names mix layouts, '):
     layouts.to_released(older | {'stem/kernel': older['embedding/kernel']})
-
-
-def test_dimensions():
-  params = tree(image_size=(8, 12), patch_size=(4, 2))
-  assert layouts.dimensions(weights.flat(params)) == {
-    'num_blocks': 3, 'hidden_dim': 8, 'tokens_mlp_dim': 6, 'channels_mlp_dim': 16,
-    'patch_size': (4, 2), 'num_classes': 5, 'tokens': 12, 'channels': 3, 'image_size': None,
-  }  # fmt: skip
-  found = layouts.dimensions(weights.flat(tree(num_classes=None, image_size=16)))
-  assert (found['num_classes'], found['tokens'], found['image_size']) == (None, 16, (16, 16))
-  broken = weights.flat(tree()) | {'head/kernel': np.ones(3)}
-  del broken['stem/kernel']
-  text = (
-    'the shapes are not those of a Mixer: stem/kernel is missing; head/kernel is of shape (3,).'
-  )
-  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    layouts.dimensions(broken)

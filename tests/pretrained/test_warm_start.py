@@ -163,7 +163,9 @@ def test_what_does_not_fit_is_listed():
 def test_load_lays_out_for_scanned_blocks(tmp_path):
   params = weights(build(), 16)
   pretrained.save(tmp_path / 'model.npz', params)
-  common = {'head': 'auto', 'from_size': (), 'image_size': 16, 'channels': 3}
+  common = {
+    'head': 'auto', 'from_size': (), 'image_size': (16, 16), 'channels': 3, 'permutation': None,
+  }  # fmt: skip
   model = build(scan=True)
   found, facts = warm_start.load(path=str(tmp_path / 'model.npz'), model=model, **common)
   content = (tmp_path / 'model.npz').read_bytes()

@@ -115,6 +115,10 @@ def model():
   return params
 
 
+def pictures(path, *arguments, **options):
+  return unit_pictures.pictures(pretrained.open(path), *arguments, **options)
+
+
 @pytest.mark.parametrize('layout', ['released', 'older', 'scanned', 'timm'])
 def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
   if layout == 'timm':
@@ -123,7 +127,7 @@ def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
     write = {'released': weights.flat, 'older': weights.older, 'scanned': weights.scanned}[layout]
     (tmp_path / 'm.npz').write_bytes(weights.npz(write(model)))
   (path,) = tmp_path.glob('m.*')
-  found = unit_pictures.pictures(path, grid=GRID)
+  found = pictures(path, grid=GRID)
   assert list(found) == ['block_0', 'block_1', 'block_2', 'stem']
   tiles, titles = found['block_1'].tiles, found['block_1'].titles
   stack, places = planted()
@@ -151,26 +155,26 @@ def test_files_of_chosen_blocks_and_units(model, tmp_path, monkeypatch, capsys):
   assert (tmp_path / 'out' / 'block_3.svg').read_text().count('<image') == 6
   assert (tmp_path / 'out' / 'stem.svg').read_text().count('<image') == 8
   assert (tmp_path / 'out' / 'block_3.png').read_bytes().startswith(b'\x89PNG')
-  assert len(unit_pictures.pictures(tmp_path / 'm.npz', [1], 0, GRID)['block_1'].tiles) == 16
+  assert len(pictures(tmp_path / 'm.npz', [1], 0, GRID)['block_1'].tiles) == 16
 
 
 def test_the_grid_is_that_of_the_description_or_a_square(model, tmp_path):
   pretrained.save(tmp_path / 'm.npz', model)
   with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
-    unit_pictures.pictures(tmp_path / 'm.npz')
-  assert list(unit_pictures.pictures(tmp_path / 'm.npz', [])) == ['stem']
+    pictures(tmp_path / 'm.npz')
+  assert list(pictures(tmp_path / 'm.npz', [])) == ['stem']
   (tmp_path / 'm.json').write_text(json.dumps({'image_size': [32, 48]}))
-  assert unit_pictures.pictures(tmp_path / 'm.npz')['block_0'].tiles.shape[1:3] == GRID
+  assert pictures(tmp_path / 'm.npz')['block_0'].tiles.shape[1:3] == GRID
   (tmp_path / 'm.json').write_text(json.dumps({'size': 3}))
   with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
-    unit_pictures.pictures(tmp_path / 'm.npz')
+    pictures(tmp_path / 'm.npz')
   (tmp_path / 'm.json').write_text('[]')
   with pytest.raises(InputError, match='does not describe a model as train.py does'):
-    unit_pictures.pictures(tmp_path / 'm.npz')
+    pictures(tmp_path / 'm.npz')
   grown = weights.tree(image_size=16, tokens_mlp_dim=24)
   grown['stem']['kernel'] = grown['stem']['kernel'][:, :, :1]  # of grey images
   pretrained.save(tmp_path / 'grown.npz', grown)
-  found = unit_pictures.pictures(tmp_path / 'grown.npz')
+  found = pictures(tmp_path / 'grown.npz')
   assert found['block_0'].tiles.shape == (24, 4, 4, 3)
   assert found['stem'].tiles.shape == (8, 4, 4, 3)
 
@@ -182,7 +186,7 @@ def test_the_grid_of_a_run_that_goes_on_is_that_of_its_config(model, tmp_path):
   saved.close()
   for size, grid in (([32, 48], (8, 12)), ([64, 24], (16, 6))):
     (tmp_path / 'config.json').write_text(json.dumps({'train_input': {'image_size': size}}))
-    assert unit_pictures.pictures(tmp_path)['block_0'].tiles.shape[1:3] == grid
+    assert pictures(tmp_path)['block_0'].tiles.shape[1:3] == grid
 
 
 def test_weights_of_permuted_images_make_no_pictures(model, tmp_path):
@@ -192,11 +196,11 @@ def test_weights_of_permuted_images_make_no_pictures(model, tmp_path):
   (tmp_path / 'm.json').write_text(json.dumps(facts))
   for blocks in (None, []):
     with pytest.raises(InputError, match='was trained with the input permutation {.*no pictures'):
-      unit_pictures.pictures(tmp_path / 'm.npz', blocks)
+      pictures(tmp_path / 'm.npz', blocks)
   (tmp_path / 'm.json').write_text(
     json.dumps({**facts, 'permutation': {**section, 'kind': 'none'}})
   )
-  assert unit_pictures.pictures(tmp_path / 'm.npz')
+  assert pictures(tmp_path / 'm.npz')
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_what_cannot_be_drawn(change, blocks, words, model, tmp_path):
   flat = {k: v for k, v in {**weights.flat(model), **change}.items() if v is not None}
   (tmp_path / 'm.npz').write_bytes(weights.npz(flat))
   with pytest.raises(InputError, match=re.escape(words)):
-    unit_pictures.pictures(tmp_path / 'm.npz', blocks, grid=GRID)
+    pictures(tmp_path / 'm.npz', blocks, grid=GRID)
 
 
 def test_command(model, tmp_path):

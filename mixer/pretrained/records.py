@@ -1,0 +1,182 @@
+"""What a run of train.py records about its model: model.json, and before that config.json.
+
+A finished run describes its model in model.json; before the end of the run, config.json and
+classes.json contain the same.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+
+from etils import epath
+
+from mixer import files
+from mixer.errors import InputError
+from mixer.models import permutations
+from mixer.sizes import pair
+
+MODEL_FILE = 'model.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a run has recorded about its model; None where it has not.
+
+  Attributes:
+    file: where it was read; None if nothing is recorded.
+    model: arguments of `models.build`; 'num_classes' may be missing.
+    image_size: (height, width).
+    channels: of an image.
+    preprocessing: that of an `input.Input`.
+    loss: a key of `losses.LOSSES`.
+    class_names: in the order of the head's outputs.
+    permutation: `config.permutation` if it moves pixels, see `mixer.models.permutations`.
+  """
+
+  file: epath.Path | None = None
+  model: Mapping | None = None
+  image_size: tuple[int, int] | None = None
+  channels: int | None = None
+  preprocessing: Mapping | None = None
+  loss: str | None = None
+  class_names: tuple[str, ...] | None = None
+  permutation: Mapping | None = None
+
+
+def read(path: epath.Path) -> Record:
+  """What is recorded about the parameters at `path`: a file, or the workdir of a run.
+
+  Raises:
+    InputError: a file that should describe a model does not.
+  """
+  directory = path.is_dir()
+  file, parse = (path / MODEL_FILE if directory else path.with_suffix('.json')), _from_model_file
+  if directory and not file.exists():
+    file, parse = path / files.CONFIG_FILE, _from_config
+  if not file.exists():
+    return Record()
+  try:
+    found = parse(file, _read_object(file))
+    moves = permutations.normalize(found.permutation)
+    return found if moves else dataclasses.replace(found, permutation=None)
+  except (ValueError, AttributeError, KeyError, TypeError) as fault:
+    raise not_described(file, repr(fault)) from fault
+
+
+def read_model_file(workdir: epath.Path) -> dict | None:
+  """The content of model.json, or None if the run has not finished."""
+  file = workdir / MODEL_FILE
+  try:
+    return _read_object(file) if file.exists() else None
+  except (ValueError, TypeError) as fault:
+    raise not_described(file, repr(fault)) from fault
+
+
+def write(workdir: epath.Path, facts: Mapping) -> None:
+  """Writes model.json: the facts of a `Record` and any others."""
+  files.write(workdir / MODEL_FILE, json.dumps(facts, indent=1).encode())
+
+
+def _read_object(file: epath.Path) -> dict:
+  found = json.loads(file.read_text())
+  if not isinstance(found, dict):
+    raise TypeError(f'it is a JSON {type(found).__name__}')
+  return found
+
+
+def _from_model_file(file: epath.Path, facts: Mapping) -> Record:
+  names = facts.get('class_names')
+  return Record(
+    file=file,
+    model=facts.get('model'),
+    image_size=pair(facts['image_size']) if 'image_size' in facts else None,
+    channels=facts.get('channels'),
+    preprocessing=facts.get('preprocessing'),
+    loss=facts.get('loss'),
+    class_names=None if names is None else tuple(names),
+    permutation=facts.get('permutation'),
+  )
+
+
+def _from_config(file: epath.Path, config: Mapping) -> Record:
+  """Of a run that has not finished; the preprocessing is that of its first evaluation."""
+  training = config.get('train_input', {})
+  own = [s['input'] for s in config.get('evals', {}).values() if 'train_input' not in s]
+  size = training.get('image_size', training.get('side'))
+  classes = file.with_name(files.CLASSES_FILE)
+  names = tuple(json.loads(classes.read_text())) if classes.exists() else None
+  model = config.get('model')
+  if model is not None and names is not None:
+    model = {**model, 'num_classes': len(names)}
+  return Record(
+    file=file,
+    model=model,
+    image_size=None if size is None else pair(size),
+    preprocessing=_preprocessing((own or [training])[0]),
+    loss=config.get('loss'),
+    class_names=names,
+    permutation=config.get('permutation'),
+  )
+
+
+def _preprocessing(section: Mapping) -> dict:
+  """That of the `input.Input` which `section` opens; inputs in memory have no crop."""
+  if 'crop' not in section:
+    return {'name': 'none', 'value_range': [-1, 1]}
+  resize = section.get('resize')
+  return {
+    'name': section['crop'],
+    'resize': None if resize is None else pair(resize),
+    'crop': pair(section['image_size']),
+    'value_range': [-1, 1],
+  }
+
+
+def check_permutation(
+  record: Record, source: str, section: Mapping | None, image_size: tuple[int, int]
+) -> None:
+  """Raises InputError if the parameters were trained with another input permutation.
+
+  Nothing is checked where nothing is recorded.
+
+  Args:
+    record: about the parameters.
+    source: of the parameters, for the message.
+    section: `config.permutation` of what they are to be used for.
+    image_size: of the images of that.
+  """
+  if record.file is None:
+    return
+  have, want = permutations.normalize(record.permutation), permutations.normalize(section)
+  if have != want:
+    raise InputError(
+      f'{source} was trained with the input permutation {have or "none"}, and config.permutation '
+      f'is {want or "none"}; the parameters work with their own permutation only. Use the config '
+      'of that run.'
+    )
+  if have and record.image_size not in (None, pair(image_size)):
+    raise InputError(
+      f'{source} was trained on permuted images of {record.image_size}, and these are of '
+      f'{pair(image_size)}; another size has another permutation. Use the same size.'
+    )
+
+
+def check_classes(record: Record, tests: Mapping) -> None:
+  """Raises InputError if the parameters were trained on other classes than those of a test.
+
+  `tests` is {section of `config.evals`: its `mixer.input.Input`}.
+  """
+  trained = record.class_names
+  for name, data in tests.items():
+    if trained is not None and tuple(data.class_names) != trained:
+      raise InputError(
+        f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the model '
+        f'was trained on {list(trained[:5])}... ({record.file}): names and order must agree.'
+      )
+
+
+def not_described(file: epath.Path, fault: str) -> InputError:
+  return InputError(
+    f'{file} does not describe a model as train.py does: {fault}. If it does not belong to these '
+    'parameters, move it away, and the model is inferred from their shapes.'
+  )
