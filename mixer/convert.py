@@ -50,11 +50,10 @@ def convert(
   if not target.parent.is_dir():
     raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
   found = pretrained.open(source)
-  if found.record.permutation:
+  if permutation := found.description.permutation:
     raise InputError(
-      f'{source} was trained with the input permutation {found.record.permutation}, which {target} '
-      'cannot contain, and the parameters are of no use without it. Use mixer.predict or '
-      'evaluate.py on it.'
+      f'{source} was trained with the input permutation {permutation}, which {target} cannot '
+      'contain, and the parameters need it. Use mixer.predict or evaluate.py.'
     )
   description = found.describe(image_size=image_size)
   model = models.build(**{**description.model, 'dtype': 'float32'})

@@ -97,7 +97,8 @@ def test_wrong_requests(tmp_path):
     'a.onnx': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo'].",
     'a.npz': f'{source} is the input too; give the output another name.',
     'none/b.npz': f'there is no directory {tmp_path}/none.',
-    'b.npz': f'{source}: its 6 patches are not a square; give --image_size=HEIGHT,WIDTH.',
+    'b.npz': f'{source}: its parameters do not determine the size of the images; give '
+    '--image_size=HEIGHT,WIDTH.',
   }
   for name, text in words.items():
     with pytest.raises(InputError, match=f'{re.escape(text)}$'):

@@ -4,14 +4,14 @@ from etils import epath
 import jax
 
 from mixer import cli, pretrained
-from mixer.pretrained import description, released, warm_start
+from mixer.pretrained import inference, released, warm_start
 
 
 def summarize(path: epath.PathLike) -> str:
   """What a file of parameters or a workdir is, as lines of 'what  value'."""
   path = epath.Path(path).expanduser()
   found = pretrained.open(path)
-  mixer = description.infer(found.params, found.source)
+  mixer = inference.infer(found.params, found.source)
   sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
   height, width = mixer.model['patch_size']
   pixels = mixer.image_size
@@ -26,7 +26,7 @@ def summarize(path: epath.PathLike) -> str:
     'file': found.source,
     'kind': found.kind,
     'layout': found.layout,
-    'model': description.size_name(mixer.model) or 'Mixer of another size',
+    'model': inference.size_name(mixer.model) or 'Mixer of another size',
     'sizes': ', '.join(f'{name} {mixer.model[name]}' for name in sizes),
     'patches': f'{height} x {width} pixels, {mixer.channels} channels, {mixer.tokens} tokens'
     + (f', as of images of {pixels[0]} x {pixels[1]}' if pixels else ', which make no square'),

@@ -1,277 +1,143 @@
-"""All that is needed to use parameters, from the record of their run or from their shapes."""
+"""Descriptions of models: what a run of train.py records, in model.json and before in config.json.
+
+A finished run describes its model in model.json; before the end of the run, config.json and
+classes.json contain the same.
+"""
 
 from collections.abc import Mapping
 import dataclasses
-import math
-import re
-from typing import NamedTuple
+import json
 
-from mixer import labels, models
+from etils import epath
+
+from mixer import files, labels
 from mixer.errors import InputError
-from mixer.models import mlp_mixer
-from mixer.pretrained import records, released, trees
+from mixer.models import permutations
 from mixer.sizes import pair
-from mixer.training import losses
 
-_CHANGED = re.compile(r'MixerBlock_\d+/(\w+_token_mixing)/')  # of `mixer.models.variants`
-
-
-class Inferred(NamedTuple):
-  """What the shapes of a Mixer's parameters determine.
-
-  Attributes:
-    model: arguments of `models.build`; 'num_classes' is None without a head.
-    tokens: number of patches.
-    channels: of an image.
-    image_size: (height, width) of a square grid of patches; None where `tokens` is no square.
-  """
-
-  model: dict
-  tokens: int
-  channels: int
-  image_size: tuple[int, int] | None
+MODEL_FILE = 'model.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """All that is needed to use parameters in the released layout.
+  """How to use the parameters of a model; None where it is not known.
 
   Attributes:
-    model: arguments of `models.build`; 'num_classes' is None without a head.
+    file: where a run has recorded it; None if nothing is recorded.
+    model: arguments of `models.build`; its 'num_classes' is None without a head.
     image_size: (height, width).
     channels: of an image.
     preprocessing: that of an `input.Input`.
-    loss: a key of `losses.LOSSES`, or None where it is not known.
-    classes: (synset, name) of each output of the head, or None where they are not known.
-    permutation: `config.permutation`, see `mixer.models.permutations`.
-    assumed: a sentence for each fact that is not recorded and was inferred.
+    loss: a key of `losses.LOSSES`.
+    class_names: of the training data, in the order of the head's outputs.
+    classes: (synset, name) of each output; see `inference.complete`.
+    permutation: `config.permutation` if it moves pixels, see `mixer.models.permutations`.
+    assumed: what was not recorded but inferred, for the user.
   """
 
-  model: dict
-  image_size: tuple[int, int]
-  channels: int
-  preprocessing: dict
-  loss: str | None
-  classes: labels.Classes | None
+  file: epath.Path | None = None
+  model: Mapping | None = None
+  image_size: tuple[int, int] | None = None
+  channels: int | None = None
+  preprocessing: Mapping | None = None
+  loss: str | None = None
+  class_names: tuple[str, ...] | None = None
+  classes: labels.Classes | None = None
   permutation: Mapping | None = None
   assumed: tuple[str, ...] = ()
 
 
-def infer(params: Mapping, source: str) -> Inferred:
-  """The Mixer whose parameters these are; `params` has anything with a shape as leaves.
+def read(path: epath.Path) -> Description:
+  """What is recorded about the parameters at `path`: a file, or the workdir of a run.
 
   Raises:
-    InputError: a parameter that determines the model is missing or has another rank, or token
-      mixing is not that of the paper's main model.
+    InputError: a file that should describe a model does not.
   """
-  flat = trees.flatten(params)
-  changed = sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
-  if changed:
-    raise InputError(
-      f'{source}: token mixing is changed as in appendix A of the paper ({", ".join(changed)}), '
-      'which the shapes do not determine: use the run with its config, or the .npz with its .json.'
-    )
-  wanted = {
-    'stem/kernel': 4,
-    'MixerBlock_0/token_mixing/Dense_0/kernel': 2,
-    'MixerBlock_0/channel_mixing/Dense_0/kernel': 2,
-  } | ({'head/kernel': 2} if 'head/kernel' in flat else {})
-  faults = [
-    f'{name} is {"of shape " + str(flat[name].shape) if name in flat else "missing"}'
-    for name, rank in wanted.items()
-    if name not in flat or flat[name].ndim != rank
-  ]
-  if faults:
-    raise InputError(f'{source}: the shapes are not those of a Mixer: {"; ".join(faults)}.')
-  stem, tokens, channels, *head = (flat[name].shape for name in wanted)
-  side = math.isqrt(tokens[0])
-  model = {
-    'name': 'Mixer',
-    'num_classes': head[0][1] if head else None,
-    'num_blocks': len({m[1] for name in flat if (m := re.match(r'MixerBlock_(\d+)/', name))}),
-    'hidden_dim': stem[3],
-    'tokens_mlp_dim': tokens[1],
-    'channels_mlp_dim': channels[1],
-    'patch_size': stem[:2],
-  }
-  square = (side * stem[0], side * stem[1]) if side * side == tokens[0] else None
-  return Inferred(model, tokens[0], stem[2], square)
+  directory = path.is_dir()
+  file, parse = (path / MODEL_FILE if directory else path.with_suffix('.json')), _from_model_file
+  if directory and not file.exists():
+    file, parse = path / files.CONFIG_FILE, _from_config
+  if not file.exists():
+    return Description()
+  try:
+    found = parse(file, _read_object(file))
+    moves = permutations.normalize(found.permutation)
+    return found if moves else dataclasses.replace(found, permutation=None)
+  except (ValueError, AttributeError, KeyError, TypeError) as fault:
+    raise not_described(file, repr(fault)) from fault
 
 
-def size_name(model: Mapping) -> str | None:
-  """'Mixer-B/16' of the arguments in `Inferred.model` where they are a size of the paper."""
-  height, width = pair(model['patch_size'])
-  names = [
-    f'Mixer-{s}/{height}' for s, of in mlp_mixer.SIZES.items() if of.items() <= model.items()
-  ]
-  return names[0] if names and height == width else None
+def read_model_file(workdir: epath.Path) -> dict | None:
+  """The content of model.json, or None if the run has not finished."""
+  file = workdir / MODEL_FILE
+  try:
+    return _read_object(file) if file.exists() else None
+  except (ValueError, TypeError) as fault:
+    raise not_described(file, repr(fault)) from fault
 
 
-def complete(
-  params: Mapping,
-  record: records.Record,
-  source: str,
-  *,
-  model: str | None = None,
-  image_size: tuple[int, int] | None = None,
-  loss: str | None = None,
-  label_map: str | None = None,
-) -> Description:
-  """The description of parameters in the released layout, with every name and shape checked.
+def write(workdir: epath.Path, facts: Mapping) -> None:
+  """Writes model.json: the fields of a `Description`, and any other facts."""
+  files.write(workdir / MODEL_FILE, json.dumps(facts, indent=1).encode())
 
-  Args:
-    params, record, source: the parameters, what is recorded about them, and where they are from.
-    model, image_size, loss: name of the model, (height, width) and training loss, of parameters
-      without a record; None infers them.
-    label_map: a bundled list or a file, see `labels.load`; None for the model's own.
 
-  Raises:
-    InputError: a fact is missing or does not fit the others or the parameters.
-  """
-  given = {'model': model, 'image_size': image_size, 'loss': loss}
-  if record.file is None:
-    found = _infer_description(params, source, **given, label_map=label_map)
-  else:
-    known = {name: getattr(record, name) for name in given}
-    surplus = [f'--{n}' for n, v in given.items() if None not in (v, known[n]) and v != known[n]]
-    if surplus:
-      raise InputError(f'{record.file} describes {source}; leave out {surplus}.')
-    found = _complete_record(params, record, image_size, label_map)
-  net = models.build(**found.model)
-  trees.check(params, models.shapes(net, found.image_size, found.channels), source)
+def _read_object(file: epath.Path) -> dict:
+  found = json.loads(file.read_text())
+  if not isinstance(found, dict):
+    raise TypeError(f'it is a JSON {type(found).__name__}')
   return found
 
 
-def _complete_record(
-  params: Mapping, record: records.Record, image_size: tuple[int, int] | None, label_map: str | None
-) -> Description:
-  missing = [n for n in ('model', 'preprocessing', 'loss') if getattr(record, n) is None]
-  if missing:
-    raise records.not_described(record.file, f'it lacks {missing}')
-  try:
-    # Both say how to compute, not what; `scan` is about another layout.
-    model = {key: value for key, value in record.model.items() if key not in ('remat', 'scan')}
-    model.setdefault('num_classes', _num_outputs(params))
-    assumed = []
-    size = record.image_size or image_size
-    if size is None:
-      size = _square_size(params, record)
-      assumed.append(f'images of {size[0]} x {size[1]} pixels')
-    preprocessing = dict(record.preprocessing)
-    if preprocessing['name'] == 'inception':  # the random crop of a run without evaluations
-      preprocessing = _resize_small(size)
-      assumed.append(f'preprocessing, as the run had no evaluation: {_format(preprocessing)}')
-    classes = None
-    if label_map:
-      classes = labels.load(label_map, model['num_classes'])
-    elif record.class_names is not None:
-      classes = labels.describe(record.class_names, model['num_classes'], str(record.file))
-    return Description(
-      model=model,
-      image_size=size,
-      channels=record.channels or _num_channels(params),
-      preprocessing=preprocessing,
-      loss=_check_loss(record.loss, str(record.file)),
-      classes=classes,
-      permutation=record.permutation,
-      assumed=tuple(assumed),
-    )
-  except (AttributeError, KeyError, TypeError) as fault:
-    raise records.not_described(record.file, repr(fault)) from fault
-
-
-def _infer_description(
-  params: Mapping,
-  source: str,
-  *,
-  model: str | None,
-  image_size: tuple[int, int] | None,
-  loss: str | None,
-  label_map: str | None,
-) -> Description:
-  """Of parameters without a record: the shapes give the model, the released Mixers the rest."""
-  found = infer(params, source)
-  num_classes = found.model['num_classes']
-  assumed = [] if model else [f'the model is {_describe_model(found.model)}']
-  if image_size is None:
-    if found.image_size is None:
-      raise InputError(
-        f'{source}: its {found.tokens} patches are not a square; give --image_size=HEIGHT,WIDTH.'
-      )
-    image_size = found.image_size
-    assumed.append(f'images of {image_size[0]} x {image_size[1]} pixels')
-  preprocessing = _resize_small(image_size)
-  assumed.append(f'preprocessing: {_format(preprocessing)}')
-  if loss is None and num_classes in released.NUM_CLASSES:
-    loss = released.LOSS
-    assumed.append(f'loss: {loss}, as in the released models')
-  bundled = {count: name for name, count in labels.BUNDLED.items()}
-  if label_map is None and num_classes in bundled:
-    label_map = bundled[num_classes]
-    assumed.append(f'classes: {label_map}, from their number')
+def _from_model_file(file: epath.Path, facts: Mapping) -> Description:
+  names = facts.get('class_names')
   return Description(
-    model={'name': model, 'num_classes': num_classes} if model else found.model,
-    image_size=image_size,
-    channels=found.channels,
-    preprocessing=preprocessing,
-    loss=loss and _check_loss(loss, '--loss'),
-    classes=labels.load(label_map, num_classes) if label_map and num_classes else None,
-    assumed=tuple(assumed),
+    file=file,
+    model=facts.get('model'),
+    image_size=pair(facts['image_size']) if 'image_size' in facts else None,
+    channels=facts.get('channels'),
+    preprocessing=facts.get('preprocessing'),
+    loss=facts.get('loss'),
+    class_names=None if names is None else tuple(names),
+    permutation=facts.get('permutation'),
   )
 
 
-def _describe_model(model: Mapping) -> str:
-  """'Mixer-B/16 with a head of 1000 classes', or all the dimensions of another size."""
-  count = model['num_classes']
-  head = 'no head' if count is None else f'a head of {count} classes'
-  if name := size_name(model):
-    return f'{name} with {head}'
-  own = ', '.join(f'{k} {v}' for k, v in model.items() if k not in ('name', 'num_classes'))
-  return f'a Mixer of {own}, with {head}'
+def _from_config(file: epath.Path, config: Mapping) -> Description:
+  """Of a run that has not finished; the preprocessing is that of its first evaluation."""
+  training = config.get('train_input', {})
+  own = [s['input'] for s in config.get('evals', {}).values() if 'train_input' not in s]
+  size = training.get('image_size', training.get('side'))
+  classes = file.with_name(files.CLASSES_FILE)
+  names = tuple(json.loads(classes.read_text())) if classes.exists() else None
+  model = config.get('model')
+  if model is not None and names is not None:
+    model = {**model, 'num_classes': len(names)}
+  return Description(
+    file=file,
+    model=model,
+    image_size=None if size is None else pair(size),
+    preprocessing=_preprocessing((own or [training])[0]),
+    loss=config.get('loss'),
+    class_names=names,
+    permutation=config.get('permutation'),
+  )
 
 
-def _num_outputs(params: Mapping) -> int | None:
-  return len(params['head']['bias']) if 'head' in params else None
-
-
-def _num_channels(params: Mapping) -> int:
-  """Of the images, by the first convolution of any model."""
-  stem = params['stem'] if 'stem' in params else params['root_block']['conv_root']
-  return stem['kernel'].shape[2]
-
-
-def _square_size(params: Mapping, record: records.Record) -> tuple[int, int]:
-  """The size of the images where only the parameters give it."""
-  try:
-    size = infer(params, '').image_size
-  except InputError:  # not the paper's main model: other sizes have the same shapes
-    size = None
-  if size is None:
-    raise InputError(
-      f'{record.file} does not have the size of the images; give --image_size=HEIGHT,WIDTH.'
-    )
-  return size
-
-
-def _check_loss(loss: str, source: str) -> str:
-  if loss not in losses.LOSSES:
-    raise InputError(f'{source}: unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
-  return loss
-
-
-def _resize_small(image_size: tuple[int, int]) -> dict:
-  """The evaluation of the released models: 256 to 224, and the same ratio for other sizes."""
+def _preprocessing(section: Mapping) -> dict:
+  """That of the `input.Input` which `section` opens; inputs in memory have no crop."""
+  if 'crop' not in section:
+    return {'name': 'none', 'value_range': [-1, 1]}
+  resize = section.get('resize')
   return {
-    'name': 'resize_small',
-    'resize': tuple(round(side * 8 / 7) for side in image_size),
-    'crop': image_size,
+    'name': section['crop'],
+    'resize': None if resize is None else pair(resize),
+    'crop': pair(section['image_size']),
     'value_range': [-1, 1],
   }
 
 
-def _format(preprocessing: Mapping) -> str:
-  resize, crop = (
-    ' x '.join(map(str, side)) if side[0] != side[1] else str(side[0])
-    for side in (preprocessing['resize'], preprocessing['crop'])
+def not_described(file: epath.Path, fault: str) -> InputError:
+  return InputError(
+    f'{file} does not describe a model as train.py does: {fault}. If it does not belong to these '
+    'parameters, move it away, and the model is inferred from their shapes.'
   )
-  return f'shorter side to {resize}, centre crop of {crop}, values in [-1, 1]'

@@ -1,8 +1,9 @@
 """Where parameters are read: a file, or a checkpoint in the workdir of a run."""
 
+from collections.abc import Mapping
+import dataclasses
 import hashlib
 import json
-from typing import NamedTuple
 
 from absl import logging
 from etils import epath
@@ -11,17 +12,80 @@ import numpy as np
 from mixer.checkpoints import integrity
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
-from mixer.models import scanning
-from mixer.pretrained import formats, layouts, trees
+from mixer.models import permutations, scanning
+from mixer.pretrained import formats, inference, layouts, trees
+from mixer.pretrained.description import Description
+from mixer.sizes import pair
 
 
-class Stored(NamedTuple):
-  """Parameters as they are stored, and the identity of the bytes that were read."""
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """Parameters with their origin and what is recorded about them.
 
-  flat: dict[str, np.ndarray]  # under the released names
-  kind: str  # '.npz', '.safetensors', '.pth' or 'workdir of a run'
-  layout: str  # a key of `layouts.LAYOUTS`, and what wraps it
-  identity: dict  # 'bytes', 'sha256' and, of a checkpoint, 'step'
+  Attributes:
+    params: a nested dict of float32 arrays in the released layout.
+    identity: 'source', 'bytes' and 'sha256' of the file; of a workdir also 'step', and the others
+      are those of its checkpoint. A checkpoint is many files: its sha256 is that of its manifest,
+      which has a checksum of each.
+    kind: '.npz', '.safetensors', '.pth' or 'workdir of a run'.
+    layout: in which they are stored, a key of `layouts.LAYOUTS`, and what wraps it.
+    dtypes: in which they are stored.
+    description: what the run that made them has recorded; `describe` adds the rest.
+  """
+
+  params: dict
+  identity: dict
+  kind: str
+  layout: str
+  dtypes: tuple[str, ...]
+  description: Description = dataclasses.field(default_factory=Description)
+
+  @property
+  def source(self) -> str:
+    """The file, or the workdir and the step, for messages."""
+    step = f', step {self.identity["step"]}' if 'step' in self.identity else ''
+    return self.identity['source'] + step
+
+  def describe(self, **given) -> Description:
+    """All that is needed to use the parameters; takes the options of `inference.complete`."""
+    return inference.complete(self.description, self.params, self.source, **given)
+
+  def check_permutation(self, section: Mapping | None, image_size: tuple[int, int]) -> None:
+    """Raises InputError if the parameters were trained with another input permutation.
+
+    Args:
+      section: `config.permutation` of what they are to be used for.
+      image_size: of the images of that.
+    """
+    known = self.description
+    if known.file is None:
+      return
+    have, want = permutations.normalize(known.permutation), permutations.normalize(section)
+    if have != want:
+      raise InputError(
+        f'{self.source} was trained with the input permutation {have or "none"}, and '
+        f'config.permutation is {want or "none"}; the parameters work with their own permutation '
+        'only. Use the config of that run.'
+      )
+    if have and known.image_size not in (None, pair(image_size)):
+      raise InputError(
+        f'{self.source} was trained on permuted images of {known.image_size}, and these are of '
+        f'{pair(image_size)}; another size has another permutation. Use the same size.'
+      )
+
+  def check_classes(self, tests: Mapping) -> None:
+    """Raises InputError if the parameters were trained on other classes than those of a test.
+
+    `tests` is {section of `config.evals`: its `mixer.input.Input`}.
+    """
+    trained = self.description.class_names
+    for name, data in tests.items():
+      if trained is not None and tuple(data.class_names) != trained:
+        raise InputError(
+          f'config.evals.{name}.input has the classes {list(data.class_names)[:5]}..., and the '
+          f'model was trained on {list(trained[:5])}... ({self.description.file}): names and order '
+          'must agree.'
+        )
 
 
 def read(
@@ -29,12 +93,12 @@ def read(
   which: int | str = 'newest',
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
-) -> Stored:
-  """The parameters at `path`; the arguments are those of `mixer.pretrained.open`."""
+) -> Pretrained:
+  """The parameters at `path`, as in `mixer.pretrained.open`, without their description."""
   return _read_workdir(path, which, keep_best, cluster) if path.is_dir() else _read_file(path)
 
 
-def _read_file(path: epath.Path) -> Stored:
+def _read_file(path: epath.Path) -> Pretrained:
   if not path.exists():
     raise InputError(
       f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
@@ -51,12 +115,13 @@ def _read_file(path: epath.Path) -> Stored:
       '%s: %d arrays beside the parameters are left out: %s%s',
       path, len(dropped), ', '.join(dropped[:4]), ', ...' if len(dropped) > 4 else '',
     )  # fmt: skip
-  return Stored(flat, kind, layout, {'bytes': len(content), 'sha256': _sha256(content)})
+  identity = {'source': str(path), 'bytes': len(content), 'sha256': _sha256(content)}
+  return _pretrained(flat, identity, kind, layout)
 
 
 def _read_workdir(
   path: epath.Path, which: int | str, keep_best: str | None, cluster: Cluster
-) -> Stored:
+) -> Pretrained:
   """Reads a checkpoint; the next one, if the run in `path` removes it before it is read."""
   from mixer.checkpoints import manager  # loads orbax, which takes seconds
 
@@ -81,13 +146,11 @@ def _read_workdir(
         f'{path}: the checkpoint of step {step} was replaced while it was read, by the run that '
         'trains there. Start again.'
       )
-  sizes = [size for size, _ in json.loads(content).values()]
-  return Stored(
-    flat={k: np.asarray(x) for k, x in trees.flatten(scanning.unstack_blocks(params)).items()},
-    kind='workdir of a run',
-    layout='scanned' if scanning.STACKED in params else 'released',
-    identity={'step': step, 'bytes': sum(sizes), 'sha256': _sha256(content)},
-  )
+  flat = {k: np.asarray(x) for k, x in trees.flatten(scanning.unstack_blocks(params)).items()}
+  size = sum(size for size, _ in json.loads(content).values())
+  identity = {'source': str(path), 'step': step, 'bytes': size, 'sha256': _sha256(content)}
+  layout = 'scanned' if scanning.STACKED in params else 'released'
+  return _pretrained(flat, identity, 'workdir of a run', layout)
 
 
 def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Cluster) -> int:
@@ -109,6 +172,16 @@ def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Clus
     hint = f', or one of its files, {", ".join(names)}' if names else ' or a file'
     raise InputError(f'{path} {what}; give a workdir of train.py{hint}.')
   return step
+
+
+def _pretrained(flat: dict[str, np.ndarray], identity: dict, kind: str, layout: str) -> Pretrained:
+  return Pretrained(
+    params=trees.nest({k: np.array(x, np.float32, order='C') for k, x in flat.items()}),
+    identity=identity,
+    kind=kind,
+    layout=layout,
+    dtypes=tuple(sorted({str(array.dtype) for array in flat.values()})),
+  )
 
 
 def _sha256(content: bytes) -> str:

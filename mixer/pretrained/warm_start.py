@@ -9,7 +9,7 @@ from mixer import models, pretrained
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, variants
-from mixer.pretrained import description, growth, trees
+from mixer.pretrained import growth, inference, trees
 
 Model = mlp_mixer.MlpMixer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
@@ -127,7 +127,7 @@ def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[s
 
 def _grid(params, model, from_size, source) -> tuple[int, int]:
   """The grid of patches that the parameters were trained on."""
-  tokens = description.infer(params, source).tokens
+  tokens = inference.infer(params, source).tokens
   if from_size is not None:
     grid = layers.patch_grid(from_size, model.patch_size)
   else:

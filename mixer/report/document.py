@@ -1,8 +1,9 @@
 """Writes a report: the page from `report.html.jinja`, and the table of metrics beside it."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import importlib.resources
 import io
 
@@ -75,19 +76,16 @@ def template() -> jinja2.Template:
 
 def galleries(run: Run, samples: int) -> tuple[Gallery, Gallery]:
   """(pictures of the weights, sample predictions), of one read of the parameters."""
-  try:
-    trained = pretrained.open(run.path, which='final')
-  except InputError as fault:
-    return Gallery(run.label, f'Not drawn: {fault}'), Gallery(run.label, f'Not made: {fault}')
+  trained = functools.cache(lambda: pretrained.open(run.path, which='final'))
   return weight_pictures(run.label, trained), predictions(run, trained, samples)
 
 
-def weight_pictures(label: str, trained: pretrained.Pretrained) -> Gallery:
+def weight_pictures(label: str, trained: Callable[[], pretrained.Pretrained]) -> Gallery:
   """Token-mixing units of the first blocks and the stem."""
   note, found = '', {}
   for blocks in (None, ()):  # without pictures of the first blocks, the stem alone
     try:
-      found = unit_pictures.pictures(trained, blocks)
+      found = unit_pictures.pictures(trained(), blocks)
       break
     except InputError as fault:
       note = note or f'Not drawn: {fault}'
@@ -101,14 +99,14 @@ def weight_pictures(label: str, trained: pretrained.Pretrained) -> Gallery:
   return Gallery(label, note, pictures)
 
 
-def predictions(run: Run, trained: pretrained.Pretrained, count: int) -> Gallery:
+def predictions(run: Run, trained: Callable[[], pretrained.Pretrained], count: int) -> Gallery:
   """The most probable classes of the first images of a classification set that is on disk."""
   kinds = {k: v for k, v in run.config['evals'].items() if v.get('kind') == 'classification'}
   if not kinds:
     return Gallery(run.label, 'Not made: the config has no classification among its evals.')
   try:
     name, data = _first_available(kinds)
-    batch, probabilities = _predict(run, trained, data, count)
+    batch, probabilities = _predict(run, trained(), data, count)
   except InputError as fault:
     return Gallery(run.label, f'Not made: {fault}')
   names = [text for _, text in labels.describe(data.class_names, data.num_classes, name)]

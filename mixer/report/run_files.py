@@ -9,7 +9,7 @@ from etils import epath
 from mixer import files, models
 from mixer.errors import InputError
 from mixer.models import bit_resnet, mlp_mixer
-from mixer.pretrained import records
+from mixer.pretrained import description as descriptions
 from mixer.run import metrics_log
 
 
@@ -115,7 +115,7 @@ def _read(path: epath.Path, label: str) -> Run:
   except json.JSONDecodeError as fault:
     raise InputError(f'{path / metrics_log.METRICS_FILE} is damaged: {fault}.') from fault
   evaluation = _json(path / 'evaluation.json') or {}
-  description = records.read_model_file(path)
+  description = descriptions.read_model_file(path)
   numbers = {k: v for k, v in evaluation.items() if '/' in k and isinstance(v, int | float)}
   return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, numbers)
 

@@ -10,7 +10,7 @@ from mixer import evaluators, files, models, pretrained, runtime, settings
 from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
-from mixer.pretrained import records, warm_start
+from mixer.pretrained import warm_start
 from mixer.training import sharding
 
 
@@ -60,7 +60,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   trained = pretrained.open(path, which=options.which, keep_best=keep_best, cluster=cluster)
   for size in sizes:
     trained.check_permutation(permutation, size)
-  records.check_classes(trained.record, classified)
+  trained.check_classes(classified)
   params, source = trained.params, trained.source
   num_classes = warm_start.check_head(params, source, classified)
   if num_classes is None:

@@ -112,11 +112,11 @@ def _recorded_grid(
   trained: pretrained.Pretrained, patch: tuple[int, int]
 ) -> tuple[int, int] | None:
   """(rows, columns) of patches in the images that the model was trained on, if recorded."""
-  size = trained.record.image_size
-  if trained.record.permutation:
+  size = trained.description.image_size
+  if permutation := trained.description.permutation:
     raise InputError(
-      f'{trained.source} was trained with the input permutation {trained.record.permutation}: its '
-      'weights are not in the order of the pixels of an image, so they make no pictures.'
+      f'{trained.source} was trained with the input permutation {permutation}: its weights are not '
+      'in the order of the pixels of an image, so they make no pictures.'
     )
   return None if size is None else layers.patch_grid(size, patch)
 

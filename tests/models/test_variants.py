@@ -320,7 +320,7 @@ def test_shapes_alone_do_not_tell_a_changed_model(change, tmp_path):
   text = 'm.npz: token mixing is changed as in appendix A'
   for use in (
     lambda path: convert.convert(path, tmp_path / 'n.npz', (6, 8)),
-    lambda path: pretrained.open(path).describe(model='Mixer-S/16', image_size=(6, 8)),
+    lambda path: pretrained.open(path).describe(image_size=(6, 8)),
     program.summarize,
   ):
     with pytest.raises(InputError, match=text):

@@ -61,7 +61,7 @@ def test_a_file(tmp_path, write):
     'sha256': hashlib.sha256(content).hexdigest(),
   }
   assert (found.source, found.layout, found.dtypes) == (str(path), 'timm', ('float32',))
-  assert found.record.file is None
+  assert found.description.file is None
 
 
 def test_no_file(tmp_path):
@@ -138,10 +138,10 @@ def test_final_parameters_of_a_finished_run(tmp_path):
   pretrained.save_model(run, tree(seed=3), {'loss': 'softmax'})
   found = pretrained.open(run, which='final')
   equal(found.params, tree(seed=3))
-  assert found.source == f'{run}/model.npz' and found.record.loss == 'softmax'
+  assert found.source == f'{run}/model.npz' and found.description.loss == 'softmax'
   found = pretrained.open(run)
   equal(found.params, tree(seed=10))
-  assert found.record.loss == 'softmax'
+  assert found.description.loss == 'softmax'
 
 
 def test_a_damaged_checkpoint(tmp_path):
