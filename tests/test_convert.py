@@ -134,6 +134,58 @@ def test_a_run_is_read_and_converted(tmp_path, capsys):
   equal(pretrained.load(tmp_path), tree(seed=10))
 
 
+DESCRIBED = {
+  'image_size': (8, 12),
+  'channels': 3,
+  'preprocessing': {'name': 'none', 'value_range': [-1, 1]},
+  'loss': 'softmax',
+}
+MODELS = {
+  'Mixer': {'name': 'Mixer', 'num_blocks': 3, **weights.SIZES, 'dtype': 'bfloat16'},
+  'untied': {'name': 'Mixer', 'num_blocks': 3, **weights.SIZES, 'untie_tokens': True},
+  'BiT': {'name': 'BiT', 'stage_sizes': (1,), 'width': 8, 'groups': 4},
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_described_model(tmp_path, name):
+  """What its run has recorded is used: any model, any image size; computed in float32."""
+  net = models.build(**MODELS[name], num_classes=5)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: np.float32(0.3 * rng.standard_normal(x.shape)), models.shapes(net, (8, 12))
+  )
+  facts = {**DESCRIBED, 'model': {**MODELS[name], 'num_classes': 5}}
+  pretrained.save_model(epath.Path(tmp_path), params, facts)
+  source = tmp_path / 'model.npz'
+  for ending in ('npz', 'stablehlo'):
+    line = convert.convert(source, tmp_path / f'out.{ending}')
+    assert line.startswith(f'{source} -> {tmp_path}/out.{ending}: logits of 3 random images differ')
+  equal(pretrained.load(tmp_path / 'out.npz'), params)
+  images = np.float32(rng.uniform(-1, 1, (2, 8, 12, 3)))
+  run = jax.export.deserialize(bytearray((tmp_path / 'out.stablehlo').read_bytes())).call
+  wanted = models.apply_function(net.clone(dtype='float32'))(params, images)
+  np.testing.assert_allclose(run(images), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+  if name != 'Mixer':
+    with pytest.raises(InputError, match=r"timm's Mixer has no place for "):
+      convert.convert(source, tmp_path / 'out.safetensors')
+  with pytest.raises(InputError, match=r"model.json describes .*; leave out \['--image_size'\]"):
+    convert.convert(source, tmp_path / 'out.npz', image_size=(12, 8))
+
+
+def test_a_model_of_permuted_images_is_refused(tmp_path):
+  section = {'kind': 'global', 'seed': 3, 'patch_size': 4}
+  pretrained.save_model(epath.Path(tmp_path), tree(), {**DESCRIBED, 'permutation': section})
+  text = (
+    f'{tmp_path}/model.npz was trained with the input permutation {section}, which '
+    f'{tmp_path}/x.npz cannot contain, and the parameters need it. Use mixer.predict or '
+    'evaluate.py.'
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    convert.convert(tmp_path / 'model.npz', tmp_path / 'x.npz')
+  assert not (tmp_path / 'x.npz').exists()
+
+
 @pytest.mark.slow
 def test_programs(tmp_path):
   """On the command line: what is printed, what is kept, and how a mistake ends."""
@@ -155,7 +207,7 @@ def test_programs(tmp_path):
   wrong = run(source)
   assert (wrong.returncode, wrong.stderr) == (
     2,
-    f"error: the arguments beside the flags are ['{source}']; wanted: SOURCE TARGET. "
+    f"error: the positional arguments are ['{source}']; wanted: SOURCE TARGET. "
     '--help lists the flags.\n',
   )
   wrong = run(source, tmp_path / 'b.npz', '--image_size=8,x')

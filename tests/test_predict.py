@@ -1,10 +1,13 @@
 """mixer.predict as a user meets it, and what it makes of model files and of image files."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
+from etils import epath
 import jax
 import numpy as np
 from PIL import Image
@@ -12,10 +15,14 @@ import pytest
 
 from mixer import input as inputs
 from mixer import labels, models, pretrained
+from mixer import predict as program
 from mixer.errors import InputError
 from mixer.input import single_images
+from mixer.models import permutations
+import reference
 import runs
 import sets
+import weights
 
 SMALL = dict(num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24, patch_size=16)
 
@@ -183,6 +190,72 @@ def test_features(workdir, digits, tmp_path, without_tensorflow):
   np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def without_its_end(workdir, tmp_path):
+  """The workdir as it is before the run has finished."""
+  path = tmp_path / 'unfinished'
+  shutil.copytree(workdir, path)
+  for name in ('model.npz', 'model.json'):
+    (path / name).unlink()
+  return path
+
+
+def test_a_run_that_has_not_finished(workdir, digits, tmp_path, without_tensorflow):
+  """Its newest checkpoint, as evaluate.py reads it, described by config.json and classes.json."""
+  folder, _, truth = digits
+  unfinished = without_its_end(workdir, tmp_path)
+  status, output, errors = predict(
+    f'--checkpoint={unfinished}', '--json', folder, env=without_tensorflow
+  )
+  assert status == 0 and errors == 'assumed: images of 8 x 8 pixels\n'
+  found = [json.loads(line)['top'] for line in output.splitlines()]
+  top1 = np.mean([top[0]['index'] == label for top, label in zip(found, truth)])
+  assert top1 == runs.rows(workdir)[-1]['test/top1']
+  assert [guess['name'] for guess in found[0]] == [str(guess['index']) for guess in found[0]]
+
+  finished, opened = (pretrained.open(path, which='final') for path in (workdir, unfinished))
+  weights.equal(opened.params, finished.params)
+  weights.equal(opened.params, pretrained.open(unfinished).params)  # of evaluate.py
+  assert opened.source == f'{unfinished}, step 100'
+  changes = {'file': workdir / 'model.json', 'assumed': ()}
+  assert dataclasses.replace(opened.describe(), **changes) == finished.describe()
+
+
+def test_a_run_that_has_saved_nothing(tmp_path, workdir):
+  (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
+  text = f'{tmp_path} is a directory without an intact checkpoint; give a workdir of train.py or a '
+  with pytest.raises(InputError, match=f'^{re.escape(text)}file\\.$'):
+    pretrained.open(tmp_path, which='final')
+
+
+def test_a_model_of_permuted_images(tmp_path):
+  """Probabilities and features are those of the images moved by hand, in NumPy."""
+  section = {'kind': 'global', 'seed': 5, 'patch_size': 16}
+  params = random_params(32, num_classes=4, channels=1)
+  facts = {
+    'model': {'name': 'Mixer', **SMALL, 'num_classes': 4}, 'image_size': 32, 'channels': 1,
+    'permutation': section, 'preprocessing': {'name': 'none', 'value_range': [-1, 1]},
+    'loss': 'softmax', 'class_names': 'abcd',
+  }  # fmt: skip
+  pretrained.save_model(epath.Path(tmp_path), params, facts)
+  pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 1), np.uint8)
+  moved = pixels.reshape(3, -1)[:, permutations.everywhere((32, 32), 16, 5)].reshape(pixels.shape)
+  activations, logits = reference.forward(params, moved / 127.5 - 1, (16, 16))
+
+  trained = pretrained.open(tmp_path, which='final')
+  description = trained.describe()
+  shown = {}
+  batches = [(['x', 'y', 'z'], pixels)]
+  program.classify(trained, description, iter(batches), top=4, show=shown.__setitem__)
+  wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  for row, name in zip(wanted, 'xyz'):
+    found = {class_name: probability for _, _, class_name, probability in shown[name]}
+    np.testing.assert_allclose([found[c] for c in 'abcd'], row, atol=1e-5)
+  program.write_features(
+    epath.Path(tmp_path / 'f.npy'), trained, description, iter(batches)
+  )  # fmt: skip
+  np.testing.assert_allclose(np.load(tmp_path / 'f.npy'), activations['pre_logits'], atol=1e-5)
+
+
 # --- A file in the released layout ---------------------------------------------------------
 
 
@@ -333,7 +406,7 @@ def test_words_without_a_flag_are_for_predict_alone(env):
   )
   assert status == 2
   assert output.endswith(
-    "error: the arguments beside the flags are ['more']; wanted: none. --help lists the flags.\n"
+    "error: the positional arguments are ['more']; wanted: none. --help lists the flags.\n"
   )
 
 

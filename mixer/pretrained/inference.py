@@ -218,9 +218,7 @@ def _num_outputs(params: Mapping) -> int | None:
 def _num_channels(params: Mapping) -> int:
   """Of the images, by the first convolution of any model."""
   stem = params.get('stem') or params.get('root_block', {}).get('conv_root', {})
-  return (
-    stem['kernel'].shape[2] if 'kernel' in stem else 3
-  )  # `trees.check` finds that it is missing
+  return stem['kernel'].shape[2] if 'kernel' in stem else 3  # then `trees.check` fails
 
 
 def _resize_small(image_size: tuple[int, int]) -> dict:
