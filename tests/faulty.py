@@ -98,7 +98,7 @@ def disk_is_full() -> None:
   def save(self, step, *args):
     steps.append(step)
     if len(steps) == 3:
-      self._finish()
+      self.wait()
       resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
     return original(self, step, *args)
 
@@ -111,7 +111,7 @@ def disk_is_full_at_the_end() -> None:
 
   def save(self, step, *args):
     if step == 40:
-      self._finish()
+      self.wait()
       resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
     return original(self, step, *args)
 

@@ -1,9 +1,8 @@
 """Checkpoints of a whole train state: asynchronous, guarded against damage, newest and best."""
 
-from collections.abc import Sequence
+from concurrent import futures
 import contextlib
 import json
-import threading
 import time
 
 from absl import logging
@@ -11,25 +10,23 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mixer import files
 from mixer.checkpoints import integrity, save_faults
 from mixer.cluster import coordination
 from mixer.errors import Diverged, InputError, Interrupted
 
-_POLL_SECONDS = 0.01
-GOING_FILE = 'going.json'  # the steps that orbax is removing, or is about to
-# Where a checkpoint is complete by a file of orbax's, and not by a rename.
-_COMMIT_FILE, _STORES_WITHOUT_RENAMES = 'commit_success.txt', ('gs://',)
-
 
 class Checkpoints:
   """The checkpoints in one directory.
 
-  Orbax restores flipped bits in silence, so every checkpoint carries a manifest with the size
+  Orbax restores flipped bits without an error, so every checkpoint carries a manifest with the size
   and CRC-32 of each of its files. It is written before the checkpoint is renamed into place:
   a checkpoint without one, or that disagrees with it, is damaged and never restored.
+
+  A save goes on in the background, and its fault is raised by the next call of `check`, `save`,
+  `wait` or `close`. Orbax's `CheckpointManager` raises it only at the next save, and on several
+  processes only after a barrier that the others do not reach; `AsyncCheckpointer` alone does not.
   """
 
   def __init__(
@@ -39,112 +36,94 @@ class Checkpoints:
     keep_last: int = 1,
     keep_best: str | None = None,
     read_only: bool = False,
-    cluster: coordination.Cluster = coordination.SINGLE,
   ):
     """Opens `directory`.
 
     Args:
-      directory: absolute; made if it is not there.
-      keep_last: how many of the newest checkpoints stay.
-      keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest
-        stays too.
+      directory: absolute; the first save creates it.
+      keep_last: how many of the newest checkpoints to keep.
+      keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest is
+        kept too.
       read_only: change nothing: another program may be training there.
-      cluster: the processes that save and restore together.
     """
     if keep_last < 1:
       raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
     self.directory = epath.Path(directory)
-    policies = [preservation_policy.LatestN(keep_last)]
-    self._score = None if keep_best is None else lambda metrics: metrics[keep_best]
-    if keep_best is not None:
-      policies.append(
-        preservation_policy.BestN(
-          get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
-        )
-      )
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
-    self._aside = self.directory.with_name(self.directory.name + '.damaged')
-    self._saving_step = self._restored_step = None
-    self._policy = _Announced(policies, self.directory / GOING_FILE)
-    self._keep_best = keep_best
+    self._keep_last, self._keep_best = keep_last, keep_best
     self._read_only = read_only
-    self._manager, self._cluster = None, cluster
-    save_faults.seen.clear()  # those of an earlier run in this process
+    self._damaged_directory = self.directory.with_name(self.directory.name + '.damaged')
+    self._restored_step = self._saving_step = None
+    self._save: futures.Future | None = None  # the newest one, until its checkpoint is complete
+    self._checkpointer: ocp.AsyncCheckpointer | None = None
+    self._resources = contextlib.ExitStack()
 
-  @property
-  def manager(self) -> ocp.CheckpointManager:
-    if self._manager is None:
-      self._manager = ocp.CheckpointManager(
-        self.directory,
-        options=ocp.CheckpointManagerOptions(
-          preservation_policy=self._policy,
-          best_fn=self._score,  # without it orbax does not write the metrics
-          cleanup_tmp_directories=not self._read_only,
-          read_only=self._read_only,
-          async_options=ocp.AsyncOptions(
-            timeout_secs=600, post_finalization_callback=self._write_manifest
-          ),
-        ),
-        item_names=('state',),
-      )
-    return self._manager
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, error: BaseException | None, trace) -> None:
+    """Closes, except after a fault of one of several processes, which may wait for it in vain."""
+    if error is None or isinstance(error, Interrupted):
+      self.close()
+    elif isinstance(error, Diverged) or not coordination.several():
+      with contextlib.suppress(Exception):  # `error` is what the user is to see
+        self.close()
+
+  def close(self) -> None:
+    """Waits for the last save, and raises its fault."""
+    with self._resources:
+      self.wait()
 
   def check(self) -> None:
-    """Raises what has made a save fail by now; with the disk to blame, as InputError. Quick."""
-    if save_faults.seen:
-      raise self._explained(save_faults.seen[0])
+    """Raises the fault of a save that has failed by now, as InputError if the disk is to blame."""
+    if self._save is not None and self._save.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits for the save under way, and raises its fault."""
+    if self._save is not None:
+      with self._explained():
+        self._save.result()
 
   def save(self, step: int, state, results: dict[str, float]) -> None:
     """Starts to save `state`; `results` are this step's evaluation, or {}.
 
-    Of the step that the run was restored from, only the results are added. Raises what made an
-    earlier save fail.
+    Of the step that the run was restored from, only the results are added. Raises the fault of an
+    earlier save.
     """
-    self._finish()
-    if self._gone():
-      raise self._of_what_is_gone(step)
-    if results and self._keep_best is not None and self._keep_best not in results:
+    self.wait()
+    if jax.process_index() == 0:  # others may see the files of a network filesystem later
+      self._check_directory(step)
+    if self._keep_best is None:
+      results = {}
+    elif results and self._keep_best not in results:
       raise InputError(
         f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
         f'use one of {sorted(results)}.'
       )
-    metrics = results if self._keep_best is not None and results else None
     if step == self._restored_step:
-      self._add(metrics)
+      self._add_results(results)
       return
     self._saving_step = step
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    if not self.manager.save(step, args=args, metrics=metrics):
-      raise RuntimeError(
-        f'{self.directory} holds a checkpoint of step {self.manager.latest_step()}, so that of '
-        f'step {step} was not saved.'
-      )
-
-  def latest_intact(self) -> int | None:
-    """The newest step whose files are as they were written, or None.
-
-    Those that are damaged are named, and set aside into '<directory>.damaged'
-    unless this is read-only.
-    """
-    return self._cluster.on_process_0(self._first_intact)
-
-  def remove_unfinished(self) -> None:
-    """Frees the disk of what saves that were cut short have left, before anyone asks for room.
-
-    Orbax does so too, but while training goes on.
-    """
-    for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
-      path.rmtree()
+    if self._checkpointer is None:
+      self._open()
+    items = {'state': ocp.args.StandardSave(state)}
+    if results:
+      items['metrics'] = ocp.args.JsonSave(results)
+    with self._explained():
+      self._checkpointer.save(self._path(step), args=ocp.args.Composite(**items), force=True)
+    self._save = self._thread.submit(self._finish_save)
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
     self._restored_step = step
-    return self.manager.restore(step, args=args)['state']
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+      return checkpointer.restore(self._path(step), args=args)['state']
 
   def restore_params(self, step: int) -> dict:
     """The parameters alone of the state saved at `step`, as numpy arrays."""
-    path = self.directory / str(step)
+    path = self._path(step)
     handler = ocp.CompositeCheckpointHandler(
       state=ocp.PyTreeCheckpointHandler(), metrics=ocp.JsonCheckpointHandler()
     )
@@ -156,161 +135,169 @@ class Checkpoints:
       )
       return checkpointer.restore(path, args=ocp.args.Composite(state=args))['state']['params']
 
-  def best(self) -> int | None:
-    """The intact step whose `keep_best` result is highest, or None where none has one."""
-    return self._cluster.on_process_0(self._find_best)
-
-  def _find_best(self) -> int | None:
-    scores = {}
-    for step in self.steps():
-      path = self.directory / str(step) / 'metrics' / 'metrics'
-      if path.exists() and integrity.damage(self.directory / str(step)) is None:
-        found = json.loads(path.read_text())
-        if self._keep_best not in found:
-          raise InputError(
-            f'config.checkpoints.keep_best={self._keep_best!r} is no result of step {step} in '
-            f'{self.directory}; it has {sorted(found)}.'
-          )
-        scores[step] = found[self._keep_best]
-    return max(reversed(scores), key=scores.get) if scores else None  # of equals, the newest
-
-  def close(self) -> None:
-    """Waits for the last save, and raises what made it fail."""
-    if self._manager is not None:
-      self._finish()
-      self._manager.close()
-
-  def __enter__(self) -> 'Checkpoints':
-    return self
-
-  def __exit__(self, kind, error: BaseException | None, trace) -> None:
-    """Closes; after a fault of its own, one of several processes may wait in vain, and does not."""
-    if error is None or isinstance(error, Interrupted):
-      self.close()
-    elif isinstance(error, Diverged) or not self._cluster.is_multiprocess:
-      with contextlib.suppress(Exception):  # the first fault is the one to be told
-        self.close()
-
-  def _finish(self) -> None:
-    """Waits for the save under way, and raises what made it fail.
-
-    At once: of several processes the others still wait for the one that failed, and in orbax it
-    waits for them, until a time-out.
-    """
-    manager, faults = self.manager, []
-
-    def wait() -> None:
-      try:
-        manager.wait_until_finished()
-      except Exception as fault:
-        faults.append(fault)
-
-    waiter = threading.Thread(target=wait, name='save', daemon=True)
-    waiter.start()
-    while waiter.is_alive():
-      self.check()
-      waiter.join(_POLL_SECONDS)
-    if faults:
-      raise self._explained(faults[0]) from faults[0]
-
-  def _gone(self) -> bool:
-    """Whether the directory, which was made when this was opened, is no longer there."""
-    return (
-      jax.process_index() == 0  # on a network filesystem others may not see it yet
-      and '://' not in str(self.directory)  # where empty ones do not exist
-      and not self.directory.exists()
-    )
-
-  def _of_what_is_gone(self, step: int) -> InputError:
-    return InputError(
-      f'{self.directory} is gone: it was moved or removed, or its disk is no longer there. Step '
-      f'{step} was not saved, for nothing would be found there.'
-    )
-
-  def _explained(self, fault: BaseException) -> BaseException:
-    if self._gone():
-      return self._of_what_is_gone(self._saving_step)
-    kept = [step for step in self.steps() if step != self._saving_step]
-    return save_faults.explained(
-      fault,
-      step=self._saving_step,
-      directory=self.directory,
-      kept=kept[-1] if kept else None,
-    )
-
-  def _add(self, metrics: dict[str, float] | None) -> None:
-    """Puts the results of an evaluation into the checkpoint that the run was restored from."""
-    if metrics is not None and jax.process_index() == 0:
-      root = self.directory / str(self._restored_step)
-      (root / 'metrics').mkdir(exist_ok=True)
-      files.write(root / 'metrics' / 'metrics', json.dumps(metrics).encode())
-      files.write(root / integrity.FILE, integrity.content(root))
-    self._cluster.on_process_0(lambda: None)  # the files are there
-    self.manager.reload()
-
-  def _first_intact(self) -> int | None:
-    intact, going = [], _read_going(self.directory / GOING_FILE)
-    for step in reversed(self.steps()):  # a damaged best one is set aside too
-      fault = integrity.damage(self.directory / str(step))
-      if fault is None:
-        intact.append(step)
-        continue
-      if intact and step in going and not self._read_only:
-        logging.warning('removed the rest of checkpoint %d: its removal had been cut short.', step)
-        (self.directory / str(step)).rmtree()
-        continue
-      where = 'skipped' if self._read_only else f'set aside as {self._set_aside(step)}'
-      logging.warning('checkpoint %d is damaged (%s): %s.', step, fault, where)
-    if not intact and not self._read_only and self._aside.exists():
-      raise InputError(
-        f'all checkpoints in {self.directory} were damaged and lie in {self._aside} now. To train '
-        'from the beginning, use another --workdir or remove this one.'
-      )
-    return intact[0] if intact else None
-
   def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""
     entries = self.directory.iterdir() if self.directory.exists() else ()
-    found = [entry for entry in entries if entry.name.isdigit()]
-    if str(self.directory).startswith(_STORES_WITHOUT_RENAMES):
-      found = [entry for entry in found if (entry / _COMMIT_FILE).exists()]
-    return sorted(int(entry.name) for entry in found)
+    return sorted(
+      int(entry.name)
+      for entry in entries
+      if entry.name.isdigit() and ocp.path.step.is_path_finalized(entry)
+    )
+
+  def latest_intact(self) -> int | None:
+    """The newest step whose files are as they were written, or None.
+
+    Logs which ones are damaged, and moves them into '<directory>.damaged' unless this is read-only.
+    """
+    return coordination.agreed(self._find_latest_intact)
+
+  def best(self) -> int | None:
+    """The intact step whose `keep_best` result is highest, or None where none has one."""
+    return coordination.agreed(self._find_best)
+
+  def remove_unfinished(self) -> None:
+    """Removes what interrupted saves and removals have left."""
+    for path in ocp.path.step.all_temporary_paths(self.directory):
+      path.get().rmtree()
+
+  def _path(self, step: int) -> epath.Path:
+    return self.directory / str(step)
+
+  def _find_latest_intact(self) -> int | None:
+    intact = []
+    for step in reversed(self.steps()):
+      damage = integrity.damage(self._path(step))
+      if damage is None:
+        intact.append(step)
+        continue
+      action = 'skipped' if self._read_only else f'moved to {self._set_aside(step)}'
+      logging.warning('checkpoint %d is damaged (%s): %s.', step, damage, action)
+    if not intact and not self._read_only and self._damaged_directory.exists():
+      raise InputError(
+        f'all checkpoints in {self.directory} are damaged; they were moved to '
+        f'{self._damaged_directory}. To train from the beginning, use another --workdir or remove '
+        'this one.'
+      )
+    return intact[0] if intact else None
 
   def _set_aside(self, step: int) -> epath.Path:
-    self._aside.mkdir(parents=True, exist_ok=True)
-    return (self.directory / str(step)).rename(self._aside / f'{step}-{time.time_ns()}')
+    self._damaged_directory.mkdir(parents=True, exist_ok=True)
+    return self._path(step).rename(self._damaged_directory / f'{step}-{time.time_ns()}')
+
+  def _find_best(self) -> int | None:
+    evaluated = {}
+    for step in self.steps():
+      results = self._results(step)
+      if results and integrity.damage(self._path(step)) is None:
+        if self._keep_best not in results:
+          raise InputError(
+            f'config.checkpoints.keep_best={self._keep_best!r} is no result of step {step} in '
+            f'{self.directory}; it has {sorted(results)}.'
+          )
+        evaluated[step] = results
+    return self._best_of(evaluated)
+
+  def _best_of(self, evaluated: dict[int, dict[str, float]]) -> int | None:
+    """Of steps with the same result, the newest."""
+    return max(evaluated, key=lambda step: (evaluated[step][self._keep_best], step), default=None)
+
+  def _results(self, step: int) -> dict[str, float]:
+    """The results that were saved with the checkpoint of `step`; {} if there are none."""
+    path = self._path(step) / 'metrics' / 'metrics'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def _add_results(self, results: dict[str, float]) -> None:
+    """Adds the results of an evaluation to the checkpoint that the run was restored from."""
+    if results and jax.process_index() == 0:
+      root = self._path(self._restored_step)
+      (root / 'metrics').mkdir(exist_ok=True)
+      files.write(root / 'metrics' / 'metrics', json.dumps(results).encode())
+      files.write(root / integrity.FILE, integrity.content(root))
+    coordination.agreed(lambda: None)  # wait until the files are written
+
+  def _open(self) -> None:
+    """Starts what saving needs; `close` ends it."""
+    self._resources.enter_context(save_faults.hidden_tracebacks())
+    self._thread = self._resources.enter_context(futures.ThreadPoolExecutor(1, 'save'))
+    handler = ocp.CompositeCheckpointHandler(
+      state=ocp.StandardCheckpointHandler(),
+      metrics=ocp.JsonCheckpointHandler(filename='metrics'),
+    )
+    options = ocp.AsyncOptions(timeout_secs=600, post_finalization_callback=self._write_manifest)
+    self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+    self._resources.callback(self._checkpointer.close)
+
+  def _check_directory(self, step: int) -> None:
+    """Creates the directory for the first save; raises if `step` cannot be saved there."""
+    if self._saving_step is None and self._restored_step is None:
+      self.directory.mkdir(parents=True, exist_ok=True)
+    self._check_not_gone(step)
+    newest = max(self.steps(), default=-1)
+    if newest >= step != self._restored_step:
+      raise RuntimeError(
+        f'{self.directory} holds a checkpoint of step {newest}, so that of step {step} was not '
+        'saved.'
+      )
 
   def _write_manifest(self) -> None:
-    """Called by orbax in its saving thread when all files are written, before the rename."""
-    if jax.process_index() != 0:
-      return
-    unfinished = sorted(self.directory.glob(f'{self._saving_step}.orbax-checkpoint-tmp*'))
-    root = unfinished[-1] if unfinished else self.directory / str(self._saving_step)
+    """Called by orbax on process 0 when all files are written, before the rename."""
+    root = self._temporary_path(self._saving_step)
     (root / integrity.FILE).write_bytes(integrity.content(root))
 
+  def _temporary_path(self, step: int) -> epath.Path:
+    """Where a checkpoint is while it is incomplete: in a store without renames, where it stays."""
+    return self._checkpointer.get_temporary_path(self._path(step)).get()
 
-class _Announced:
-  """A preservation policy that writes down which checkpoints are to go, before they do.
-
-  So what a kill leaves of one that was being removed is not taken for damage, nor damage for it.
-  """
-
-  def __init__(self, policies: Sequence[preservation_policy.PreservationPolicy], path: epath.Path):
-    """Preserves what any of `policies` does."""
-    self._policy, self._path = preservation_policy.AnyPreservationPolicy(policies), path
-
-  def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
-    found = self._policy.should_preserve(checkpoints, context=context)
+  def _finish_save(self) -> None:
+    """In a thread: waits until the checkpoint is complete, then removes those not to be kept."""
+    self._checkpointer.wait_until_finished()
     if jax.process_index() == 0:
-      going = [one.step for one, stays in zip(checkpoints, found) if not stays]
-      with contextlib.suppress(OSError):  # a full disk: then it would be set aside
-        files.write(self._path, json.dumps(going).encode())
-    return found
+      steps = self.steps()
+      results = {step: self._results(step) for step in steps}
+      best = self._best_of({s: found for s, found in results.items() if self._keep_best in found})
+      kept = {*steps[-self._keep_last :], best}
+      for step in steps:
+        if step not in kept:
+          self._remove(step)
 
+  def _remove(self, step: int) -> None:
+    """Removes a checkpoint; it is marked as incomplete first, so a kill leaves no damaged one."""
+    path, temporary_path = self._path(step), self._temporary_path(step)
+    try:
+      if temporary_path == path:
+        (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).unlink()
+      else:
+        path.rename(temporary_path)
+      temporary_path.rmtree()
+    except OSError as fault:
+      logging.warning('checkpoint %d could not be removed: %s', step, fault)
 
-def _read_going(path: epath.Path) -> list[int]:
-  try:
-    found = json.loads(path.read_text())
-  except (OSError, ValueError):
-    return []
-  return found if isinstance(found, list) else []
+  def _check_not_gone(self, step: int) -> None:
+    """Raises InputError on process 0 if the directory no longer exists."""
+    if (
+      jax.process_index() == 0
+      and '://' not in str(self.directory)  # object stores have no empty directories
+      and not self.directory.exists()
+    ):
+      raise InputError(
+        f'{self.directory} is gone: it was moved or removed, or its disk is not mounted any more. '
+        f'Step {step} was not saved.'
+      )
+
+  @contextlib.contextmanager
+  def _explained(self):
+    """Raises the fault of a save as InputError if the disk or a missing directory is to blame."""
+    try:
+      yield
+    except Exception as fault:
+      self._check_not_gone(self._saving_step)
+      earlier = [step for step in self.steps() if step != self._saving_step]
+      error = save_faults.disk_error(
+        fault,
+        step=self._saving_step,
+        directory=self.directory,
+        newest=max(earlier, default=None),
+      )
+      if error is None:
+        raise
+      raise error from fault

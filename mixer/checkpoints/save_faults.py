@@ -1,72 +1,78 @@
-"""Why a save failed, at once and in words.
+"""Faults of a background save: which are the disk's, and no tracebacks of the saving threads."""
 
-Orbax raises the fault of a save only at the next one, and with several processes only when they
-have waited for each other in vain; at once it is in orbax's log alone. So that is listened to.
-"""
-
+from collections.abc import Iterator
+import contextlib
 import errno
-import logging as std_logging
+import logging
 import shutil
 import sys
+import traceback
 
-from absl import logging
 from etils import epath
 
 from mixer.errors import InputError
 
-seen: list[BaseException] = []  # of the saves under way, in the order they came
-_OF_THE_DISK = (
+_DISK_ERRORS = (
   errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE,
   errno.ENOTCONN,
 )  # fmt: skip
-_OF_A_SAVE = ('_SignalingThread.run()', 'background save thread', 'Save Finalize thread')
 
 
-def explained(fault: BaseException, *, step: int, directory: epath.Path, kept: int | None):
-  """The fault that made the save of `step` fail, as InputError if the disk is to blame.
+def disk_error(
+  fault: Exception, *, step: int, directory: epath.Path, newest: int | None
+) -> InputError | None:
+  """An error for the user if the save of `step` failed because of the disk, or None.
 
-  `kept` is the newest step with a complete checkpoint in `directory`.
+  `newest` is the newest step with a complete checkpoint in `directory`.
   """
-  fault = seen[0] if seen else fault
-  if getattr(fault, 'errno', None) not in _OF_THE_DISK and 'os_error_code' not in str(fault):
-    return fault
-  intact = 'No other was saved yet' if kept is None else f'The checkpoint of step {kept} is intact'
+  # TensorStore raises a ValueError that has the errno in its text only.
+  if getattr(fault, 'errno', None) not in _DISK_ERRORS and 'os_error_code' not in str(fault):
+    return None
+  kept = (
+    'No other was saved yet' if newest is None else f'The checkpoint of step {newest} is intact'
+  )
   return InputError(
-    f'the checkpoint of step {step} could not be written to {directory}: {fault}. {intact}. '
-    f'{_free(directory)}See to its room, quotas and rights, then start the same command again.'
+    f'the checkpoint of step {step} could not be written to {directory}: {fault}. {kept}. '
+    f'{_free_space(directory)}Check free space, quotas and permissions, then start the same '
+    'command again.'
   )
 
 
-def _free(directory: epath.Path) -> str:
+def _free_space(directory: epath.Path) -> str:
   try:
     return f'{shutil.disk_usage(directory).free / 1e6:,.1f} MB are free there. '
-  except OSError:  # an object store, or the directory has gone
+  except OSError:  # an object store, or the directory is gone
     return ''
 
 
-def _heed(record: std_logging.LogRecord) -> bool:
-  """Whether a line of the log is to be shown: not the traceback that `seen` gets instead.
+@contextlib.contextmanager
+def hidden_tracebacks() -> Iterator[None]:
+  """Hides what a failed save prints besides the exception that it raises in the caller.
 
-  Nor that a step was saved without an evaluation, as most are.
+  Orbax logs the exception in each thread that it passes through. The writes that the failed one
+  leaves pending then report to an event loop that is closed: Python prints each of these reports as
+  an unraisable exception, and asyncio logs the exceptions of tasks that nobody awaits. Orbax has no
+  option against either, so while a save may fail, their loggers have a filter and Python's hook for
+  unraisable exceptions is replaced.
   """
-  if 'tracked_metric' in str(record.msg) and '/orbax/' in record.pathname:
-    return False
-  of_a_save = record.exc_info and any(text in str(record.msg) for text in _OF_A_SAVE)
-  if of_a_save and '/orbax/' in record.pathname:
-    seen.append(record.exc_info[1])
-    return False
-  return True
+  loggers = [logging.getLogger('absl'), logging.getLogger('asyncio')]
+  previous = sys.unraisablehook
 
+  def is_shown(record: logging.LogRecord) -> bool:
+    frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+    return not any('/orbax/checkpoint/' in frame.f_code.co_filename for frame, _ in frames)
 
-def _show(fault) -> None:
-  """What shows an exception that goes nowhere, less those in the wake of a failed save.
+  def hook(unraisable) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      previous(unraisable)
 
-  The writes that it had begun go on, and each reports to an event loop that has gone, some before
-  the fault itself is told.
-  """
-  if str(fault.exc_value) != 'Event loop is closed':
-    _show_as_before(fault)
-
-
-logging.get_absl_logger().addFilter(_heed)
-_show_as_before, sys.unraisablehook = sys.unraisablehook, _show
+  for logger in loggers:
+    logger.addFilter(is_shown)
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    if sys.unraisablehook is hook:
+      sys.unraisablehook = previous
+    for logger in loggers:
+      logger.removeFilter(is_shown)

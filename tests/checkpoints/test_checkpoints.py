@@ -1,20 +1,28 @@
 """Checkpoints: what stays, what comes back, and what is refused."""
 
+import contextlib
 import errno
 import json
+import logging
 import pathlib
+import re
+import runpy
 import shutil
+import sys
+import time
+import types
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
-from orbax.checkpoint._src.path import atomicity, atomicity_defaults, deleter, gcs_utils
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.path import atomicity, atomicity_defaults, gcs_utils
 import pytest
 
 from mixer import errors
-from mixer.checkpoints import integrity, manager
+from mixer.checkpoints import integrity, manager, save_faults
 from mixer.training import sharding
 
 SHAPES = {'params': {'kernel': (64, 48), 'bias': (48,)}, 'step': ()}
@@ -55,6 +63,35 @@ def assert_holds(tree: dict, value: float) -> None:
 @pytest.fixture
 def directory(tmp_path):
   return epath.Path(tmp_path) / 'checkpoints'
+
+
+@pytest.fixture
+def opened(directory):
+  """Opens checkpoints in `directory`, or another one, and closes them after the test."""
+  with contextlib.ExitStack() as stack:
+
+    def open_checkpoints(where=directory, **options):
+      saved = manager.Checkpoints(where, **options)
+      stack.callback(close_quietly, saved)
+      return saved
+
+    yield open_checkpoints
+
+
+def close_quietly(saved) -> None:
+  with contextlib.suppress(Exception):  # of a save that was to fail
+    saved.close()
+
+
+def fault_of(saved, seconds: float = 60.0) -> Exception:
+  """What `check` raises when the save under way has failed."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    try:
+      saved.check()
+    except Exception as fault:
+      return fault
+  raise TimeoutError(f'no fault within {seconds} s')
 
 
 def fill(directory, steps, over=None, **options) -> None:
@@ -176,44 +213,29 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   assert_holds(manager.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
 
 
-@pytest.mark.parametrize('first_gone', [integrity.FILE, 'state'])
-def test_a_removal_that_was_cut_short_is_finished(directory, caplog, first_gone):
-  """As by a kill; it is no damage, and leaves nothing behind. The newest is never removed so."""
-  fill(directory, [1, 2, 3], keep_last=3)
-  (directory / manager.GOING_FILE).write_text('[1, 3]')
-  for step in (1, 3):
-    gone = directory / str(step) / first_gone
-    gone.rmtree() if gone.is_dir() else gone.unlink()
-  watching = manager.Checkpoints(directory, read_only=True)
-  assert watching.latest_intact() == 2 and watching.steps() == [1, 2, 3]
+@pytest.mark.parametrize('renames', [True, False])
+def test_a_removal_that_is_cut_short_leaves_no_damaged_checkpoint(
+  directory, opened, monkeypatch, caplog, renames
+):
+  """As by a kill: its rest counts as an unfinished save, which is removed by the next start."""
+  if not renames:
+    make_store_without_renames(monkeypatch)
+
+  def rmtree(path):
+    (path / 'state' / '_METADATA').unlink()
+    raise OSError(errno.EBUSY, 'Device or resource busy')
+
+  with monkeypatch.context() as cut_short:
+    cut_short.setattr(type(directory), 'rmtree', rmtree)
+    fill(directory, [1, 2, 3], keep_last=2)
+  assert 'checkpoint 1 could not be removed: [Errno 16] Device or resource busy' in caplog.text
   caplog.clear()
-  saved = manager.Checkpoints(directory, keep_last=3)
-  assert saved.latest_intact() == 2 and saved.steps() == [2]
-  assert 'removed the rest of checkpoint 1' in caplog.text
-  assert 'checkpoint 3 is damaged' in caplog.text and 'checkpoint 1 is' not in caplog.text
-  aside = directory.with_name('checkpoints.damaged')
-  assert [path.name.split('-')[0] for path in aside.iterdir()] == ['3']
-
-
-def test_what_is_to_go_is_written_down_before(directory, monkeypatch):
-  told = []
-  remove = deleter.StandardCheckpointDeleter.delete_steps
-
-  def delete_steps(self, steps):
-    told.append((list(steps), json.loads((directory / manager.GOING_FILE).read_text())))
-    remove(self, steps)
-
-  monkeypatch.setattr(deleter.StandardCheckpointDeleter, 'delete_steps', delete_steps)
-  fill(directory, [1, 2, 3, 4], keep_last=2)
-  assert told[-2:] == [([1], [1]), ([2], [2])] and on_disk(directory) == [3, 4]
-
-
-@pytest.mark.parametrize('content', ['null', '3', '{', ''])
-def test_a_damaged_list_of_what_is_to_go(directory, content):
-  fill(directory, [1, 2], keep_last=2)
-  flip(directory / '1')
-  (directory / manager.GOING_FILE).write_text(content)
-  assert manager.Checkpoints(directory, keep_last=2).latest_intact() == 2
+  saved = opened(keep_last=2)
+  left = directory / ('1.orbax-checkpoint-tmp' if renames else '1')
+  assert left.exists() and saved.steps() == [2, 3] and saved.latest_intact() == 3
+  assert not caplog.text and not directory.with_name('checkpoints.damaged').exists()
+  saved.remove_unfinished()
+  assert not left.exists() and on_disk(directory) == [2, 3]
 
 
 @pytest.mark.parametrize('loss', ['a file', 'the manifest'])
@@ -236,14 +258,18 @@ def test_room_of_unfinished_saves_is_freed_before_it_is_missed(directory):
   assert [path.name for path in directory.iterdir() if path.is_dir()] == ['1']
 
 
-def test_a_store_without_renames(directory, monkeypatch):
-  """As gs://, where an unfinished checkpoint has its name from the beginning."""
-  monkeypatch.setattr(manager, '_STORES_WITHOUT_RENAMES', (str(directory),))
+def make_store_without_renames(monkeypatch) -> None:
+  """Makes orbax treat every directory as one of gs://."""
   commits = atomicity.CommitFileTemporaryPath
   for kind in ('', 'item_'):
     name = f'get_{kind}default_temporary_path_class'
     monkeypatch.setattr(atomicity_defaults, name, lambda *_, **__: commits)
   monkeypatch.setattr(gcs_utils, 'is_gcs_path', lambda path: True)
+
+
+def test_a_store_without_renames(directory, monkeypatch):
+  """As gs://, where an unfinished checkpoint has its name from the beginning."""
+  make_store_without_renames(monkeypatch)
   fill(directory, [1, 2], keep_last=2)
   saved = manager.Checkpoints(directory, keep_last=2)
   assert saved.latest_intact() == 2
@@ -257,28 +283,33 @@ def test_a_store_without_renames(directory, monkeypatch):
   assert_holds(manager.Checkpoints(directory).restore(1, like(mesh(1, 1))), 10)
 
 
-def test_nothing_is_saved_where_the_directory_has_gone(directory):
-  saved = manager.Checkpoints(directory)
-  saved.save(1, state(1, mesh(1, 1)), {})
-  saved.manager.wait_until_finished()
+@pytest.mark.parametrize('before', ['saved', 'restored'])
+def test_nothing_is_saved_where_the_directory_is_gone(directory, opened, before):
+  saved = opened()
+  if before == 'saved':
+    saved.save(1, state(1, mesh(1, 1)), {})
+    saved.wait()
+  else:
+    fill(directory, [1])
+    saved.restore(1, like(mesh(1, 1)))
   directory.rename(directory.with_name('elsewhere'))
   with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 2 was not saved'):
     saved.save(2, state(2, mesh(1, 1)), {})
   assert not directory.exists()
 
 
-def test_the_directory_goes_while_a_step_is_saved(directory, monkeypatch):
-  saved = manager.Checkpoints(directory)
+def test_the_directory_is_removed_during_a_save(directory, opened, monkeypatch):
+  saved = opened()
 
-  def gone(root):
+  def remove_and_fail(root):
     directory.rmtree()
     raise FileNotFoundError(errno.ENOENT, 'No such file')
 
-  monkeypatch.setattr(integrity, 'content', gone)
+  monkeypatch.setattr(integrity, 'content', remove_and_fail)
   saved.save(1, state(1, mesh(1, 1)), {})
-  with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 1 was not saved'):
-    while True:
-      saved.check()
+  fault = fault_of(saved)
+  assert isinstance(fault, errors.InputError)
+  assert 'checkpoints is gone: ' in str(fault) and 'Step 1 was not saved' in str(fault)
 
 
 def test_every_damaged_one_is_set_aside(directory):
@@ -292,7 +323,9 @@ def test_none_intact_is_not_a_fresh_start(directory):
   fill(directory, [1])
   flip(directory / '1')
   for _ in range(2):
-    with pytest.raises(errors.InputError, match='were damaged and lie in .*damaged now'):
+    with pytest.raises(
+      errors.InputError, match=r'checkpoints are damaged; .* moved to .*\.damaged\. To '
+    ):
       manager.Checkpoints(directory).latest_intact()
 
 
@@ -301,24 +334,119 @@ def test_nothing_saved_yet(directory):
   assert manager.Checkpoints(directory, keep_best='val/top1', read_only=True).best() is None
 
 
-def test_a_failed_save_is_raised_by_the_next(directory, monkeypatch):
-  saved = manager.Checkpoints(directory)
+def fail_in(monkeypatch, directory, fault: Exception) -> None:
+  """Saves below `directory` fail in the background with `fault`."""
+  original = integrity.content
+
+  def content(root):
+    if directory in root.parents:
+      raise fault
+    return original(root)
+
+  monkeypatch.setattr(integrity, 'content', content)
+
+
+FULL = OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_a_full_disk_is_an_error_for_the_user(directory, opened, monkeypatch):
+  """Which each call raises, from the end of the save on."""
+  saved = opened()
   saved.save(1, state(1, mesh(1, 1)), {})
-  saved.manager.wait_until_finished()
-
-  def full(root):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(integrity, 'content', full)
+  saved.wait()
+  fail_in(monkeypatch, directory, FULL)
   saved.save(2, state(2, mesh(1, 1)), {})
-  text = 'step 2 could not be written .*No space left on device. The checkpoint of step 1 is intact'
-  with pytest.raises(errors.InputError, match=text):
-    while True:  # at a step soon after
-      saved.check()
-  with pytest.raises(errors.InputError, match=text):
-    saved.save(3, state(3, mesh(1, 1)), {})
-  monkeypatch.undo()
+  text = (
+    r'the checkpoint of step 2 could not be written to .*: \[Errno 28\] No space left on device\. '
+    r'The checkpoint of step 1 is intact\. [\d,.]+ MB are free there\. Check free space, quotas '
+    r'and permissions, then start the same command again\.$'
+  )
+  assert re.match(text, str(fault_of(saved)))
+  for call in (saved.wait, saved.close, lambda: saved.save(3, state(3, mesh(1, 1)), {})):
+    with pytest.raises(errors.InputError, match=text):
+      call()
   assert manager.Checkpoints(directory).latest_intact() == 1
+
+
+def test_a_fault_that_is_not_of_the_disk_stays_itself(directory, opened, monkeypatch):
+  saved = opened()
+  fail_in(monkeypatch, directory, KeyError('a bug'))
+  saved.save(1, state(1, mesh(1, 1)), {})
+  assert isinstance(fault_of(saved), KeyError)
+
+
+def test_a_full_disk_before_a_save_goes_to_the_background(opened, monkeypatch):
+  def save(*_, **__):
+    raise FULL
+
+  monkeypatch.setattr(ocp.AsyncCheckpointer, 'save', save)
+  with pytest.raises(errors.InputError, match='step 1 could not .* No other was saved yet'):
+    opened().save(1, state(1, mesh(1, 1)), {})
+
+
+def test_a_fault_is_noticed_without_a_log_or_another_save(directory, opened, monkeypatch):
+  saved = opened()
+  fail_in(monkeypatch, directory, FULL)
+  logging.disable(logging.CRITICAL)
+  try:
+    saved.save(1, state(1, mesh(1, 1)), {})
+    assert isinstance(fault_of(saved), errors.InputError)
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+def test_two_directories_do_not_share_faults(directory, opened, monkeypatch):
+  failing, working = opened(), opened(directory.with_name('other'))
+  fail_in(monkeypatch, directory, FULL)
+  for step in (1, 2):
+    if step == 1:
+      failing.save(step, state(step, mesh(1, 1)), {})
+    assert isinstance(fault_of(failing), errors.InputError)
+    working.save(step, state(step, mesh(1, 1)), {})
+    working.check()
+  working.close()
+  assert working.latest_intact() == 2 and failing.steps() == []
+
+
+def process_wide_state():
+  """What the saving threads of orbax write to."""
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+  return sys.unraisablehook, [list(logger.filters) for logger in loggers]
+
+
+def test_importing_changes_nothing_in_the_process():
+  before = process_wide_state()
+  for module in (save_faults, manager):
+    runpy.run_path(module.__file__)
+  assert process_wide_state() == before
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_tracebacks_are_hidden_only_while_saves_may_fail(
+  directory, opened, monkeypatch, caplog, fails
+):
+  before = process_wide_state()
+  saved = opened()
+  assert process_wide_state() == before
+  if fails:
+    fail_in(monkeypatch, directory, FULL)
+  saved.save(1, state(1, mesh(1, 1)), {})
+  assert process_wide_state() != before
+  close_quietly(saved)
+  assert process_wide_state() == before
+  assert 'background save thread' not in caplog.text
+
+
+def test_hiding_tracebacks_leaves_all_others(caplog, monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, 'unraisablehook', lambda found: shown.append(str(found.exc_value)))
+  with save_faults.hidden_tracebacks():
+    for text in ('Event loop is closed', 'something else'):
+      sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    for name in ('absl', 'asyncio'):
+      logging.getLogger(name).error('failed: %s', name, exc_info=RuntimeError('of ours'))
+  assert shown == ['something else']
+  assert [record.getMessage() for record in caplog.records] == ['failed: absl', 'failed: asyncio']
 
 
 def test_keep_last():

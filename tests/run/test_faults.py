@@ -413,7 +413,7 @@ def no_room(workdir, size: str) -> list[str]:
 def test_a_disk_that_is_really_full(env, tmp_path):
   script = (
     f'import sys, runpy\nsys.path.insert(0, {str(runs.ROOT)!r})\n'
-    'from mixer import workdir\nworkdir.check_space = lambda *_: None\n'
+    'from mixer.run import workdirs\nworkdirs.check_space = lambda *_: None\n'
     'sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name="__main__")\n'
   )
   command = [*no_room(tmp_path, '400k'), sys.executable, '-c', script]
