@@ -32,7 +32,7 @@ _TIMED_OUT = 'Gloo context initialization failed: DEADLINE_EXCEEDED'
 # What a finished run leaves (README, "What a run writes"; docs/data.md; docs/scale.md).
 _FILES = re.compile(
   r'metrics\.jsonl|curves\.png|config\.json|classes\.json|model\.npz|model\.json|\.lock'
-  r'|checkpoints/(\d+/.*|going\.json)'
+  r'|checkpoints/\d+/.*'
 )
 
 
@@ -154,7 +154,7 @@ def file_faults(names: Iterable[str], kept: int) -> list[str]:
   faults = [f'{name} was left behind' for name in names if not _FILES.fullmatch(name)]
   missing = {'metrics.jsonl', 'curves.png', 'config.json', 'model.npz', 'model.json'} - set(names)
   faults += [f'{name} is not there' for name in sorted(missing)]
-  steps = {name.split('/')[1] for name in names if name.startswith('checkpoints/')} - {'going.json'}
+  steps = {name.split('/')[1] for name in names if name.startswith('checkpoints/')}
   if not 1 <= len(steps) <= kept:
     faults.append(f'{len(steps)} checkpoints are kept instead of 1 to {kept}: {sorted(steps)}')
   return faults

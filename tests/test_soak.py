@@ -14,7 +14,7 @@ STEPS = 30
 SAMPLES = [soak_checks.Sample(step, 12, 300.0) for step in range(100)]
 FILES = [
   '.lock', 'metrics.jsonl', 'curves.png', 'config.json', 'classes.json', 'model.npz', 'model.json',
-  'checkpoints/20/', 'checkpoints/30/', 'checkpoints/30/manifest.json', 'checkpoints/going.json',
+  'checkpoints/20/', 'checkpoints/30/', 'checkpoints/30/manifest.json',
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from concurrent import futures
 import contextlib
 import json
 import time
+import traceback
 
 from absl import logging
 from etils import epath
@@ -88,7 +89,7 @@ class Checkpoints:
   def save(self, step: int, state, results: dict[str, float]) -> None:
     """Starts to save `state`; `results` are this step's evaluation, or {}.
 
-    Of the step that the run was restored from, only the results are added. Raises the fault of an
+    For the step that the run was restored from, adds only the results. Raises the fault of an
     earlier save.
     """
     self.wait()
@@ -158,7 +159,7 @@ class Checkpoints:
   def remove_unfinished(self) -> None:
     """Removes what interrupted saves and removals have left."""
     for path in ocp.path.step.all_temporary_paths(self.directory):
-      path.get().rmtree()
+      self._delete(path.get())
 
   def _path(self, step: int) -> epath.Path:
     return self.directory / str(step)
@@ -225,7 +226,11 @@ class Checkpoints:
     )
     options = ocp.AsyncOptions(timeout_secs=600, post_finalization_callback=self._write_manifest)
     self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
-    self._resources.callback(self._checkpointer.close)
+    self._resources.callback(self._close_checkpointer)
+
+  def _close_checkpointer(self) -> None:
+    checkpointer, self._checkpointer = self._checkpointer, None
+    checkpointer.close()
 
   def _check_directory(self, step: int) -> None:
     """Creates the directory for the first save; raises if `step` cannot be saved there."""
@@ -235,8 +240,7 @@ class Checkpoints:
     newest = max(self.steps(), default=-1)
     if newest >= step != self._restored_step:
       raise RuntimeError(
-        f'{self.directory} holds a checkpoint of step {newest}, so that of step {step} was not '
-        'saved.'
+        f'step {step} was not saved: {self.directory} holds a checkpoint of step {newest}.'
       )
 
   def _write_manifest(self) -> None:
@@ -268,9 +272,12 @@ class Checkpoints:
         (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).unlink()
       else:
         path.rename(temporary_path)
-      temporary_path.rmtree()
+      self._delete(temporary_path)
     except OSError as fault:
       logging.warning('checkpoint %d could not be removed: %s', step, fault)
+
+  def _delete(self, path: epath.Path) -> None:
+    ocp.path.deleter.PathDeleter(self.directory).delete(path)
 
   def _check_not_gone(self, step: int) -> None:
     """Raises InputError on process 0 if the directory no longer exists."""
@@ -290,14 +297,9 @@ class Checkpoints:
     try:
       yield
     except Exception as fault:
+      traceback.clear_frames(fault.__traceback__)  # frees the tasks that orbax has not awaited
       self._check_not_gone(self._saving_step)
-      earlier = [step for step in self.steps() if step != self._saving_step]
-      error = save_faults.disk_error(
-        fault,
-        step=self._saving_step,
-        directory=self.directory,
-        newest=max(earlier, default=None),
-      )
+      error = save_faults.disk_error(fault, self.directory, self._saving_step, self.steps())
       if error is None:
         raise
       raise error from fault

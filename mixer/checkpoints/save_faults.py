@@ -1,8 +1,9 @@
 """Faults of a background save: which are the disk's, and no tracebacks of the saving threads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import errno
+import gc
 import logging
 import shutil
 import sys
@@ -19,20 +20,21 @@ _DISK_ERRORS = (
 
 
 def disk_error(
-  fault: Exception, *, step: int, directory: epath.Path, newest: int | None
+  fault: Exception, directory: epath.Path, step: int, saved: Sequence[int]
 ) -> InputError | None:
   """An error for the user if the save of `step` failed because of the disk, or None.
 
-  `newest` is the newest step with a complete checkpoint in `directory`.
+  `saved` are the steps with a complete checkpoint in `directory`.
   """
   # TensorStore raises a ValueError that has the errno in its text only.
   if getattr(fault, 'errno', None) not in _DISK_ERRORS and 'os_error_code' not in str(fault):
     return None
-  kept = (
-    'No other was saved yet' if newest is None else f'The checkpoint of step {newest} is intact'
-  )
+  newest = max((other for other in saved if other != step), default=None)
+  intact = 'No other was saved yet.'
+  if newest is not None:
+    intact = f'The checkpoint of step {newest} is intact.'
   return InputError(
-    f'the checkpoint of step {step} could not be written to {directory}: {fault}. {kept}. '
+    f'the checkpoint of step {step} could not be written to {directory}: {fault}. {intact} '
     f'{_free_space(directory)}Check free space, quotas and permissions, then start the same '
     'command again.'
   )
@@ -72,6 +74,7 @@ def hidden_tracebacks() -> Iterator[None]:
   try:
     yield
   finally:
+    gc.collect()  # asyncio logs a task when it is freed
     if sys.unraisablehook is hook:
       sys.unraisablehook = previous
     for logger in loggers:
