@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from mixer import files
 from mixer.checkpoints import integrity, save_faults
-from mixer.cluster import coordination
+from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import Diverged, InputError, Interrupted
 
 
@@ -37,6 +37,7 @@ class Checkpoints:
     keep_last: int = 1,
     keep_best: str | None = None,
     read_only: bool = False,
+    cluster: Cluster = SINGLE,
   ):
     """Opens `directory`.
 
@@ -46,13 +47,14 @@ class Checkpoints:
       keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest is
         kept too.
       read_only: change nothing: another program may be training there.
+      cluster: the processes that save and restore together.
     """
     if keep_last < 1:
       raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
     self.directory = epath.Path(directory)
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
     self._keep_last, self._keep_best = keep_last, keep_best
-    self._read_only = read_only
+    self._read_only, self._cluster = read_only, cluster
     self._damaged_directory = self.directory.with_name(self.directory.name + '.damaged')
     self._restored_step = self._saving_step = None
     self._save: futures.Future | None = None  # the newest one, until its checkpoint is complete
@@ -66,7 +68,7 @@ class Checkpoints:
     """Closes, except after a fault of one of several processes, which may wait for it in vain."""
     if error is None or isinstance(error, Interrupted):
       self.close()
-    elif isinstance(error, Diverged) or not coordination.several():
+    elif isinstance(error, Diverged) or not self._cluster.is_multiprocess:
       with contextlib.suppress(Exception):  # `error` is what the user is to see
         self.close()
 
@@ -93,7 +95,7 @@ class Checkpoints:
     earlier save.
     """
     self.wait()
-    if jax.process_index() == 0:  # others may see the files of a network filesystem later
+    if self._cluster.process_id == 0:  # others may see the files of a network filesystem later
       self._check_directory(step)
     if self._keep_best is None:
       results = {}
@@ -150,11 +152,11 @@ class Checkpoints:
 
     Logs which ones are damaged, and moves them into '<directory>.damaged' unless this is read-only.
     """
-    return coordination.agreed(self._find_latest_intact)
+    return self._cluster.on_process_0(self._find_latest_intact)
 
   def best(self) -> int | None:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
-    return coordination.agreed(self._find_best)
+    return self._cluster.on_process_0(self._find_best)
 
   def remove_unfinished(self) -> None:
     """Removes what interrupted saves and removals have left."""
@@ -209,12 +211,12 @@ class Checkpoints:
 
   def _add_results(self, results: dict[str, float]) -> None:
     """Adds the results of an evaluation to the checkpoint that the run was restored from."""
-    if results and jax.process_index() == 0:
+    if results and self._cluster.process_id == 0:
       root = self._path(self._restored_step)
       (root / 'metrics').mkdir(exist_ok=True)
       files.write(root / 'metrics' / 'metrics', json.dumps(results).encode())
       files.write(root / integrity.FILE, integrity.content(root))
-    coordination.agreed(lambda: None)  # wait until the files are written
+    self._cluster.on_process_0(lambda: None)  # wait until the files are written
 
   def _open(self) -> None:
     """Starts what saving needs; `close` ends it."""
@@ -255,7 +257,7 @@ class Checkpoints:
   def _finish_save(self) -> None:
     """In a thread: waits until the checkpoint is complete, then removes those not to be kept."""
     self._checkpointer.wait_until_finished()
-    if jax.process_index() == 0:
+    if self._cluster.process_id == 0:
       steps = self.steps()
       results = {step: self._results(step) for step in steps}
       best = self._best_of({s: found for s, found in results.items() if self._keep_best in found})
@@ -282,7 +284,7 @@ class Checkpoints:
   def _check_not_gone(self, step: int) -> None:
     """Raises InputError on process 0 if the directory no longer exists."""
     if (
-      jax.process_index() == 0
+      self._cluster.process_id == 0
       and '://' not in str(self.directory)  # object stores have no empty directories
       and not self.directory.exists()
     ):
