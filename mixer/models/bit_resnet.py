@@ -1,9 +1,9 @@
 """BiT: the ResNet-v2 that the paper compares with (Kolesnikov et al. 2020, arXiv 1912.11370).
 
-Convolutions have standardised kernels, normalisation is by groups, and both come before the
-activation. Parameter names are big_vision's. In the files of BiT itself, `block1/unit01/a`, `b` and
-`c` are `conv1`, `conv2` and `conv3` here with the `gn` of the same number before each, `a/proj` is
-`conv_proj`, and `gamma` and `beta` are `scale` and `bias`.
+A ResNet with pre-activation, group normalisation and standardised convolution kernels. Parameter
+names are those of big_vision. In BiT's released files, `conv1`, `conv2` and `conv3` of a unit are
+named `a`, `b` and `c`, each with the preceding `gn`; `conv_proj` is `a/proj`; `scale` and `bias`
+are `gamma` and `beta`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mixer.errors import InputError
 from mixer.models import layers
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
-# Those of the paper's tables and figures, R101x1 of ViT's, and BiT's largest.
+# The sizes in the tables and figures of the Mixer, ViT (R101x1) and BiT (R152x4) papers.
 SIZES = {
   f'R{depth}x{factor}': dict(stage_sizes=_DEPTHS[depth], width=64 * factor)
   for depth, factor in ((50, 1), (50, 2), (101, 1), (152, 1), (152, 2), (152, 4), (200, 3))
@@ -30,19 +30,8 @@ def standardize(kernel: jax.Array) -> jax.Array:
   return kernel / jnp.sqrt(variance + 1e-10)
 
 
-def check(stage_sizes: Sequence[int], width: int, groups: int) -> None:
-  """Raises InputError for dimensions that make no network."""
-  if not stage_sizes or min(stage_sizes) < 1:
-    raise InputError(f'stage_sizes is {stage_sizes}; give each stage at least 1 unit.')
-  if width < 1 or groups < 1 or width % groups:
-    raise InputError(
-      f'width is {width} and groups {groups}: each normalisation needs equal groups of channels, '
-      'so use a width that is a multiple of the groups.'
-    )
-
-
 class StdConv(nn.Module):
-  """A convolution with a standardised kernel and no bias, padded by zeros to keep the side."""
+  """A convolution with a standardised kernel, zero padding of side // 2 and no bias."""
 
   features: int
   side: int
@@ -72,7 +61,7 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = layers.split_examples(x)
+    x = layers.shard_batch(x)
     out_dim = 4 * self.width
     y = self._norm_relu(x, 'gn1')
     if x.shape[-1] != out_dim or self.stride > 1:
@@ -96,12 +85,12 @@ class RootBlock(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     x = StdConv(self.width, 7, 2, self.dtype, name='conv_root')(images)
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # BiT's maximum is over zeros as well
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # BiT pads with zeros, not -inf
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
 class Stage(nn.Module):
-  """Units at one resolution, the first of which may halve it."""
+  """A sequence of units; the first one has the stride."""
 
   size: int
   width: int
@@ -122,18 +111,18 @@ class Stage(nn.Module):
 class BitResNet(nn.Module):
   """The whole network; `apply({'params': p}, images)` gives logits or pooled features.
 
-  Parameters are float32 whatever `dtype` is; so are the statistics of the norms, the pooled
-  pre-logits and the logits. Any image size goes with any parameters.
+  Parameters, normalisation statistics, pooled features and logits are float32 for any `dtype`.
+  The parameters do not depend on the image size.
 
   Attributes:
     num_classes: width of the linear head; None returns the pre-logits instead.
     stage_sizes: units in each stage; all stages but the first halve the resolution.
-    width: channels after the root block, and of the first stage's 3x3 convolutions; doubled from
-      stage to stage. 64 in R50x1.
-    groups: of each normalisation; 32 in BiT. Divides `width`.
+    width: channels of the root block and of the first stage's 3x3 convolutions, 64 in R50x1;
+      doubled from stage to stage.
+    groups: number of groups of each normalisation; divides `width`.
     head_bias: initial value of the head's bias (its kernel starts at zero).
     dtype: compute type, 'float32' or 'bfloat16'.
-    remat: recompute each unit in the backward pass instead of keeping its activations.
+    remat: recompute each unit in the backward pass instead of storing its activations.
   """
 
   num_classes: int | None
@@ -144,6 +133,17 @@ class BitResNet(nn.Module):
   dtype: str = 'float32'
   remat: bool = False
 
+  def __post_init__(self):
+    layers.check_fields(self)
+    if not self.stage_sizes or min(self.stage_sizes) < 1:
+      raise InputError(f'stage_sizes is {self.stage_sizes}; give each stage at least 1 unit.')
+    if self.width < 1 or self.groups < 1 or self.width % self.groups:
+      raise InputError(
+        f'width is {self.width} and groups {self.groups}: each normalisation needs equal groups '
+        'of channels, so use a width that is a multiple of the groups.'
+      )
+    super().__post_init__()
+
   @property
   def hidden_dim(self) -> int:
     """Channels of the pre-logits."""
@@ -151,14 +151,14 @@ class BitResNet(nn.Module):
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """What `models.intermediates` gives the outputs of."""
+    """The layers whose outputs `models.intermediates` returns."""
     return ('root_block', *(f'block{i + 1}' for i in range(len(self.stage_sizes))))
 
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim).
 
-    `example_keys` are there as in the other models; nothing here is random.
+    `example_keys` is not used: nothing here is random.
     """
     x = RootBlock(self.width, self.dtype, name='root_block')(images)
     for i, size in enumerate(self.stage_sizes):
@@ -172,16 +172,7 @@ class BitResNet(nn.Module):
         name=f'block{i + 1}',
       )(x)
     x = nn.relu(_group_norm(self.groups, self.dtype, 'norm-pre-head')(x))
-    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # (n, hidden_dim)
-    self.sow('intermediates', 'pre_logits', x)
-    if self.num_classes is None:
-      return x
-    return nn.Dense(
-      self.num_classes,
-      kernel_init=nn.initializers.zeros,
-      bias_init=nn.initializers.constant(self.head_bias),
-      name='head',
-    )(x)
+    return layers.classify(self, jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
 
 
 def _group_norm(groups: int, dtype: str, name: str) -> nn.GroupNorm:
@@ -202,7 +193,7 @@ def matmul_flops(model: BitResNet, image_size: layers.Size, channels: int = 3) -
     sides = [-(-side // 2) for side in sides] if i else sides
     after = sides[0] * sides[1]
     first = before * inputs * width + after * (9 * width**2 + 4 * width**2)
-    # A first unit has a projection, unless it changes neither the channels nor the resolution.
+    # The first unit has a projection unless it keeps both the channels and the resolution.
     first += after * inputs * 4 * width if i or inputs != 4 * width else 0
     others = (size - 1) * after * (4 * width**2 + 9 * width**2 + 4 * width**2)
     parts[f'block{i + 1}'] = 2 * (first + others)

@@ -1,4 +1,6 @@
-"""Pieces that more than one architecture is made of."""
+"""Building blocks and checks that the architectures share."""
+
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -7,6 +9,22 @@ from jax.sharding import PartitionSpec as P
 
 from mixer.errors import InputError
 from mixer.sizes import Size, pair
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def check_fields(model: nn.Module, sizes: Sequence[str] = ()) -> None:
+  """Raises InputError for a dtype, rate, patch size or one of the fields `sizes` out of range."""
+  if model.dtype not in DTYPES:
+    raise InputError(f'unknown dtype {model.dtype!r}; use one of {DTYPES}.')
+  if hasattr(model, 'patch_size'):
+    pair(model.patch_size)
+  for name in ('stochastic_depth', 'dropout'):
+    if not 0 <= getattr(model, name, 0.0) < 1:
+      raise InputError(f'{name} is {getattr(model, name)}; it is a rate, at least 0 and below 1.')
+  for name in sizes:
+    if getattr(model, name) < 1:
+      raise InputError(f'{name} is {getattr(model, name)}; it is at least 1.')
 
 
 def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
@@ -23,11 +41,65 @@ def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
   return image[0] // patch[0], image[1] // patch[1]
 
 
-def split_examples(x: jax.Array) -> jax.Array:
-  """x (n, ...) with n split over the whole mesh of `jax.set_mesh`; without one, x as it is.
+def embed_patches(
+  images: jax.Array, patch_size: Size, hidden_dim: int, dtype: str, name: str
+) -> jax.Array:
+  """A linear map `name` of each patch: (n, height, width, c) -> (n, patches, C), row-major."""
+  patch_grid(images.shape[1:3], patch_size)
+  patch = pair(patch_size)
+  x = nn.Conv(hidden_dim, patch, patch, 'VALID', dtype=dtype, name=name)(images)
+  return x.reshape(x.shape[0], -1, hidden_dim)
 
-  Left to itself, XLA splits a scan's carry as the sharded kernels in it are split, and gathers
-  the batch (measured: the images of all devices on each one).
+
+def run_blocks(
+  block: Callable[[int | None], nn.Module],
+  x: jax.Array,
+  drop_rates: jax.Array,
+  keys: jax.Array | None,
+  *,
+  scan: bool,
+) -> jax.Array:
+  """Calls one block per drop rate as block(x, drop_rate, keys); returns the last one's output.
+
+  `block(i)` makes block i. With `scan`, `block(None)` makes the block whose parameters are
+  stacked along a leading axis.
+  """
+  if not scan:
+    for i in range(len(drop_rates)):
+      x = block(i)(x, drop_rates[i], fold_in(keys, i))
+    return x
+
+  def body(stacked, carry, i):
+    return stacked(carry, drop_rates[i], fold_in(keys, i)), None
+
+  scanned = nn.scan(
+    body,
+    variable_axes={'params': 0, 'intermediates': 0},
+    split_rngs={'params': True},
+    length=len(drop_rates),
+  )
+  x, _ = scanned(block(None), x, jnp.arange(len(drop_rates)))
+  return x
+
+
+def classify(model: nn.Module, features: jax.Array) -> jax.Array:
+  """The linear head of `model`, which starts at zero; without classes, the features themselves."""
+  model.sow('intermediates', 'features', features)
+  if model.num_classes is None:
+    return features
+  return nn.Dense(
+    model.num_classes,
+    kernel_init=nn.initializers.zeros,
+    bias_init=nn.initializers.constant(model.head_bias),
+    name='head',
+  )(features)
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+  """x (n, ...) with n split over the whole mesh of `jax.set_mesh`; x itself without a mesh.
+
+  Without this constraint, XLA splits the carry of a scan as the sharded kernels in it are split,
+  and gathers the batch: every device then holds the activations of all examples.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(mesh.axis_names))
@@ -38,13 +110,13 @@ def example_uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
-def fold(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
-  """A new key per example for the draw called `number`; None stays None."""
-  return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+def fold_in(keys: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
+  """`jax.random.fold_in` for each of `keys` (n,); None stays None."""
+  return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
-  """Zeroes each value of x (n, ...) with probability `rate` and rescales the others."""
+  """Zeroes each value of x (n, ...) with probability `rate` and divides the others by 1 - rate."""
   if keys is None or rate == 0.0:
     return x
   keep = example_uniform(keys, x.shape[1:]) >= rate
@@ -52,7 +124,10 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 
 def drop_path(x: jax.Array, rate: jax.Array, keys: jax.Array | None, *, rescale: bool) -> jax.Array:
-  """Zeroes whole examples of a residual branch x (n, ...) with probability `rate`."""
+  """Zeroes whole examples of a residual branch x (n, ...) with probability `rate`.
+
+  With `rescale`, the others are divided by 1 - rate.
+  """
   if keys is None:
     return x
   keep = (example_uniform(keys, ()) >= rate).astype(x.dtype)
@@ -64,19 +139,19 @@ def drop_path(x: jax.Array, rate: jax.Array, keys: jax.Array | None, *, rescale:
 class MlpBlock(nn.Module):
   """Dense to `hidden_dim`, GELU (tanh form), Dense back: (n, a, b) -> (n, a, b).
 
-  With `out_dim` the result is (n, a, out_dim); `dense` is the class of the two layers.
+  With `out_dim` the result is (n, a, out_dim); `dense` makes the two layers.
   """
 
   hidden_dim: int
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: str = 'float32'
   out_dim: int | None = None
-  dense: type[nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = nn.Dense
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     out_dim = self.out_dim or x.shape[-1]
     x = nn.gelu(self.dense(self.hidden_dim, dtype=self.dtype, name='Dense_0')(x))
-    x = dropout(x, self.dropout_rate, fold(keys, 0))
+    x = dropout(x, self.dropout_rate, fold_in(keys, 0))
     x = self.dense(out_dim, dtype=self.dtype, name='Dense_1')(x)
-    return dropout(x, self.dropout_rate, fold(keys, 1))
+    return dropout(x, self.dropout_rate, fold_in(keys, 1))

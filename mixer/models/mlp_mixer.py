@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,14 +21,14 @@ SIZES = {
 class MixerBlock(nn.Module):
   """One Mixer layer, equation (1): (n, tokens S, channels C) -> (n, S, C).
 
-  `out_tokens` is what a block of a pyramid leaves of the tokens; None leaves them all.
+  `out_tokens` is the number of tokens that a block of a pyramid returns; None for S.
   """
 
   tokens_mlp_dim: int
   channels_mlp_dim: int
   dropout_rate: float = 0.0
   rescale_drop_path: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: str = 'float32'
   untie_tokens: bool = False
   channel_groups: int = 1
   grouping: str = 'concat'
@@ -37,22 +36,17 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, drop_rate: jax.Array, keys: jax.Array | None) -> jax.Array:
-    x = layers.split_examples(x)
-    tokens = self._mix_tokens(nn.LayerNorm(dtype=self.dtype)(x), layers.fold(keys, 0))
-    if self.out_tokens is None:
-      u = x + layers.drop_path(
-        tokens, drop_rate, layers.fold(keys, 1), rescale=self.rescale_drop_path
-      )
-    else:
-      u = tokens
+    def drop_path(branch, number):
+      branch_keys = layers.fold_in(keys, number)
+      return layers.drop_path(branch, drop_rate, branch_keys, rescale=self.rescale_drop_path)
 
-    channels = nn.LayerNorm(dtype=self.dtype)(u)
+    x = layers.shard_batch(x)
+    tokens = self._mix_tokens(nn.LayerNorm(dtype=self.dtype)(x), layers.fold_in(keys, 0))
+    u = x + drop_path(tokens, 1) if self.out_tokens is None else tokens
     channels = layers.MlpBlock(
       self.channels_mlp_dim, self.dropout_rate, self.dtype, name='channel_mixing'
-    )(channels, layers.fold(keys, 2))
-    return u + layers.drop_path(
-      channels, drop_rate, layers.fold(keys, 3), rescale=self.rescale_drop_path
-    )
+    )(nn.LayerNorm(dtype=self.dtype)(u), layers.fold_in(keys, 2))
+    return u + drop_path(channels, 3)
 
   def _mix_tokens(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
     mlp = dict(hidden_dim=self.tokens_mlp_dim, dropout_rate=self.dropout_rate, dtype=self.dtype)
@@ -62,7 +56,7 @@ class MixerBlock(nn.Module):
       views = self.grouping == 'views'
       return variants.grouped(x, keys, mlp, groups=self.channel_groups, views=views)
     if self.out_tokens is not None:
-      return variants.shrinking(x, keys, mlp, tokens=self.out_tokens)
+      return variants.reducing(x, keys, mlp, tokens=self.out_tokens)
     x = jnp.swapaxes(x, 1, 2)  # (n, C, S)
     x = layers.MlpBlock(**mlp, name='token_mixing')(x, keys)
     return jnp.swapaxes(x, 1, 2)  # (n, S, C)
@@ -71,30 +65,30 @@ class MixerBlock(nn.Module):
 class MlpMixer(nn.Module):
   """The whole network; `apply({'params': p}, images)` gives logits or pooled features.
 
-  Parameters are float32 whatever `dtype` is; so are the LayerNorm statistics, the pooled
-  pre-logits and the logits. Randomness is given per example: `example_keys` (n,) switches
-  dropout and stochastic depth on, and an example's draws do not depend on the others in its
-  batch, on the number of devices or of microbatches, on `scan` or on `remat`.
+  Parameters, LayerNorm statistics, pooled features and logits are float32 for any `dtype`.
+  `example_keys` (n,) turn dropout and stochastic depth on. Randomness is per example: an
+  example's draws do not depend on the rest of its batch, nor on the number of devices or
+  microbatches, `scan` or `remat`.
 
   Attributes:
     num_classes: width of the linear head; None returns the pre-logits instead.
     num_blocks, hidden_dim, tokens_mlp_dim, channels_mlp_dim: L, C, D_S, D_C of Table 1.
     patch_size: an int or (height, width), in pixels.
-    tiles: for weights grown to a higher resolution (`mixer.pretrained.growth`): how many times
-      higher, an int or (vertically, horizontally). The token-mixing MLPs are that much wider.
+    tiles: the factor by which the resolution has grown since training (`mixer.pretrained.growth`),
+      an int or (vertically, horizontally). The token-mixing MLPs are wider by their product.
     head_bias: initial value of the head's bias (its kernel starts at zero).
-    stochastic_depth: drop rate s of the last block; block i drops with i / (L - 1) * s, each
-      of its two MLPs by its own draw.
-    rescale_drop_path: divide a kept branch by its keep rate. False is big_vision's choice.
+    stochastic_depth: drop rate s of the last block. Block i drops with rate i / (L - 1) * s,
+      separately for each of its two MLPs.
+    rescale_drop_path: divide a kept branch by its keep rate. False as in big_vision.
     dropout: rate after each of the two layers of every MLP.
     dtype: compute type of the blocks, 'float32' or 'bfloat16'.
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    remat: recompute each block in the backward pass instead of storing its activations.
     scan: run the blocks as one `lax.scan` over parameters stacked under 'MixerBlocks'
-      (`mixer.pretrained.stack_blocks` and `unstack_blocks` convert).
-    untie_tokens, channel_groups, grouping, pyramid: what did not help (appendix A of the paper,
-      `mixer.models.variants`), one at a time: a token-mixing MLP for each channel; G, and how
-      channels are grouped, 'concat' or 'views'; (block, tokens that its token-mixing MLP leaves)
-      for each block that reduces them.
+      (`mixer.models.scanning` converts).
+    untie_tokens, channel_groups, grouping, pyramid: the changes of appendix A of the paper
+      (`mixer.models.variants`), at most one of them: a token-mixing MLP for each channel; the
+      number of groups G and 'concat' or 'views'; (block, tokens it returns) for each block that
+      reduces the tokens.
   """
 
   num_classes: int | None
@@ -117,40 +111,36 @@ class MlpMixer(nn.Module):
   pyramid: Sequence[Sequence[int]] = ()
 
   def __post_init__(self):
+    sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
+    layers.check_fields(self, sizes)
     variants.check(self)
     super().__post_init__()
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """What `models.intermediates` gives the outputs of."""
+    """The layers whose outputs `models.intermediates` returns."""
     return ('stem', *(f'MixerBlock_{i}' for i in range(self.num_blocks)))
 
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim)."""
-    patch = layers.pair(self.patch_size)
-    layers.patch_grid(images.shape[1:3], patch)
-    x = nn.Conv(self.hidden_dim, patch, patch, 'VALID', dtype=self.dtype, name='stem')(images)
-    x = x.reshape(x.shape[0], -1, self.hidden_dim)  # (n, S, C), row-major
-    x = self._blocks(x, example_keys)
-    x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
-    x = jnp.mean(x, axis=1, dtype=jnp.float32)  # (n, C)
-    self.sow('intermediates', 'pre_logits', x)
-    if self.num_classes is None:
-      return x
-    return nn.Dense(
-      self.num_classes,
-      kernel_init=nn.initializers.zeros,
-      bias_init=nn.initializers.constant(self.head_bias),
-      name='head',
-    )(x)
-
-  def _blocks(self, x: jax.Array, example_keys: jax.Array | None) -> jax.Array:
-    rates = jnp.linspace(0.0, self.stochastic_depth, self.num_blocks)
     if not (self.stochastic_depth or self.dropout):
       example_keys = None
+    x = layers.embed_patches(images, self.patch_size, self.hidden_dim, self.dtype, 'stem')
+    x = layers.run_blocks(
+      self._block,
+      x,  # (n, S, C)
+      jnp.linspace(0.0, self.stochastic_depth, self.num_blocks),
+      example_keys,
+      scan=self.scan,
+    )
+    x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
+    return layers.classify(self, jnp.mean(x, axis=1, dtype=jnp.float32))
+
+  def _block(self, i: int | None) -> MixerBlock:
+    """Block i, or for None the block that is scanned."""
     block = nn.remat(MixerBlock, prevent_cse=not self.scan) if self.remat else MixerBlock
-    sizes: dict[str, Any] = dict(
+    return block(
       tokens_mlp_dim=math.prod(layers.pair(self.tiles)) * self.tokens_mlp_dim,
       channels_mlp_dim=self.channels_mlp_dim,
       dropout_rate=self.dropout,
@@ -159,46 +149,30 @@ class MlpMixer(nn.Module):
       untie_tokens=self.untie_tokens,
       channel_groups=self.channel_groups,
       grouping=self.grouping,
+      out_tokens=dict(map(tuple, self.pyramid)).get(i),
+      name='MixerBlocks' if i is None else f'MixerBlock_{i}',
     )
-    if not self.scan:
-      left = dict(map(tuple, self.pyramid))
-      for i in range(self.num_blocks):
-        layer = block(name=f'MixerBlock_{i}', out_tokens=left.get(i), **sizes)
-        x = layer(x, rates[i], layers.fold(example_keys, i))
-      return x
-
-    def body(stacked, carry, i):
-      return stacked(carry, rates[i], layers.fold(example_keys, i)), None
-
-    scanned = nn.scan(
-      body,
-      variable_axes={'params': 0, 'intermediates': 0},
-      split_rngs={'params': True},
-      length=self.num_blocks,
-    )
-    x, _ = scanned(block(name='MixerBlocks', **sizes), x, jnp.arange(self.num_blocks))
-    return x
 
 
 def matmul_flops(model: MlpMixer, image_size: layers.Size, channels: int = 3) -> dict[str, int]:
   """FLOPs (2 per multiply-add) of one image's forward matmuls, by part of the network.
 
-  Keys: 'stem', 'tokens', 'channels', 'head'. Their sum is the forward GFLOP row of Table 1's
-  extension in the README; element-wise work is left out, as is usual for MFU.
+  Keys: 'stem', 'tokens', 'channels', 'head'. Element-wise operations are not counted, as is usual
+  for model FLOPs utilisation (MFU).
   """
   rows, columns = layers.patch_grid(image_size, model.patch_size)
   height, width = layers.pair(model.patch_size)
   tokens = rows * columns
   tokens_mlp_dim = math.prod(layers.pair(model.tiles)) * model.tokens_mlp_dim
-  left = dict(map(tuple, model.pyramid))
-  seen = [tokens]  # by the first block, by the second, ..., by the pool
+  reduced = dict(map(tuple, model.pyramid))
+  counts = [tokens]  # tokens at the input of each block, and at the pooling
   for i in range(model.num_blocks):
-    seen.append(left.get(i, seen[-1]))
-  is_viewed = model.channel_groups > 1 and model.grouping == 'views'
-  views = model.num_blocks * 2 * tokens * model.hidden_dim**2 if is_viewed else 0
+    counts.append(reduced.get(i, counts[-1]))
+  has_views = model.channel_groups > 1 and model.grouping == 'views'
+  views = model.num_blocks * 2 * tokens * model.hidden_dim**2 if has_views else 0
   return {
     'stem': 2 * tokens * height * width * channels * model.hidden_dim,
-    'tokens': 2 * (sum(seen[:-1]) + sum(seen[1:])) * tokens_mlp_dim * model.hidden_dim + views,
-    'channels': 2 * 2 * sum(seen[1:]) * model.hidden_dim * model.channels_mlp_dim,
+    'tokens': 2 * (sum(counts[:-1]) + sum(counts[1:])) * tokens_mlp_dim * model.hidden_dim + views,
+    'channels': 2 * 2 * sum(counts[1:]) * model.hidden_dim * model.channels_mlp_dim,
     'head': 2 * model.hidden_dim * (model.num_classes or 0),
   }

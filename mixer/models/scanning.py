@@ -1,14 +1,12 @@
-"""Blocks as a list of subtrees, as in the released files, or stacked for `lax.scan`."""
+"""Conversion between one subtree per block, the released layout, and blocks stacked for a scan."""
 
 from collections.abc import Mapping
 import re
 
 import jax
 
-_BLOCK = re.compile(r'MixerBlock_(\d+)')
-
-
 STACKED = 'MixerBlocks'
+_BLOCK = re.compile(r'MixerBlock_(\d+)')
 
 
 def stack_blocks(params: Mapping) -> dict:
@@ -21,7 +19,7 @@ def stack_blocks(params: Mapping) -> dict:
 
 
 def unstack_blocks(params: Mapping) -> dict:
-  """The inverse of `stack_blocks`; a tree in the released layout comes back unchanged."""
+  """The inverse of `stack_blocks`; a tree in the released layout is returned unchanged."""
   if STACKED not in params:
     return dict(params)
   stacked = params[STACKED]

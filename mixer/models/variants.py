@@ -1,9 +1,9 @@
-"""What did not help: the changes to token mixing of the paper's appendix A.
+"""Changes to token mixing that brought no consistent gain: appendix A of the paper.
 
-Each takes the place of the block's shared token-mixing MLP and is called with the normalised table
-x (n, tokens S, channels C). Their parameters have names of their own, so that no loader takes them
-for a Mixer's. The paper gives neither formulas nor the values of G and S'; what had to be chosen is
-said at each function.
+Each replaces the shared token-mixing MLP of a block. Its input is the normalised table x
+(n, tokens S, channels C). Parameter names differ from the Mixer's, so that a loader cannot confuse
+the two. The paper gives neither formulas nor the values of G and S'; each function documents the
+choices made here.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ GROUPINGS = ('concat', 'views')
 
 
 class UntiedDense(nn.Module):
-  """A dense layer of its own for each row: (n, rows, a) -> (n, rows, features)."""
+  """A separate dense layer for each row: (n, rows, a) -> (n, rows, features)."""
 
   features: int
   dtype: jnp.dtype = jnp.float32
@@ -28,7 +28,7 @@ class UntiedDense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     _, rows, width = x.shape
-    init = nn.initializers.lecun_normal(batch_axis=(0,))  # each row's as if it were alone
+    init = nn.initializers.lecun_normal(batch_axis=(0,))  # fan-in of one row
     kernel = self.param('kernel', init, (rows, width, self.features))
     bias = self.param('bias', nn.initializers.zeros, (rows, self.features))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -36,7 +36,7 @@ class UntiedDense(nn.Module):
 
 
 def untied(x: jax.Array, keys: jax.Array | None, mlp: dict) -> jax.Array:
-  """C separate MLPs: (n, S, C) -> (n, S, C). `mlp` has the arguments of `layers.MlpBlock`."""
+  """C separate MLPs: (n, S, C) -> (n, S, C). `mlp` are the arguments of `layers.MlpBlock`."""
   x = jnp.swapaxes(x, 1, 2)  # (n, C, S)
   x = layers.MlpBlock(**mlp, dense=UntiedDense, name='untied_token_mixing')(x, keys)
   return jnp.swapaxes(x, 1, 2)
@@ -47,10 +47,10 @@ def grouped(
 ) -> jax.Array:
   """The MLP on a table (S*G) x (C/G): (n, S, C) -> (n, S, C); its hidden width stays D_S.
 
-  Row s*G + g of the table holds, for token s, the channels g, G + g, 2G + g, ... (column j is made
-  of the neighbours j*G to j*G + G - 1), or with `views` the outputs of the g-th of G linear maps
-  R^C -> R^(C/G), without biases. Back at S x C, a value takes the place that its input had, and
-  the g-th view that of the channels g*C/G to (g + 1)*C/G - 1: there are no linear maps back.
+  Row s*G + g of the table holds, for token s, the channels g, G + g, 2G + g, ... (column j has the
+  neighbours j*G to j*G + G - 1), or with `views` the outputs of the g-th of G linear maps
+  R^C -> R^(C/G), without biases. The result returns to S x C by the inverse rearrangement; the
+  g-th view becomes the channels g*C/G to (g + 1)*C/G - 1, without linear maps back.
   """
   n, tokens, channels = x.shape
   rows, columns = tokens * groups, channels // groups
@@ -65,11 +65,11 @@ def grouped(
   return (x if views else jnp.swapaxes(x, 2, 3)).reshape(n, tokens, channels)
 
 
-def shrinking(x: jax.Array, keys: jax.Array | None, mlp: dict, *, tokens: int) -> jax.Array:
+def reducing(x: jax.Array, keys: jax.Array | None, mlp: dict, *, tokens: int) -> jax.Array:
   """The MLP maps S to fewer tokens: (n, S, C) -> (n, tokens, C).
 
-  The tables before and after differ in size, so this MLP has no residual connection, and
-  stochastic depth leaves it alone.
+  Input and output differ in shape, so this MLP has neither a residual connection nor stochastic
+  depth.
   """
   if tokens >= x.shape[1]:
     raise InputError(
@@ -81,7 +81,7 @@ def shrinking(x: jax.Array, keys: jax.Array | None, mlp: dict, *, tokens: int) -
 
 
 def active(model: nn.Module) -> list[str]:
-  """The options of `model` that change its token mixing, as 'name=value'."""
+  """The options of `model` that change token mixing, each as 'name=value'."""
   return [
     *(['untie_tokens=True'] if model.untie_tokens else []),
     *([f'channel_groups={model.channel_groups}'] if model.channel_groups > 1 else []),
@@ -90,7 +90,7 @@ def active(model: nn.Module) -> list[str]:
 
 
 def check(model: nn.Module) -> None:
-  """Raises InputError for a value out of range or a combination that is not there."""
+  """Raises InputError for a value out of range or a combination that is not supported."""
   if model.grouping not in GROUPINGS:
     raise InputError(f'grouping is {model.grouping!r}; use one of {GROUPINGS}.')
   if model.channel_groups < 1 or model.hidden_dim % model.channel_groups:

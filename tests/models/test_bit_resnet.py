@@ -84,7 +84,7 @@ def root(images, kernel):
 
 
 def forward(params, images):
-  """{layer: what it gives} of a network with the stages of `tiny`."""
+  """{layer: output} of a network with the stages of `tiny`."""
   params = jax.tree.map(np.float64, params)
   found = {'root_block': root(images, params['root_block']['conv_root']['kernel'])}
   x = found['root_block']
@@ -124,7 +124,7 @@ def test_a_unit(channels, stride):
   close(actual, unit(np.float64(x), jax.tree.map(np.float64, params), stride))
 
 
-def test_the_whole_network_and_what_is_on_the_way():
+def test_the_network_and_its_intermediates():
   model, images = tiny(stage_sizes=(1, 2)), random_images(2)
   params = random_params(model)
   wanted = forward(params, images)
@@ -146,7 +146,7 @@ def test_pre_logits_without_a_head():
   close(features, forward(params, images)['pre_logits'])
 
 
-# --- Sizes, names, start -------------------------------------------------------------------
+# --- Sizes, names, initial values ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_parameter_counts(size):
 
 
 def test_names_and_shapes():
-  """The file of BiT-M-R50x1, under the names that big_vision gives its arrays."""
+  """Those of BiT-M-R50x1 under the parameter names of big_vision."""
   shapes = models.shapes(models.build('BiT-R50x1', 21843), 224)
   found = {name: leaf.shape for name, leaf in pretrained.flatten(shapes).items()}
   wanted = {
@@ -187,7 +187,7 @@ def test_names_and_shapes():
   assert found == wanted
 
 
-def test_the_start():
+def test_initial_logits_are_the_head_bias():
   model = tiny(head_bias=-10.0)
   params = jax.jit(lambda key: models.init(model, key, (20, 13)))(jax.random.key(0))
   logits = jax.jit(models.apply_function(model))(params, random_images(2))
@@ -205,7 +205,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_flops_against_jax():
-  """XLA does not count what meets the padding, and counts the normalisations."""
+  """XLA counts normalisations, and does not count products with the padding."""
   model = models.build('BiT-R50x1', 1000)
   images = jax.ShapeDtypeStruct((2, 224, 224, 3), np.float32)
   apply = models.apply_function(model)
@@ -226,7 +226,7 @@ def test_bfloat16_stays_near_float32():
   assert np.abs(low - wanted).max() > 1e-3 * np.abs(wanted).max()
 
 
-def test_remat_changes_nothing_but_what_is_kept():
+def test_remat_changes_no_value():
   images, params = random_images(2), random_params(tiny(stage_sizes=(1,)))
 
   def gradient(**options):

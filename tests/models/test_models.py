@@ -233,7 +233,7 @@ def test_logits_equal_numpy(size, patch):
 
 
 def test_epsilon_and_the_form_of_gelu(monkeypatch):
-  """A stem of small outputs makes epsilon count; another one, or GELU by erf, would be seen."""
+  """With small stem outputs, another epsilon or GELU by erf changes the logits measurably."""
   params, images = random_params(tiny()), random_images(3)
   params['stem'] = jax.tree.map(lambda x: x * np.float32(1e-3), params['stem'])
   actual = run(tiny(), params, images)
@@ -290,11 +290,11 @@ def test_channels_other_than_three():
   assert shapes['stem']['kernel'].shape == (4, 4, 1, 32)
 
 
-# --- The start -----------------------------------------------------------------------------
+# --- Initial values ------------------------------------------------------------------------
 
 
 def test_initial_values():
-  """Flax's defaults: lecun_normal kernels (cut at two deviations), zero biases, unit scales."""
+  """Flax's defaults: lecun_normal kernels (truncated normal), zero biases, unit scales."""
   sizes = dict(hidden_dim=192, tokens_mlp_dim=256, channels_mlp_dim=512, patch_size=8)
   model = tiny(num_blocks=1, **sizes)
   params = init(model, 64)
@@ -427,7 +427,7 @@ def test_sizes_that_do_not_divide(size):
 
 
 def test_bfloat16_stays_near_float32():
-  """Eight bits of mantissa: errors of 2**-9 a rounding, some 20 of them one after another."""
+  """Eight bits of mantissa: errors of 2**-9 per rounding, about 20 roundings in sequence."""
   plain, half = tiny(), tiny(dtype='bfloat16')
   fresh = shapes_of(half, 16)
   assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {np.dtype('float32')}
@@ -484,7 +484,7 @@ def small_depth_model(**options):
 
 
 def stack(params):
-  """The released layout as a scanned model wants it."""
+  """The released layout -> the layout of a scanned model."""
   blocks = [params[f'MixerBlock_{i}'] for i in range(3)]
   rest = {name: params[name] for name in ('stem', 'pre_head_layer_norm', 'head')}
   return {**rest, 'MixerBlocks': jax.tree.map(lambda *rows: np.stack(rows), *blocks)}
@@ -492,7 +492,7 @@ def stack(params):
 
 @pytest.mark.parametrize('rescale,scan', [(False, False), (True, False), (False, True)])
 def test_stochastic_depth(rescale, scan):
-  """Branches drop whole and by draws of their own; those of block i of 3 with rate i / 2 * 0.6.
+  """Each branch drops whole and by a separate draw, in block i of 3 with rate i / 2 * 0.6.
 
   All examples are the same image, so each output must be one of the sixteen that NumPy gets by
   keeping and dropping the token and channel branches of blocks 1 and 2.
@@ -548,7 +548,7 @@ def test_draws_follow_the_example():
 
 
 def test_dropout_values():
-  """Both layers drop: with an identity as second layer, a value survives both draws or is 0."""
+  """Both layers drop: with an identity as second layer, a value passes both draws or is 0."""
   rate, n, width = 0.25, 400, 24
   params = {
     'Dense_0': {'kernel': np.eye(width, dtype=np.float32), 'bias': np.ones(width, np.float32)},
@@ -561,16 +561,16 @@ def test_dropout_values():
   close(outputs[kept], (gelu(x.astype(np.float64) + 1) / (1 - rate) ** 2)[kept], 1e-6)
   share, wanted = kept.mean(), (1 - rate) ** 2
   assert abs(share - wanted) < 4.5 * np.sqrt(wanted * (1 - wanted) / kept.size)
-  # Each position and each example has draws of its own: shares by position and by example.
+  # Draws are independent between positions and examples: shares by position and by example.
   for axis, size in ((0, n), ((1, 2), 3 * width)):
     spread = 4.5 * np.sqrt(wanted * (1 - wanted) / size)
     assert np.abs(kept.mean(axis=axis) - wanted).max() < spread
-  # Of the two layers alone: with no second bias, a zero in front gives a zero behind.
+  # A single dropout: with no second bias, a zero input gives a zero output.
   hidden = layers.dropout(np.ones((n, 3, width), np.float32), rate, example_keys(n))
   assert set(np.unique(hidden)) == {np.float32(0), np.float32(1 / (1 - rate))}
 
 
-def test_every_mlp_drops_by_draws_of_its_own():
+def test_mlps_drop_independently():
   """Sixteen tokens of sixteen channels, so that equal keys would give equal masks."""
   model = tiny(hidden_dim=16, channels_mlp_dim=16, dropout=0.5)
   _, state = jax.jit(
@@ -648,8 +648,8 @@ def test_gradient_against_finite_differences():
 
 
 @pytest.mark.parametrize('scan,remat', list(itertools.product([False, True], repeat=2)))
-def test_scan_and_remat_are_there(scan, remat):
-  """One loop of three turns instead of three blocks; a checkpoint around each block."""
+def test_scan_and_remat_are_used(scan, remat):
+  """One loop of three iterations instead of three blocks; a checkpoint around each block."""
   model = tiny(scan=scan, remat=remat)
   apply = models.apply_function(model)
   jaxpr = jax.make_jaxpr(apply)(shapes_of(model, 16), random_images(1))

@@ -1,4 +1,4 @@
-"""What did not help (appendix A): against formulas and NumPy, and what refuses to go together."""
+"""The changes of appendix A: against formulas and NumPy, and combinations that are refused."""
 
 import importlib
 import json
@@ -111,12 +111,12 @@ def test_off_is_the_released_layout():
 
 
 @change
-def test_names_are_nobody_elses(change):
+def test_parameter_names_differ_from_the_mixers(change):
   block = models.shapes(build(change), (6, 8))['MixerBlock_1']
   assert 'token_mixing' not in block
 
 
-def test_rows_of_untied_layers_start_as_if_alone():
+def test_fan_in_of_untied_layers_is_that_of_one_row():
   layer = variants.UntiedDense(200)
   params = layer.init(jax.random.key(0), np.zeros((1, 30, 50), np.float32))['params']
   kernel = np.asarray(params['kernel'])
@@ -124,7 +124,7 @@ def test_rows_of_untied_layers_start_as_if_alone():
   assert np.all(np.abs(kernel.std(axis=(1, 2)) * np.sqrt(50) - 1) < 0.05)
 
 
-# --- The forward pass, by hand ---------------------------------------------------------------
+# --- The forward pass in NumPy ----------------------------------------------------------------
 
 
 def mix_untied(x, p):
@@ -245,8 +245,8 @@ def test_scanned_models_start_with_the_same_numbers(change):
   jax.tree.map(np.testing.assert_array_equal, scanning.unstack_blocks(scanned), plain)
 
 
-def test_dropout_differs_between_the_channels_of_untied_mlps():
-  """One mask for all channels would drop whole hidden units of every MLP at once."""
+def test_dropout_differs_between_channels_of_untied_mlps():
+  """A mask shared by all channels would drop a hidden unit of every MLP at once."""
   x, keys = np.ones((1, 2, 5), np.float32), jax.random.split(jax.random.key(1), 1)
   mlp = layers.MlpBlock(hidden_dim=8, dropout_rate=0.5, dense=variants.UntiedDense)
   out, _ = jax.jit(mlp.init_with_output)(jax.random.key(0), x, keys)
@@ -283,7 +283,7 @@ def test_flops_against_jax(change):
   assert 1.0 < counted < 1.03
 
 
-# --- What refuses -----------------------------------------------------------------------------
+# --- Errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_a_pyramid_that_grows_is_refused():
 
 
 @change
-def test_shapes_alone_do_not_tell_a_changed_model(change, tmp_path):
-  """Four groups on 6 x 6 have the shapes of a Mixer on 12 x 12: no loader may take them for one."""
+def test_loaders_refuse_a_changed_model_without_its_config(change, tmp_path):
+  """Four groups on 6 x 6 patches have the shapes of a Mixer on 12 x 12."""
   params = random_params(build(change, channel_groups=4) if change == 'concat' else build(change))
   pretrained.save(tmp_path / 'm.npz', params)
   text = 'm.npz: token mixing is changed as in appendix A'
@@ -328,7 +328,7 @@ def test_shapes_alone_do_not_tell_a_changed_model(change, tmp_path):
 
 
 @change
-def test_warm_start_from_its_own_kind_only(change):
+def test_warm_start_needs_the_same_change(change):
   model = build(change)
   params = random_params(model)
   how = dict(source='m.npz', image_size=(6, 8), channels=3, head='auto')
