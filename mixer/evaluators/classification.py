@@ -110,7 +110,7 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh):
     for batch in data.eval_batches(batch_size, **shard):
       batch = sharding.put(batch, mesh)
       if not compiled:
-        with jax.set_mesh(mesh):  # for `layers.split_examples`
+        with jax.set_mesh(mesh):  # for `layers.shard_batch`
           compiled.append(sums.lower(params, batch).compile())
         begin = time.perf_counter()  # images_per_sec excludes compilation
       pending.append(compiled[0](params, batch))

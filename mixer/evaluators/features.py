@@ -48,7 +48,7 @@ def extractor(features: Callable, *, images_per_device: int, mesh: Mesh) -> Call
     for i, batch in enumerate(data.eval_batches(images_per_device * mesh.size, **shard)):
       if i == batches:
         break
-      with jax.set_mesh(mesh):  # for `layers.split_examples`
+      with jax.set_mesh(mesh):  # for `layers.shard_batch`
         pending.append(rows(params, sharding.put(batch, mesh)))
       if len(pending) == 2:  # the host is at most one batch ahead of the device
         found.append(_unmasked(pending.pop(0)))

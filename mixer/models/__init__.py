@@ -6,12 +6,13 @@ import difflib
 import re
 from typing import NamedTuple
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mixer.errors import InputError
-from mixer.models import bit_resnet, layers, mlp_mixer, permutations, scanning
+from mixer.models import bit_resnet, layers, mlp_mixer, permutations, scanning, vit
 
 
 class Family(NamedTuple):
@@ -24,6 +25,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
   'Mixer': Family(mlp_mixer.MlpMixer, mlp_mixer.SIZES, mlp_mixer.matmul_flops),
+  'ViT': Family(vit.VisionTransformer, vit.SIZES, vit.matmul_flops),
   'BiT': Family(bit_resnet.BitResNet, bit_resnet.SIZES, bit_resnet.matmul_flops),
 }
 
@@ -32,9 +34,9 @@ def build(name: str, num_classes: int | None, **options) -> nn.Module:
   """A linen module: `apply({'params': p}, images)` gives logits (n, num_classes), float32.
 
   Args:
-    name: '<family>-<size>/<patch>' such as 'Mixer-B/16' or 'Mixer-L/8' (Table 1 of the paper,
-      with any patch size), '<family>-<size>' for a family without patches, as in 'BiT-R50x1', or
-      a family alone, 'Mixer' or 'BiT', with all dimensions among the options.
+    name: '<family>-<size>/<patch>' with any patch size, such as 'Mixer-B/16' (Table 1 of the
+      paper) or 'ViT-L/32', '<family>-<size>' for a family without patches, as in 'BiT-R50x1', or
+      a family alone, 'Mixer', 'ViT' or 'BiT', with all dimensions among the options.
     num_classes: width of the head; None returns the pooled pre-logits (n, hidden_dim).
     **options: fields of the family's module; they override those of the size.
 
@@ -108,7 +110,8 @@ def shapes(model: nn.Module, image_size: layers.Size, channels: int = 3) -> dict
 def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str, jax.Array]:
   """The outputs of the model's `layer_names`, its 'pre_logits' and its 'output'.
 
-  For a Mixer: 'stem' (n, rows, columns, C) and each 'MixerBlock_i' (n, tokens, C). For a BiT:
+  Mixer: 'stem' (n, rows, columns, C) and each 'MixerBlock_i' (n, tokens, C). ViT: 'embedding' and
+  each 'encoderblock_i' with the same shapes, where a class token is the first token. BiT:
   'root_block' and each 'block<i>' (n, height, width, channels). 'pre_logits' is (n, hidden_dim)
   and 'output' is the model's own result. `params` may be in the released layout or stacked.
   """
@@ -123,10 +126,11 @@ def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str
       mutable=['intermediates'],
     )
   )
-  found = state['intermediates']
+  found = traverse_util.flatten_dict(state['intermediates'])
+  outputs = {path[-2]: values[0] for path, values in found.items() if path[-1] == '__call__'}
   return {
-    **{name: found[name]['__call__'][0] for name in layer_names},
-    'pre_logits': found['features'][0],
+    **{name: outputs[name] for name in layer_names},
+    'pre_logits': found['features',][0],
     'output': output,
   }
 

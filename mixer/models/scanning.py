@@ -1,28 +1,48 @@
 """Conversion between one subtree per block, the released layout, and blocks stacked for a scan."""
 
 from collections.abc import Mapping
-import re
 
 import jax
 
 STACKED = 'MixerBlocks'
-_BLOCK = re.compile(r'MixerBlock_(\d+)')
 
 
 def stack_blocks(params: Mapping) -> dict:
-  """The released layout -> one 'MixerBlocks' subtree with a leading axis over the blocks."""
-  blocks = {int(m[1]): name for name in params if (m := _BLOCK.fullmatch(name))}
-  stacked = jax.tree.map(
-    lambda *leaves: jax.numpy.stack(leaves), *(params[blocks[i]] for i in sorted(blocks))
-  )
-  return {**{k: v for k, v in params.items() if k not in blocks.values()}, STACKED: stacked}
+  """The released layout -> all blocks in one subtree, with a leading axis over the blocks.
+
+  The subtree is 'MixerBlocks' of a Mixer and 'Transformer/encoderblock' of a ViT.
+  """
+  if 'Transformer' in params:
+    return {**params, 'Transformer': _stack(params['Transformer'], 'encoderblock')}
+  return _stack(params, STACKED)
 
 
 def unstack_blocks(params: Mapping) -> dict:
   """The inverse of `stack_blocks`; a tree in the released layout is returned unchanged."""
-  if STACKED not in params:
+  if 'Transformer' in params:
+    return {**params, 'Transformer': _unstack(params['Transformer'], 'encoderblock')}
+  return _unstack(params, STACKED)
+
+
+def _stack(params: Mapping, stacked: str) -> dict:
+  prefix = _prefix(stacked)
+  names = sorted((n for n in params if n.startswith(prefix)), key=lambda n: int(n[len(prefix) :]))
+  rest = {name: leaf for name, leaf in params.items() if name not in names}
+  blocks = (params[name] for name in names)
+  return {**rest, stacked: jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *blocks)}
+
+
+def _unstack(params: Mapping, stacked: str) -> dict:
+  if stacked not in params:
     return dict(params)
-  stacked = params[STACKED]
-  count = len(jax.tree.leaves(stacked)[0])
-  blocks = {f'MixerBlock_{i}': jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
-  return {**{k: v for k, v in params.items() if k != STACKED}, **blocks}
+  count = len(jax.tree.leaves(params[stacked])[0])
+  blocks = {
+    f'{_prefix(stacked)}{i}': jax.tree.map(lambda x, i=i: x[i], params[stacked])
+    for i in range(count)
+  }
+  return {**{k: v for k, v in params.items() if k != stacked}, **blocks}
+
+
+def _prefix(stacked: str) -> str:
+  """'MixerBlock_' for 'MixerBlocks', 'encoderblock_' for 'encoderblock'."""
+  return stacked.removesuffix('s') + '_'

@@ -141,7 +141,7 @@ def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.
     out_shardings=(shardings, sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  with jax.set_mesh(mesh):  # for `layers.split_examples`
+  with jax.set_mesh(mesh):  # for `layers.shard_batch`
     return jitted.lower(like, batch).compile()
 
 

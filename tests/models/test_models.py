@@ -12,6 +12,18 @@ from mixer import models
 from mixer.errors import InputError
 from mixer.models import layers, mlp_mixer
 from mixer.training import losses
+from networks import (
+  close,
+  close_trees,
+  count,
+  equations,
+  example_keys,
+  init,
+  random_images,
+  random_params,
+  run,
+  shapes_of,
+)  # fmt: skip
 import reference
 from reference import forward, gelu, layer_norm
 
@@ -38,74 +50,9 @@ TABLE_448 = {
 }
 
 
-def shapes_of(model, image_size=224):
-  return jax.eval_shape(lambda key: models.init(model, key, image_size), jax.random.key(0))
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def tiny(num_classes=5, **options):
   sizes = dict(num_blocks=3, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64, patch_size=4)
   return models.build('Mixer', num_classes=num_classes, **{**sizes, **options})
-
-
-def random_params(model, image_size=16, seed=0):
-  """Parameters without a zero or a one among them, so that each has an effect."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    values = rng.standard_normal(leaf.shape)
-    if path[-1].key == 'kernel':
-      return np.float32(values / np.sqrt(np.prod(leaf.shape[:-1])))
-    return np.float32((path[-1].key == 'scale') + 0.3 * values)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes_of(model, image_size))
-
-
-def run(model, params, images, keys=None):
-  return np.asarray(jax.jit(models.apply_function(model))(params, images, keys))
-
-
-def init(model, image_size=16, seed=0):
-  return jax.jit(lambda key: models.init(model, key, image_size))(jax.random.key(seed))
-
-
-def random_images(n, size=(16, 16), seed=1):
-  rng = np.random.default_rng(seed)
-  return np.float32(rng.uniform(-1, 1, (n, *size, 3)))
-
-
-def example_keys(n, seed=2):
-  return jax.random.split(jax.random.key(seed), n)
-
-
-def close(actual, wanted, tolerance=1e-5):
-  np.testing.assert_allclose(np.asarray(actual), wanted, rtol=tolerance, atol=tolerance)
-
-
-def close_trees(actual, wanted, tolerance):
-  """Each leaf to `tolerance` of its largest value; tiny gradients are rounding noise."""
-  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
-
-  def check(path, a, w):
-    scale = max(np.abs(w).max(), 1e-2 * largest)
-    np.testing.assert_allclose(a, w, rtol=0, atol=tolerance * scale, err_msg=str(path))
-
-  jax.tree_util.tree_map_with_path(check, actual, wanted)
-
-
-def equations(jaxpr):
-  """Every equation of a jaxpr, those of its inner jaxprs too."""
-  for equation in jaxpr.eqns:
-    yield equation
-    for inner in jax.tree.leaves(
-      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    ):
-      inner = getattr(inner, 'jaxpr', inner)
-      if hasattr(inner, 'eqns'):
-        yield from equations(inner)
 
 
 # --- Sizes ---------------------------------------------------------------------------------
@@ -350,8 +297,9 @@ def test_init_depends_on_the_key_alone():
 def test_unknown_name(name):
   text = (
     f'unknown model {name!r}; write one of Mixer-S/<patch>, Mixer-B/<patch>, Mixer-L/<patch>, '
-    'Mixer-H/<patch>, BiT-R50x1, BiT-R50x2, BiT-R101x1, BiT-R152x1, BiT-R152x2, BiT-R152x4, '
-    'BiT-R200x3, as in Mixer-B/16.'
+    'Mixer-H/<patch>, ViT-Ti/<patch>, ViT-S/<patch>, ViT-B/<patch>, ViT-L/<patch>, ViT-H/<patch>, '
+    'BiT-R50x1, BiT-R50x2, BiT-R101x1, BiT-R152x1, BiT-R152x2, BiT-R152x4, BiT-R200x3, '
+    'as in Mixer-B/16.'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     models.build(name, 10)
