@@ -63,6 +63,6 @@ def get_config():
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
 
-  config.every = ConfigDict({'log': 20, 'evaluate': 200, 'checkpoint': 200})
+  config.every = ConfigDict({'log': 50, 'evaluate': 200, 'checkpoint': 200})
   config.checkpoints = ConfigDict({'keep_last': 1, 'keep_best': 'test/top1'})
   return config
