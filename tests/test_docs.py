@@ -9,7 +9,7 @@ import re
 import pytest
 
 import runs
-from test_architecture import ENTRY_POINTS, SOURCES, loads
+from test_architecture import ENTRY_POINTS, LAYERS, SOURCES, loads
 
 PAGES = [
   runs.ROOT / 'README.md',
@@ -127,6 +127,17 @@ def defined(name: str) -> bool:
       return False
     body = getattr(found[0], 'body', [])
   return True
+
+
+def test_design_has_all_packages_and_layers():
+  packages, layers = re.findall(r'```\n(.*?)```', TEXTS['docs/design.md'], re.S)[:2]
+  drawn = []
+  for line in layers.splitlines():
+    grouped = re.sub(r'mixer\.\{(.*?)\}', lambda m: 'mixer.' + m[1].replace(', ', ' mixer.'), line)
+    drawn.append(sorted(grouped.split()))
+  assert drawn == [sorted(line.split()) for line in LAYERS]
+  for package in ' '.join(LAYERS).split():
+    assert re.search(rf'\b{package.rpartition(".")[2]}(/|\.py)', packages), package
 
 
 @pytest.mark.parametrize('page', TEXTS)
