@@ -223,7 +223,9 @@ def test_a_killed_process_ends_the_others(straight, env, tmp_path, victim):
   assert time.monotonic() - begin < 60  # the heartbeat's time-out is 30 s
   assert status not in (0, -9), output
   if victim:
-    assert status == 1 and 'No sign of life of process 1 for 3 s: killed, it may be' in output
+    assert (
+      status == 1 and 'No heartbeat of process 1 for 3 s: if it was killed, that may be' in output
+    )
   else:  # with it, the service has gone by which processes hear of each other
     assert 'Traceback' in output or 'JAX distributed service detected fatal errors' in output
   ended = runs.ends(*start_all(workdir, env, 2))
@@ -376,8 +378,9 @@ def test_a_full_disk(straight, env, tmp_path, count, tensorboard):
   assert 'The checkpoint of step 20 is intact' in output and 'MB are free' in output
   assert runs.saved_steps(workdir) == [10, 20]
   assert 'step 20 of 40' in finish(workdir, env, *quiet)
-  last = [runs.rows(where)[-1]['train/loss'] for where in (workdir, straight)]
-  assert last[0] == last[1] if count == 1 else last[0] == pytest.approx(last[1], rel=1e-6)
+  last, expected = runs.rows(workdir)[-1], runs.rows(straight)
+  loss = np.mean([row['train/loss'] for row in expected[-10:]])  # since the row of step 30
+  assert last['train/loss'] == (loss if count == 1 else pytest.approx(loss, rel=1e-6))
 
 
 @pytest.mark.slow
@@ -435,7 +438,9 @@ def test_a_workdir_that_vanishes(env, tmp_path):
   workdir.rename(tmp_path / 'away')
   (marks / 'go').touch()
   ((status, output),) = runs.ends(process)
-  assert status == 2 and f'error: {workdir}/metrics.jsonl is gone' in output, output
+  assert (
+    status == 2 and f'error: {workdir}/metrics.jsonl was moved or removed, or its disk' in output
+  ), output
   assert 'Traceback' not in output and not (workdir / 'metrics.jsonl').exists()
 
 
