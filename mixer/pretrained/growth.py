@@ -1,8 +1,8 @@
 """Weights for a higher resolution: section 3 and appendix C of the paper.
 
-The image of the new size is thought of as K_h x K_w tiles of the old size. Right after growing, the
-token-mixing MLPs work on each tile as they did before, so the logits on the large image are the
-mean of those on its tiles; fine-tuning then lets the tiles talk to each other.
+An image of the new size is divided into K_h x K_w tiles of the old size. After growing, the
+token-mixing MLPs work on each tile as before, so the logits of the large image are the mean of
+those of its tiles; fine-tuning then mixes tokens across tiles.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from mixer.errors import InputError
 
 
 def tiling(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
-  """How many tiles of the token grid `old` (rows, columns) lie along each side of `new`.
+  """Number of tiles of the token grid `old` (rows, columns) along each side of the grid `new`.
 
   Raises:
-    InputError: a side is not a multiple; names the nearest that are.
+    InputError: a side is not a multiple; the message has the nearest multiples.
   """
   faults = []
   for side, have, want in zip(('rows', 'columns'), old, new):
@@ -48,7 +48,7 @@ def grow(params: Mapping, grid: tuple[int, int], tiles: tuple[int, int]) -> dict
 
   Every token-mixing MLP becomes block-diagonal over the tiles, its hidden width K_h * K_w times
   as large; everything else keeps its shape and values. (Section 3 of the paper has W2 where
-  appendix C has W1 for the first layer; W1 it is.)
+  appendix C has W1 for the first layer; this follows the appendix.)
   """
   count, index = math.prod(tiles), tile_major(grid, tiles)
   eye = np.eye(count, dtype=np.float32)

@@ -229,6 +229,15 @@ def test_one_of_several_processes_does_not_choose_again(tmp_path, monkeypatch):
   assert read == [10]
 
 
+def test_all_processes_read_the_checkpoint_of_process_0(tmp_path, monkeypatch):
+  """Which has chosen before the newest one was there."""
+  run = make_run(tmp_path, 10, 20)
+  monkeypatch.setattr(Several, 'on_process_0', lambda self, decide: 10)
+  found = pretrained.open(run, cluster=Several())
+  equal(found.params, tree(seed=10))
+  assert found.identity == identity_of(run, 10)
+
+
 def test_another_fault_is_raised(tmp_path, monkeypatch):
   run = make_run(tmp_path, 10)
 
