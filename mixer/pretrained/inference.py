@@ -217,8 +217,10 @@ def _num_outputs(params: Mapping) -> int | None:
 
 def _num_channels(params: Mapping) -> int:
   """Of the images, by the first convolution of any model."""
-  stem = params.get('stem') or params.get('root_block', {}).get('conv_root', {})
-  return stem['kernel'].shape[2] if 'kernel' in stem else 3  # then `trees.check` fails
+  stems = {'Mixer': params.get('stem'), 'ViT': params.get('embedding')}
+  stems['BiT'] = params.get('root_block', {}).get('conv_root')
+  kernels = [stem['kernel'] for stem in stems.values() if stem]
+  return kernels[0].shape[2] if kernels else 3  # without one, `trees.check` fails
 
 
 def _resize_small(image_size: tuple[int, int]) -> dict:

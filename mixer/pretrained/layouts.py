@@ -169,8 +169,13 @@ LAYOUTS = {
   'timm': Layout(
     re.compile(r'blocks\.\d+\.mlp_tokens\.'), 'blocks.0.mlp_tokens.fc1.weight', _from_timm
   ),
-  # A BiT of train.py: its names do not change.
+  # Other models, whose names do not change.
   'bit': Layout(re.compile(r'block\d+/unit\d+/'), 'block1/unit01/conv1/kernel', dict.items),
+  'vit': Layout(
+    re.compile(r'Transformer/encoderblock_\d+/'),
+    'Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel',
+    dict.items,
+  ),
 }
 
 

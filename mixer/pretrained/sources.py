@@ -149,7 +149,7 @@ def _read_workdir(
   flat = {k: np.asarray(x) for k, x in trees.flatten(scanning.unstack_blocks(params)).items()}
   size = sum(size for size, _ in json.loads(content).values())
   identity = {'source': str(path), 'step': step, 'bytes': size, 'sha256': _sha256(content)}
-  layout = 'scanned' if scanning.STACKED in params else 'released'
+  layout = 'released' if flat.keys() == trees.flatten(params).keys() else 'scanned'
   return _pretrained(flat, identity, 'workdir of a run', layout)
 
 

@@ -12,7 +12,7 @@ from mixer import models, pretrained
 from mixer.errors import InputError
 from mixer.models import mlp_mixer
 from mixer.pretrained import inference
-from weights import SIZES, tree
+from weights import SIZES, equal, tree
 
 SMALL = dict(num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24, patch_size=16)
 FACTS = {
@@ -195,20 +195,33 @@ def test_an_unknown_image_size(workdir):
   assert found.image_size == (8, 12) and found.assumed == ()
 
 
-def test_a_residual_network(tmp_path):
-  """Any image size goes with its parameters, so nothing but the record has it."""
-  model = {'name': 'BiT', 'stage_sizes': [1], 'width': 8, 'groups': 4}
+OTHERS = {
+  'bit': {'name': 'BiT', 'stage_sizes': [1], 'width': 8, 'groups': 4},
+  'vit': {
+    'name': 'ViT', 'patch_size': 4, 'num_blocks': 2, 'hidden_dim': 8, 'mlp_dim': 12, 'num_heads': 2,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('layout', OTHERS)
+def test_other_models(tmp_path, layout):
+  """Only the record has their image size; the parameters have the channels and the classes."""
+  model = OTHERS[layout]
   net = models.build(**model, num_classes=5)
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), models.shapes(net, 8, 1))
-  pretrained.save_model(epath.Path(tmp_path), params, {**FACTS, 'model': model, 'channels': None})
-  found = describe(tmp_path)
-  assert found.model == {**model, 'num_classes': 5} and found.channels == 1
   facts = {**FACTS, 'model': model, 'permutation': None}
-  del facts['image_size'], facts['channels']
+  del facts['channels']
+  pretrained.save_model(epath.Path(tmp_path), params, facts)
+  opened = pretrained.open(tmp_path, which='final')
+  equal(opened.params, params)
+  found = opened.describe()
+  assert (opened.layout, found.channels, found.image_size) == (layout, 1, (8, 8))
+  assert found.model == {**model, 'num_classes': 5}
+  del facts['image_size']
   (tmp_path / 'model.json').write_text(json.dumps(facts))
   with pytest.raises(InputError, match=r'give --image_size=HEIGHT,WIDTH\.$'):
     describe(tmp_path)
-  assert describe(tmp_path, image_size=(9, 7)).image_size == (9, 7)
+  assert describe(tmp_path, image_size=(8, 8)).image_size == (8, 8)
 
 
 def test_the_record_of_a_run_is_believed(workdir):

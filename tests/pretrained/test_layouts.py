@@ -92,6 +92,7 @@ def test_unknown_layouts():
     '  older     Mixer/encoderblock_0/token_mixing_phase_0/kernel1\n'
     '  timm      blocks.0.mlp_tokens.fc1.weight\n'
     '  bit       block1/unit01/conv1/kernel\n'
+    '  vit       Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel\n'
     "each also under 'params/' or 'opt/target/'. Rename the parameters to one of them."
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
