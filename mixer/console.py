@@ -1,4 +1,4 @@
-"""Lines for whoever watches a run. A closed output is not a fault of the run."""
+"""Printed lines. A closed output does not end the run."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What chips can do, for MFU and cost; what the host has."""
+"""Published rates and memory of chips, for MFU and cost; memory of the host."""
 
 import dataclasses
 import os
@@ -61,7 +61,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def memory(device_kind: str) -> Memory | None:
-  """What is published of a device's memory and network, or None for a kind that is not listed."""
+  """The published memory and network rates of a device, or None for a kind that is not listed."""
   return _find(MEMORY, device_kind)
 
 
@@ -78,7 +78,7 @@ def core_count() -> int:
 
 
 def memory_limit(device: jax.Device | None = None) -> int | None:
-  """Bytes JAX may use on a device of this process, the first by default; None if nobody tells."""
+  """Bytes JAX may use on a device of this process, by default the first; None if unknown."""
   return ((device or jax.local_devices()[0]).memory_stats() or {}).get('bytes_limit')
 
 

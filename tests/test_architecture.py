@@ -30,6 +30,7 @@ ONLY_IN = {
   'matplotlib': ('mixer.visualize',),
   'jinja2': ('mixer.report',),
   'flax.linen': ('mixer.models',),
+  'jax._src': ('mixer.cluster.jax_internals',),
 }
 LATE = ('tensorflow', 'tensorflow_datasets', 'matplotlib', 'clu.metric_writers')  # slow to load
 GONE = {
@@ -175,6 +176,55 @@ def test_slow_packages_load_late(entry):
     found = {name for module in new for name in imports(SOURCES[module].body)}
     assert not [name for name in found if within(name, LATE)], (entry, new)
     new = set(own_modules(found)) - reached
+
+
+def functions(tree):
+  return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+# Functions whose parameters are the keys of a config section.
+OF_A_SECTION = (
+  'mixer.evaluators.fewshot.make',
+  'mixer.input.pipeline.__init__',
+  'mixer.input.sources.arrays.make',
+  'mixer.input.sources.folder.make',
+  'mixer.input.sources.shards.make',
+  'mixer.input.sources.tfds.make',
+)
+
+
+def test_functions_are_short_and_have_few_parameters():
+  long, wide = [], []
+  for module, tree in SOURCES.items():
+    for function in functions(tree):
+      name, given = f'{module}.{function.name}', function.args
+      if function.end_lineno - function.lineno >= 90:
+        long.append(name)
+      if (
+        len([*given.posonlyargs, *given.args, *given.kwonlyargs]) > 10 and name not in OF_A_SECTION
+      ):
+        wide.append(name)
+  assert not long and not wide
+
+
+def test_modules_have_no_mutable_state():
+  """Constants are upper-case; what else a module binds at its top level is never rebound."""
+  wrong = []
+  for module, tree in SOURCES.items():
+    wrong += [f'{module}: global {n.names}' for n in ast.walk(tree) if isinstance(n, ast.Global)]
+    for node in tree.body:
+      if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [ast.unparse(target) for target in targets]
+        empty = isinstance(node.value, ast.List | ast.Dict | ast.Set) and not list(
+          ast.iter_child_nodes(node.value)
+        )
+        made = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).split('.')[0] in (
+          'collections', 'contextvars', 'dict', 'itertools', 'list', 'set', 'threading',
+        )  # fmt: skip
+        if empty or made:
+          wrong.append(f'{module}: {names}')
+  assert not wrong
 
 
 def test_configs_hold_values_only():

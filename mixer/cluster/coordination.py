@@ -200,7 +200,7 @@ class Cluster:
     self._exit(status)
 
   def _find_cause(self) -> str:
-    """Waits for a sign that the error comes from another process: its announcement or its silence.
+    """Waits for signs that another process caused the error: its announcement, or no heartbeat.
 
     Ends with the other process if it has announced its end; returns a sentence that names the
     processes without heartbeats.

@@ -26,11 +26,11 @@ from mixer.training import sharding, train_step
 
 
 class Generation(NamedTuple):
-  """What slices there are of one generation of TPUs."""
+  """The slices of one generation of TPUs."""
 
   sides: int
   chips: int  # of the largest
-  options: dict = {}  # noqa: RUF012  # of `get_topology_desc`; nobody changes them
+  options: dict = {}  # noqa: RUF012  # of `get_topology_desc`
 
 
 GENERATIONS = {
@@ -143,7 +143,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     described = topologies.get_topology_desc(
       platform='tpu', topology_name=topology, **generation.options
     )
-  except Exception as fault:  # jax has no class of its own for this
+  except Exception as fault:  # jax has no specific class for this
     if importlib.util.find_spec('libtpu') is None:
       raise InputError(
         f'--topology={topology} needs the compiler for TPUs: pip install -r requirements-tpu.txt '
@@ -194,7 +194,7 @@ class Report:
   processes: int
   fits: bool | None  # None if the memory needed or that of the device is unknown
   memory: int | None  # bytes that the step needs; None if the compiler does not report it
-  memory_limit: int | None  # bytes; of a TPU all of its own, of which the compiler reserves some
+  memory_limit: int | None  # bytes; on a TPU the compiler reserves a part of them
   flops: float  # of the matmuls, analytic
   compiled_flops: float | None  # by the compiler, which counts the body of a loop once
   bytes_accessed: int | None  # in the device's main memory
@@ -216,7 +216,7 @@ class Report:
     memory, peak = hardware.memory(self.device_kind), hardware.peak_flops(self.device_kind)
     if peak is None or self.bytes_accessed is None:
       return {}
-    # The compiler's count has what is computed twice in it (`config.model.remat`).
+    # The compiler's count includes what is computed twice (`config.model.remat`).
     parts = {'matmuls': max(self.flops, self.compiled_flops or 0.0) / peak}
     if memory is not None:
       parts['memory'] = self.bytes_accessed / memory.bandwidth

@@ -27,7 +27,7 @@ class Collective:
 def collectives(hlo: str) -> list[Collective]:
   """What a compiled program has of them; those inside a loop count as often as it runs.
 
-  A TPU's program has two forms of its own: a fusion called all-reduce-scatter, which keeps but a
+  TPU programs have two more forms: a fusion called all-reduce-scatter, which keeps but a
   part of its all-reduce, and a chain of fusions in each of which the same collective stands, so
   that it goes on while they compute.
   """

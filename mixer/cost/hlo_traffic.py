@@ -1,8 +1,8 @@
-"""How many bytes a compiled program reads and writes in the memory of a device.
+"""Bytes that a compiled program reads and writes in the main memory of a device.
 
-The compiler's own count (`cost_analysis`) is no measure of time on a TPU: it has accesses to
-on-chip memory in it, where much of a step takes place, and the body of a loop once. Here each
-instruction counts as often as it runs, with what it reads and writes in the device's main memory.
+The compiler's count (`cost_analysis`) does not measure time on a TPU: it includes accesses to
+on-chip memory, where much of a step runs, and counts the body of a loop once. Here each instruction
+counts as often as it runs, with its accesses to main memory only.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,13 +11,17 @@ from typing import NamedTuple
 
 from mixer.cost import hlo
 
-_NOTHING_MOVES = (
+_NO_ACCESS = (
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier',
   'partition-id', 'replica-id', 'while', 'conditional', 'call',
 )  # fmt: skip
-_ALIASES = ('ConcatBitcast', 'AllocateBuffer')  # custom calls that move nothing either
+_ALIASES = ('ConcatBitcast', 'AllocateBuffer')  # custom calls without an access
 _COPIES = ('copy-start', 'slice-start', 'dynamic-slice-start')
-_SLICES = ('slice', 'dynamic-slice', 'gather')  # read of their first operand what they give
+_SLICES = (
+  'slice',
+  'dynamic-slice',
+  'gather',
+)  # read as many bytes of their first operand as they return
 _INSTRUCTION = re.compile(
   r'\s*(?P<root>ROOT )?%?(?P<name>\S+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w\-]*)'
   r'\((?P<inner>.*?)\)(?:, |$)'
@@ -32,32 +36,30 @@ class _Instruction(NamedTuple):
   operands: tuple[str, ...]
   called: str  # the computation of a fusion
   target: str  # of a custom call
-  passed: tuple[tuple[int, int], ...]  # (result, operand) that a fusion hands on as they are
+  passed: tuple[tuple[int, int], ...]  # (result, operand) that a fusion passes through
   root: bool
 
 
 _Computation = Mapping[str, _Instruction]
 
 
-def bytes_accessed(text: str, *, on_chip: bool = False) -> int:
+def bytes_accessed(text: str) -> int:
   """Bytes that one device reads and writes in a step.
 
   Args:
-    text: a compiled program, as `jax.stages.Compiled.as_text` gives it.
-    on_chip: whether accesses to on-chip memory count too.
+    text: a compiled program, from `jax.stages.Compiled.as_text`.
   """
   program = hlo.computations(text)
-  counter = _Counter(program, on_chip)
+  counter = _Counter(program)
   runs = hlo.runs(program, fused=False)
   return round(sum(times * counter.computation(name) for name, times in runs.items()))
 
 
 class _Counter:
-  """Counts bytes of accesses, all of them or those to a device's main memory alone."""
+  """Counts the bytes of accesses to main memory."""
 
-  def __init__(self, program: Mapping[str, Sequence[str]], on_chip: bool):
+  def __init__(self, program: Mapping[str, Sequence[str]]):
     self._program = {name: _read(lines) for name, lines in program.items()}
-    self._on_chip = on_chip
 
   def computation(self, name: str) -> int:
     found = self._program[name]
@@ -65,7 +67,7 @@ class _Counter:
 
   def _instruction(self, one: _Instruction, around: _Computation) -> int:
     types = [around[name].type for name in one.operands if name in around]
-    if one.op in _NOTHING_MOVES or one.op.endswith('-done') or one.target in _ALIASES:
+    if one.op in _NO_ACCESS or one.op.endswith('-done') or one.target in _ALIASES:
       return 0
     if one.op in _COPIES:
       sides = [side for side in _ARRAY.findall(one.type) if '[]' not in side][:2]
@@ -88,7 +90,7 @@ class _Counter:
 
   def _at(self, types: str, part: int | None = None) -> int:
     """Bytes of an access to the arrays of a type, or to as many of their bytes as `part`."""
-    arrays = [one for one in _ARRAY.findall(types) if self._on_chip or 'S(' not in one]
+    arrays = [one for one in _ARRAY.findall(types) if 'S(' not in one]  # not on chip
     whole = sum(map(hlo.type_bytes, arrays))
     return whole if part is None else min(part, whole)
 

@@ -52,7 +52,7 @@ def evaluate(options: Options) -> dict[str, float]:
 def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, float]:
   config, path = options.config, files.absolute(options.checkpoint)
   tests, skipped = _open_tests(options)
-  # An evaluation with training images of its own uses the features, and the head does not matter.
+  # An evaluation with its own training images uses the features and not the head.
   classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
   permutation = config.get('permutation')
   sizes = [opened['data'].image_size for opened in tests.values()]

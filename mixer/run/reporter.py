@@ -257,7 +257,7 @@ class _Averages:
     self._sums = {name: total + values[name] for name, total in self._sums.items()}
 
   def take(self) -> dict[str, float]:
-    """The means; they start anew."""
+    """The means; starts new ones."""
     means = {name: total / self.count for name, total in self._sums.items()}
     self.count, self._sums = 0, dict.fromkeys(_AVERAGED, 0.0)
     return means

@@ -74,12 +74,6 @@ def test_main_memory_alone():
   assert hlo_traffic.bytes_accessed(PROGRAM) == entry + 24 * turn + branch
 
 
-def test_on_chip_memory_too():
-  entry = 3 * 4096 + 4 * 4096  # the other sides of both copies, and the product's operands
-  turn = (1024 + 4 + 2 * 1024) + (1024 + 4 + 1024)
-  assert hlo_traffic.bytes_accessed(PROGRAM, on_chip=True) == entry + 24 * turn + 4096
-
-
 @pytest.mark.parametrize('remat', [False, True])
 def test_the_compiler_counts_the_same_where_there_is_no_loop(remat):
   """All operands and results; no memory of a CPU counts as on chip."""
