@@ -1,4 +1,4 @@
-"""What a compiled program says of the data that its devices exchange."""
+"""The collectives of a compiled program, read from its HLO text."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-  """What a compiled program has of them; those inside a loop count as often as it runs.
+  """The collectives of a program; those inside a loop count as often as it runs.
 
-  TPU programs have two more forms: a fusion called all-reduce-scatter, which keeps but a
-  part of its all-reduce, and a chain of fusions in each of which the same collective stands, so
-  that it goes on while they compute.
+  TPU programs have two more forms: a fusion called all-reduce-scatter, which keeps only a part of
+  its all-reduce, and a chain of fusions that all contain one collective, which runs while they
+  compute.
   """
   program = computations(hlo)
   found, links = [], set()
