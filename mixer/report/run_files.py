@@ -8,9 +8,14 @@ from etils import epath
 
 from mixer import files, models
 from mixer.errors import InputError
-from mixer.models import bit_resnet, mlp_mixer
 from mixer.pretrained import description as descriptions
 from mixer.run import metrics_log
+
+# Options of models that the paper's runs differ in, or that do not change what is computed.
+_NOT_ARCHITECTURE = (
+  'dropout', 'dtype', 'fused_attention', 'head_bias', 'remat', 'rescale_drop_path', 'scan',
+  'stochastic_depth', 'tiles',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +97,20 @@ def labels(paths: Sequence[epath.Path]) -> list[str]:
 
 
 def _is_published(model: Mapping) -> bool:
-  """Whether `config.model` is a named size of a family, without overrides."""
+  """Whether `config.model` is a named size of a family, with the default architecture."""
   family, _, size = model['name'].partition('-')
-  own = {f.name: f.default for f in dataclasses.fields(mlp_mixer.MlpMixer)}
-  changed = [
-    name
-    for name in ('untie_tokens', 'channel_groups', 'pyramid')
-    if name in model and (model[name] or 0) not in (own[name], 0, [])
-  ]
-  preset = ('patch_size', *mlp_mixer.SIZES['S'], *bit_resnet.SIZES['R50x1'], 'groups')
-  return family in models.FAMILIES and bool(size) and not changed and not set(preset) & set(model)
+  if family not in models.FAMILIES or not size:
+    return False
+  defaults = {f.name: f.default for f in dataclasses.fields(models.FAMILIES[family].module)}
+  return all(
+    key == 'name' or key in _NOT_ARCHITECTURE or _same(value, defaults.get(key))
+    for key, value in model.items()
+  )
+
+
+def _same(value, default) -> bool:
+  """Whether a value from JSON is the default of a field; empty sequences and 0 are equal."""
+  return value == default or (not value and not default)
 
 
 def _read(path: epath.Path, label: str) -> Run:
