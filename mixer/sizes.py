@@ -9,10 +9,11 @@ Size = int | Sequence[int]
 
 def pair(size: Size) -> tuple[int, int]:
   """(height, width); raises InputError for anything but one or two positive ints."""
-  sides = (size, size) if isinstance(size, int) else tuple(size)
-  if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+  sides = (size, size) if isinstance(size, int) else size
+  are_ints = isinstance(sides, Sequence) and all(isinstance(side, int) for side in sides)
+  if not are_ints or len(sides) != 2 or min(sides) < 1:
     raise InputError(f'a size is a positive int or (height, width); got {size!r}.')
-  return sides
+  return tuple(sides)
 
 
 def parse(flag: str, sides: Sequence[str] | None) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 A fault tells of itself by a file in $MARKS, so that nobody has to wait for luck.
 """
 
-import functools
 import os
 import pathlib
 import resource
@@ -14,6 +13,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mixer.checkpoints import manager
@@ -145,7 +145,7 @@ def compiles_long() -> None:
 
 
 def opens_long() -> None:
-  def digits(**_):
+  def digits(*, split):
     mark('opening')
     wait_for('never')
 
@@ -211,11 +211,10 @@ def other_data() -> None:
   """One training image more."""
   original = arrays.digits
 
-  @functools.wraps(original)
-  def digits(**arguments):
-    found = original(**arguments)
-    found.num_examples += arguments['split'] == 'train'
-    return found
+  def digits(*, split):
+    more = int(split == 'train')
+    images, labels, names = original(split=split)
+    return np.concatenate([images, images[:more]]), np.concatenate([labels, labels[:more]]), names
 
   arrays.digits = digits
 

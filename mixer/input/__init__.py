@@ -1,8 +1,9 @@
 """Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 import hashlib
-import importlib
+import pkgutil
 from typing import Protocol
 
 from absl import logging
@@ -45,35 +46,41 @@ class Input(Protocol):
     """What each part takes of a process's memory, about: {part: bytes}."""
 
 
-# name -> (module, function); a module is imported when its source is asked for, since those of
-# image files load TensorFlow.
+_ARRAYS, _IMAGES = 'mixer.input.sources.arrays:Arrays', 'mixer.input.pipeline:Images'
+# name -> (what opens the data, what makes an `Input` of them). Each has its own keyword arguments.
+# They are imported when the source is built, since those of image files load TensorFlow.
 SOURCES = {
-  'arrays': ('mixer.input.sources.arrays', 'make'),
-  'digits': ('mixer.input.sources.arrays', 'digits'),
-  'folder': ('mixer.input.sources.folder', 'make'),
-  'placed_digits': ('mixer.input.sources.arrays', 'placed_digits'),
-  'shards': ('mixer.input.sources.shards', 'make'),
-  'synthetic': ('mixer.input.sources.synthetic', 'Synthetic'),
-  'tfds': ('mixer.input.sources.tfds', 'make'),
-  'vtab': ('mixer.input.sources.vtab', 'make'),
+  'arrays': ('mixer.input.sources.arrays:load', _ARRAYS),
+  'digits': ('mixer.input.sources.arrays:digits', _ARRAYS),
+  'folder': ('mixer.input.sources.folder:ImageFolder', _IMAGES),
+  'placed_digits': ('mixer.input.sources.arrays:placed_digits', _ARRAYS),
+  'shards': ('mixer.input.sources.shards:Shards', _IMAGES),
+  'synthetic': ('mixer.input.sources.synthetic:Synthetic',),
+  'tfds': ('mixer.input.sources.tfds:open_split', _IMAGES),
+  'vtab': ('mixer.input.sources.vtab:open_split', _IMAGES),
 }
 
 
 def build(*, source: str, **arguments) -> Input:
-  """The input `source`, built with its own keyword arguments."""
+  """The input `source`, from its own keyword arguments and those of the pipeline that it uses.
+
+  Raises:
+    InputError: an argument is unknown, missing or wrong, or a package is not installed.
+    MissingData: the data are not on disk.
+  """
   if source not in SOURCES:
     raise InputError(f'unknown input source {source!r}; use one of {sorted(SOURCES)}.')
-  if arguments.get('batch_size', 1) < 1:
-    raise InputError(f'input source {source!r}: batch_size is {arguments["batch_size"]}.')
-  module, function = SOURCES[source]
+  section, batch_size = f'input source {source!r}', arguments.get('batch_size', 1)
+  if not isinstance(batch_size, int) or batch_size < 1:
+    raise InputError(f'{section}: batch_size is {batch_size!r}; use a positive int.')
   try:
-    found = getattr(importlib.import_module(module), function)
+    *opens, make = map(pkgutil.resolve_name, SOURCES[source])
   except ImportError as fault:
     raise InputError(
-      f'the input source {source!r} needs a package that is not installed: {fault}. '
-      'Install requirements.txt.'
+      f'the {section} needs a package that is not installed: {fault}. Install requirements.txt.'
     ) from fault
-  return settings.call(f'input source {source!r}', found, arguments)
+  *own, shared = settings.divide(section, [*opens, make], arguments)
+  return make(*(partial(opening, **given) for opening, given in zip(opens, own)), **shared)
 
 
 def open_evals(

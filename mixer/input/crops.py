@@ -120,7 +120,7 @@ def find(name: str, image_size, resize) -> Crop:
       f'crop={name!r} with resize={resize!r}: use one of {lacking} without or one of {having} '
       'with it.'
     )
-  if resize and any(s > r for s, r in zip(pair(image_size), pair(resize), strict=True)):
+  if resize is not None and any(s > r for s, r in zip(pair(image_size), pair(resize), strict=True)):
     raise InputError(f'a crop of {image_size} pixels needs resize >= it; got resize={resize}.')
   return CROPS[name]
 

@@ -9,6 +9,7 @@ import numpy as np
 from mixer import runtime
 from mixer.errors import InputError
 from mixer.input import bad_images, crops, order, randaugment
+from mixer.sizes import Size, pair
 from mixer.training import randaugment as device_randaugment
 
 tf = runtime.tensorflow()
@@ -46,12 +47,13 @@ class Images:
 
   def __init__(
     self,
-    examples: Callable[[], Examples],
+    open_examples: Callable[[], Examples],
+    /,
     *,
     batch_size: int,
-    image_size: int | tuple[int, int],
+    image_size: Size,
     crop: str,
-    resize: int | tuple[int, int] | None = None,
+    resize: Size | None = None,
     randaugment_layers: int = 0,
     randaugment_magnitude: float = 0,
     randaugment_on: str = 'host',
@@ -62,8 +64,8 @@ class Images:
     """Checks that the arguments go together, then opens the examples.
 
     Args:
-      examples: opens what is read.
-      batch_size: the global one.
+      open_examples: opens what is read.
+      batch_size: global, not per process.
       image_size: pixels of a side, or (height, width).
       crop: a name in `crops.CROPS`.
       resize: an int or (height, width), for the crops that take it.
@@ -93,9 +95,9 @@ class Images:
     if randaugment_on == 'device' and randaugment_layers:
       self.augment = device_randaugment.make(**self._randaugment)
       self._randaugment['layers'] = 0
-    self._resize = None if resize is None else crops.pair(resize)
-    self.image_size, self.channels = crops.pair(image_size), 3
-    self._examples = examples()
+    self._resize = None if resize is None else pair(resize)
+    self.image_size, self.channels = pair(image_size), 3
+    self._examples = open_examples()
     if subset_fraction != 1.0:
       self._examples = _Subset(self._examples, subset_fraction, subset_seed)
     skips = on_bad_image == 'skip'

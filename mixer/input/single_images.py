@@ -10,6 +10,7 @@ from mixer import runtime
 from mixer.errors import InputError
 from mixer.files import IMAGE_ENDINGS
 from mixer.input import odd_files
+from mixer.sizes import pair
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -105,7 +106,7 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
       f'a single image needs a crop without randomness and a model of 3 channels, not '
       f'{preprocessing["name"]!r} and {channels}.'
     )
-  arguments = {'resize': crops.pair(resize)} if crop.resizes else {}
+  arguments = {'resize': pair(resize)} if crop.resizes else {}
 
   def decode(content: bytes) -> np.ndarray:
     try:

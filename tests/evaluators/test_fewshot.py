@@ -83,7 +83,7 @@ def test_samples():
 
 
 def digits(split):
-  return arrays.digits(split=split, batch_size=64)
+  return arrays.Arrays(lambda: arrays.digits(split=split), batch_size=64)
 
 
 @pytest.fixture(scope='module')
@@ -245,7 +245,7 @@ def test_refuses_several_labels_and_features_that_are_not_finite(net, params, mo
   monkeypatch.undo()
   data = digits('train')
   data.multi_label = True
-  monkeypatch.setattr(arrays, 'digits', lambda **_: data)
+  monkeypatch.setitem(globals(), 'digits', lambda split: data)
   with pytest.raises(InputError, match='^few-shot needs one label for each image'):
     evaluator(net)
 
@@ -306,9 +306,8 @@ def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
 
 
 def test_training_images_of_other_classes_are_refused(monkeypatch):
-  small = arrays.Arrays(
-    np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int), ['a', 'b'], batch_size=4
-  )
+  four = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int), ['a', 'b']
+  small = arrays.Arrays(lambda: four, batch_size=4)
   monkeypatch.setattr(
     inputs, 'build', lambda source, **_: small if source == 'small' else digits('test')
   )

@@ -15,13 +15,15 @@ from mixer.input.sources import arrays
 import sets
 
 
+def of(images, labels, class_names, **arguments):
+  return arrays.Arrays(lambda: (images, labels, class_names), **arguments)
+
+
 def numbered(n=10, *, batch_size=4, shift_pixels=0, height=5, width=7, channels=2):
   """Random images of `n` classes, image i of class i; (images, the input)."""
   images = np.random.default_rng(0).integers(1, 256, (n, height, width, channels), np.uint8)
   names = [f'class{i}' for i in range(n)]
-  data = arrays.Arrays(
-    images, np.arange(n), names, batch_size=batch_size, shift_pixels=shift_pixels
-  )
+  data = of(images, np.arange(n), names, batch_size=batch_size, shift_pixels=shift_pixels)
   return images, data
 
 
@@ -92,7 +94,7 @@ def test_shift_moves_an_image_and_fills_up_with_zeros():
 def test_every_shift_is_as_likely():
   image = np.zeros((1, 3, 3, 1), np.uint8)
   image[0, 1, 1] = 255
-  data = arrays.Arrays(image, np.zeros(1, int), ['dot'], batch_size=9000, shift_pixels=1)
+  data = of(image, np.zeros(1, int), ['dot'], batch_size=9000, shift_pixels=1)
   counts = next(data.train_batches(0, seed=0))['image'].astype(int).sum(0).ravel() / 255
   assert counts.sum() == 9000
   assert ((counts - 1000) ** 2 / 1000).sum() < 26.1  # chi2, 8 degrees of freedom, p = 0.001
@@ -159,7 +161,7 @@ IMAGES = 'images are uint8 (n, height, width, channels) with as many labels; '
 )
 def test_wrong_arrays(images, labels, got):
   with pytest.raises(InputError, match=f'^{re.escape(IMAGES + got)}$'):
-    arrays.Arrays(images, np.zeros(labels), ['a'], batch_size=1)
+    of(images, np.zeros(labels), ['a'], batch_size=1)
 
 
 def labels_of(data, epochs=1):
@@ -170,9 +172,7 @@ def labels_of(data, epochs=1):
 def part(fraction, seed=0, n=200):
   images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
   names = [str(i) for i in range(n)]
-  return arrays.Arrays(
-    images, np.arange(n), names, batch_size=1, subset_fraction=fraction, subset_seed=seed
-  )
+  return of(images, np.arange(n), names, batch_size=1, subset_fraction=fraction, subset_seed=seed)
 
 
 def test_a_subset_is_all_there_is():
@@ -199,7 +199,7 @@ def test_the_whole_is_no_subset():
 
 def test_processes_share_a_subset():
   _, data = numbered(n=40, batch_size=4)
-  data = arrays.Arrays(
+  data = of(
     *[np.zeros((40, 2, 2, 1), np.uint8), np.arange(40)], [str(i) for i in range(40)],
     batch_size=4, subset_fraction=0.5,
   )  # fmt: skip
@@ -216,7 +216,9 @@ def test_placed_digits():
   }
   digits_of, places = {}, set()
   for split, digits in (('train', 1197), ('val', 240), ('test', 360)):
-    data = arrays.placed_digits(split=split, batch_size=50, side=40, magnify=2, stride=4, copies=2)
+    data = input.build(
+      source='placed_digits', split=split, batch_size=50, side=40, magnify=2, stride=4, copies=2
+    )
     assert data.num_examples == 2 * digits and data.image_size == (40, 40)
     found = []
     for batch in data.eval_batches(50):
@@ -252,7 +254,7 @@ def test_placed_digits():
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
       "input source 'digits': nothing reads 'batchsize' (did you mean 'batch_size'?); "
-      "'batch_size' is missing. It takes ['batch_size', 'shift_pixels', 'split', "
+      "'batch_size' is missing. It takes ['batch_size', 'flip', 'shift_pixels', 'split', "
       "'subset_fraction', 'subset_seed'].",
     ),
     (
@@ -284,7 +286,7 @@ def test_wrong_arguments(arguments, text):
 
 
 def test_a_source_whose_package_is_not_installed(monkeypatch):
-  monkeypatch.setitem(input.SOURCES, 'tfds', ('no_such_package.source', 'Source'))
+  monkeypatch.setitem(input.SOURCES, 'tfds', ('no_such_package.source:Source',))
   text = (
     "the input source 'tfds' needs a package that is not installed: "
     "No module named 'no_such_package'. Install requirements.txt."

@@ -65,6 +65,61 @@ def opened(folder):
   return build
 
 
+IMAGES = (
+  'batch_size crop image_size on_bad_image randaugment_layers randaugment_magnitude randaugment_on '
+  'resize subset_fraction subset_seed'
+)
+PLACED = 'split side magnify stride copies'
+ARRAYS = 'batch_size flip shift_pixels subset_fraction subset_seed'
+
+
+@pytest.mark.parametrize(
+  ('source', 'missing', 'own', 'shared'),
+  [
+    ('arrays', 'images', 'first images labels last num_classes', ARRAYS),
+    ('digits', 'split', 'split', ARRAYS),
+    ('folder', 'path split', 'path split val_fraction', IMAGES),
+    ('placed_digits', PLACED, PLACED, ARRAYS),
+    (
+      'shards',
+      'files num_classes',
+      'class_names files first image_key label_key last multi_label num_classes',
+      IMAGES,
+    ),
+    ('synthetic', 'num_classes num_examples image_size', 'channels image_size multi_label '
+     'num_classes num_examples', 'batch_size'),
+    ('tfds', 'name split', 'data_dir image_key label_key name split', IMAGES),
+    ('vtab', 'task split', 'data_dir split task', IMAGES),
+  ],
+)  # fmt: skip
+def test_all_faults_of_the_arguments_in_one_message(source, missing, own, shared):
+  """Those of the source and of the pipeline that it uses, before anything is opened."""
+  pipeline = {IMAGES: 'batch_size image_size crop'}.get(shared, 'batch_size')
+  faults = ''.join(f"; '{name}' is missing" for name in f'{missing} {pipeline}'.split())
+  text = (
+    f"input source '{source}': nothing reads 'btach_size' (did you mean 'batch_size'?){faults}. "
+    f'It takes {sorted(f"{own} {shared}".split())}.'
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    input.build(source=source, btach_size=8)
+
+
+@pytest.mark.parametrize('batch_size', [0, -8, 2.5, 'many', None])
+def test_a_batch_size_that_is_none(opened, batch_size):
+  text = f"input source 'folder': batch_size is {batch_size!r}; use a positive int."
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    opened('folder', batch_size=batch_size)
+
+
+@pytest.mark.parametrize('size', [0, (16, -1), (1, 2, 3), 2.5, 'ab', ()])
+@pytest.mark.parametrize('key', ['image_size', 'resize'])
+def test_a_size_that_is_none(folder, key, size):
+  section = {'path': str(folder / 'folder'), 'split': 'train', 'batch_size': 8, **EVALUATE}
+  text = f'a size is a positive int or (height, width); got {size!r}.'
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    input.build(source='folder', **section | {key: size})
+
+
 def take(batches, count):
   return list(islice(batches, count))
 

@@ -1,6 +1,6 @@
 """Images held in memory as numpy arrays. Needs no TensorFlow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import os
 import zipfile
 import zlib
@@ -10,6 +10,8 @@ import numpy as np
 from mixer.errors import InputError
 from mixer.input import order
 
+Held = tuple[np.ndarray, np.ndarray, Sequence[str]]  # images, labels, class names; see `Arrays`
+
 
 class Arrays:
   """An input over uint8 images (n, height, width, channels) with their classes."""
@@ -18,9 +20,8 @@ class Arrays:
 
   def __init__(
     self,
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
+    open_arrays: Callable[[], Held],
+    /,
     *,
     batch_size: int,
     shift_pixels: int = 0,
@@ -28,13 +29,13 @@ class Arrays:
     subset_fraction: float = 1.0,
     subset_seed: int = 0,
   ):
-    """Wraps the arrays.
+    """Opens the arrays.
 
     Args:
-      images: uint8 (n, height, width, channels).
-      labels: (n,), in range(len(class_names)), or uint8 (n, len(class_names)) of zeros and ones.
-      class_names: in the order of the class numbers.
-      batch_size: the global one.
+      open_arrays: returns the images, uint8 (n, height, width, channels); the labels, ints (n,) in
+        range(len(class_names)) or zeros and ones (n, len(class_names)); and the class names in the
+        order of the class numbers.
+      batch_size: global, not per process.
       shift_pixels: training images are moved by up to this many pixels along each axis, by
         uniform draws, and filled up with 0.
       flip: training images are mirrored half of the time.
@@ -43,6 +44,7 @@ class Arrays:
     Raises:
       InputError: the arrays are of another kind or shape, or a label is no class.
     """
+    images, labels, class_names = open_arrays()
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
       raise InputError(
         'images are uint8 (n, height, width, channels) with as many labels; '
@@ -134,25 +136,19 @@ def _check_labels(labels: np.ndarray, num_classes: int) -> None:
     )
 
 
-def make(
+def load(
   *,
   images: str,
-  batch_size: int,
   labels: str | None = None,
   num_classes: int | None = None,
   first: float = 0,
   last: float | None = None,
-  shift_pixels: int = 0,
-  flip: bool = False,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-) -> Arrays:
-  """Arrays from one .npz or two .npy files; those stay on the disk and are read as they are needed.
+) -> Held:
+  """The arrays of one .npz or two .npy files; those stay on the disk and are read as needed.
 
   Args:
     images: path of a .npz with 'images', 'labels' and, if there are, 'class_names'; or of a .npy
       with uint8 (n, height, width, channels).
-    batch_size, shift_pixels, flip, subset_fraction, subset_seed: see `Arrays`.
     labels: path of a .npy with the labels that `Arrays` takes, where `images` is one.
     num_classes: None for the number of 'class_names'.
     first, last: the part that is read: ints count images, floats are fractions of them, `last`
@@ -181,11 +177,7 @@ def make(
   if held['images'].ndim and held['images'].shape[:1] == held['labels'].shape[:1]:
     begin, end = order.part(len(held['images']), first, last, images)
     held = {key: held[key][begin:end] for key in ('images', 'labels')}
-  return Arrays(
-    held['images'], held['labels'], names,
-    batch_size=batch_size, shift_pixels=shift_pixels, flip=flip,
-    subset_fraction=subset_fraction, subset_seed=subset_seed,
-  )  # fmt: skip
+  return held['images'], held['labels'], names
 
 
 def _load(path: str):
@@ -202,41 +194,15 @@ def _load(path: str):
     raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
 
 
-def digits(
-  *,
-  split: str,
-  batch_size: int,
-  shift_pixels: int = 0,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-) -> Arrays:
+def digits(*, split: str) -> Held:
   """scikit-learn's bundled handwritten digits: 1,797 real 8x8 grey images of ten classes.
 
-  'train' is a fixed random 80 % (1,437 images), 'test' the other 360. For the rest see `Arrays`.
+  'train' is a fixed random 80 % (1,437 images), 'test' the other 360.
   """
-  images, labels, names = _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
-  return Arrays(
-    images,
-    labels,
-    names,
-    batch_size=batch_size,
-    shift_pixels=shift_pixels,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
-  )
+  return _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
 
 
-def placed_digits(
-  *,
-  split: str,
-  batch_size: int,
-  side: int,
-  magnify: int,
-  stride: int,
-  copies: int,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-) -> Arrays:
+def placed_digits(*, split: str, side: int, magnify: int, stride: int, copies: int) -> Held:
   """The digits, each `copies` times at random places of an otherwise black square.
 
   Image i shows digit i % n of the n of the split, at a place that is a function of the split and
@@ -247,7 +213,6 @@ def placed_digits(
     magnify: each pixel of a digit becomes that many by that many.
     stride: places are multiples of this many pixels along both axes.
     copies: images of each digit.
-    batch_size, subset_fraction, subset_seed: see `Arrays`.
   """
   parts = {'train': slice(-600), 'val': slice(-600, -360), 'test': slice(-360, None)}
   digits, labels, names = _digits(parts, split)
@@ -265,18 +230,11 @@ def placed_digits(
   for i, (top, left) in enumerate(zip(down, right, strict=True)):
     digit = digits[i % len(digits)]
     images[i, top : top + len(digit), left : left + len(digit)] = digit
-  return Arrays(
-    images,
-    np.tile(labels, copies),
-    names,
-    batch_size=batch_size,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
-  )
+  return images, np.tile(labels, copies), names
 
 
-def _digits(parts: dict[str, slice], split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """(images, labels, class names) of a split, which is a part of a fixed random order."""
+def _digits(parts: dict[str, slice], split: str) -> Held:
+  """The arrays of a split, which is a part of a fixed random order."""
   from sklearn import datasets
 
   if split not in parts:

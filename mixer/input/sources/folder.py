@@ -11,7 +11,7 @@ import numpy as np
 from mixer import runtime
 from mixer.errors import InputError, MissingData
 from mixer.files import IMAGE_ENDINGS
-from mixer.input import odd_files, pipeline
+from mixer.input import odd_files
 
 tf = runtime.tensorflow()
 
@@ -26,59 +26,52 @@ _TOLD = 5  # names in a warning
 _SAMPLE = 100  # files whose sizes are taken for those of all
 
 
-def make(
-  *,
-  path: str,
-  split: str,
-  batch_size: int,
-  image_size: int | tuple[int, int],
-  crop: str,
-  resize: int | tuple[int, int] | None = None,
-  val_fraction: float = 0.1,
-  randaugment_layers: int = 0,
-  randaugment_magnitude: float = 0,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-  randaugment_on: str = 'host',
-  on_bad_image: str = 'fail',
-) -> pipeline.Images:
-  """An input over PATH/SPLIT/CLASS/*, or over a part of PATH/CLASS/*.
+class ImageFolder:
+  """The files PATH/SPLIT/CLASS/*, or a part of PATH/CLASS/*; see `pipeline.Examples`.
 
   The classes are the folders of the training split in sorted order, whichever split is read.
-
-  Args:
-    path: the folder.
-    split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
-      themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `pipeline.Images`.
-    val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
-      everything into 'train'.
-
-  Raises:
-    MissingData: there is no folder PATH.
-    InputError: a folder in it is not there, a class has no training images or is unknown in
-      training.
   """
-  return pipeline.Images(
-    lambda: _Files(*find(path, split, val_fraction)),
-    batch_size=batch_size,
-    image_size=image_size,
-    crop=crop,
-    resize=resize,
-    randaugment_layers=randaugment_layers,
-    randaugment_magnitude=randaugment_magnitude,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
-    randaugment_on=randaugment_on,
-    on_bad_image=on_bad_image,
-  )
+
+  dtypes = (tf.string, tf.int32)
+  multi_label = False
+
+  def __init__(self, *, path: str, split: str, val_fraction: float = 0.1):
+    """Lists the files.
+
+    Args:
+      path: the folder.
+      split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
+        themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
+      val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
+        everything into 'train'.
+
+    Raises:
+      MissingData: there is no folder PATH.
+      InputError: a folder in it is not there, a class has no training images or is unknown in
+        training.
+    """
+    self.class_names, paths, labels = find(path, split, val_fraction)
+    self._paths, self._labels = paths, np.array(labels, np.int32)
+    self.num_examples, self.num_classes = len(paths), len(self.class_names)
+    self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
+    sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
+    self.record_bytes = sum(sizes) // len(sizes)
+
+  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
+    return np.array(files, dtype=object), self._labels[indices]
+
+  def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
+    return encoded, label
+
+  def describe(self, index: int) -> str:
+    return self._paths[index]
 
 
 def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], list[int]]:
   """(class names, the path of every image, its class number) of a split, class by class.
 
-  Raises InputError as `make` does; logs a warning of classes without images and of other files.
+  Raises InputError as `ImageFolder` does; warns of classes without images and of other files.
   """
   path = os.path.expanduser(path)
   if split not in SPLITS:
@@ -199,31 +192,6 @@ def _listed(folder: str, files: dict[str, list[str]]):
   paths = [os.path.join(folder, name, file) for name, of in files.items() for file in of]
   labels = [number for number, of in enumerate(files.values()) for _ in of]
   return tuple(files), paths, labels
-
-
-class _Files:
-  """Image files with a class each; see `pipeline.Examples`."""
-
-  dtypes = (tf.string, tf.int32)
-  multi_label = False
-
-  def __init__(self, class_names: tuple[str, ...], paths: list[str], labels: list[int]):
-    self._paths, self._labels = paths, np.array(labels, np.int32)
-    self.num_examples, self.num_classes = len(paths), len(class_names)
-    self.class_names = class_names
-    self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
-    sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
-    self.record_bytes = sum(sizes) // len(sizes)
-
-  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
-    return np.array(files, dtype=object), self._labels[indices]
-
-  def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
-    return encoded, label
-
-  def describe(self, index: int) -> str:
-    return self._paths[index]
 
 
 def _is_image(file: str) -> bool:

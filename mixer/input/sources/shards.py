@@ -9,7 +9,7 @@ import numpy as np
 
 from mixer import labels, runtime
 from mixer.errors import InputError
-from mixer.input import order, pipeline
+from mixer.input import order
 from mixer.input.records import readers
 
 tf = runtime.tensorflow()
@@ -19,71 +19,41 @@ _KINDS = {'bytes_list': 'bytes', 'int64_list': 'int64', 'float_list': 'float'}
 _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # how their files begin
 
 
-def make(
-  *,
-  files: str | Sequence[str] | None,
-  num_classes: int,
-  batch_size: int,
-  image_size: int | tuple[int, int],
-  crop: str,
-  resize: int | tuple[int, int] | None = None,
-  randaugment_layers: int = 0,
-  randaugment_magnitude: float = 0,
-  randaugment_on: str = 'host',
-  on_bad_image: str = 'fail',
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-  image_key: str = 'image/encoded',
-  label_key: str = 'image/class/label',
-  multi_label: bool = False,
-  class_names: str | None = None,
-  first: float = 0,
-  last: float | None = None,
-) -> pipeline.Images:
-  """An input over the records of `files`, in the order of the sorted paths.
-
-  Args:
-    files: a path or glob, or several; all of one format.
-    num_classes: of the label; 18,291 for JFT-300M.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `pipeline.Images`.
-    image_key: the feature with an image file: one bytes value.
-    label_key: the feature with the class numbers from 0, int64, or with names of `class_names`.
-    multi_label: images have any number of labels, which gives uint8 vectors (num_classes,);
-      without it, exactly one, which gives int32.
-    class_names: a list of `mixer.labels`, or a file with a class on each line; where a line begins
-      with a WordNet id, that is the name. None for the numbers.
-    first, last: the part that is read: ints count examples, floats are fractions of them, `last`
-      itself is not in it, None is the end.
-
-  Raises:
-    InputError: no file, no such feature, one of another kind, or labels that are no classes, by a
-      sample of the records. In another record, such a label is told with its place when it is
-      read.
-  """
-  return pipeline.Images(
-    lambda: _Shards(
-      files, num_classes, image_key, label_key, multi_label, class_names, (first, last)
-    ),
-    batch_size=batch_size,
-    image_size=image_size,
-    crop=crop,
-    resize=resize,
-    randaugment_layers=randaugment_layers,
-    randaugment_magnitude=randaugment_magnitude,
-    randaugment_on=randaugment_on,
-    on_bad_image=on_bad_image,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
-  )
-
-
-class _Shards:
-  """The records of the files; see `pipeline.Examples`."""
+class Shards:
+  """The records of `files`, in the order of the sorted paths; see `pipeline.Examples`."""
 
   dtypes = (tf.string,)
 
-  def __init__(self, files, num_classes, image_key, label_key, multi_label, class_names, bounds):
+  def __init__(
+    self,
+    *,
+    files: str | Sequence[str] | None,
+    num_classes: int,
+    image_key: str = 'image/encoded',
+    label_key: str = 'image/class/label',
+    multi_label: bool = False,
+    class_names: str | None = None,
+    first: float = 0,
+    last: float | None = None,
+  ):
+    """Opens the files, and looks at a sample of the records.
+
+    Args:
+      files: a path or glob, or several; all of one format.
+      num_classes: of the label; 18,291 for JFT-300M.
+      image_key: the feature with an image file: one bytes value.
+      label_key: the feature with the class numbers from 0, int64, or with names of `class_names`.
+      multi_label: images have any number of labels, which gives uint8 vectors (num_classes,);
+        without it, exactly one, which gives int32.
+      class_names: a list of `mixer.labels`, or a file with a class on each line; where a line
+        begins with a WordNet id, that is the name. None for the numbers.
+      first, last: the part that is read: ints count examples, floats are fractions of them, `last`
+        itself is not in it, None is the end.
+
+    Raises:
+      InputError: no file, no such feature, one of another kind, or labels that are no classes, by
+        the sample. In another record, such a label is told with its place when it is read.
+    """
     if num_classes < 1:
       raise InputError(f'num_classes is {num_classes}; it is the number of classes of the label.')
     self._image_key, self._label_key, self.multi_label = image_key, label_key, multi_label
@@ -94,7 +64,7 @@ class _Shards:
     where = f'{files!r} ({len(paths)} files)'
     if not len(self._records):
       raise InputError(f'{where}: the files hold no records.')
-    self._begin, end = order.part(len(self._records), *bounds, where)
+    self._begin, end = order.part(len(self._records), first, last, where)
     self.num_examples = end - self._begin
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
     sample = self._sample()

@@ -7,6 +7,7 @@ import numpy as np
 
 from mixer.errors import InputError
 from mixer.input import order
+from mixer.sizes import Size, pair
 
 
 class Synthetic:
@@ -19,7 +20,7 @@ class Synthetic:
     *,
     num_classes: int,
     num_examples: int,
-    image_size: int | tuple[int, int],
+    image_size: Size,
     batch_size: int,
     channels: int = 3,
     multi_label: bool = False,
@@ -33,15 +34,14 @@ class Synthetic:
       channels: of an image.
       multi_label: labels are vectors with about one class in a hundred, not class numbers.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if min(num_classes, num_examples, channels, *size) < 1:
+    if min(num_classes, num_examples, channels) < 1:
       raise InputError(
-        f'num_classes={num_classes}, num_examples={num_examples}, image_size={image_size}, '
-        f'channels={channels}: all must be at least 1.'
+        f'num_classes={num_classes}, num_examples={num_examples}, channels={channels}: all must '
+        'be at least 1.'
       )
     self.num_classes, self.num_examples, self.batch_size = num_classes, num_examples, batch_size
     self.class_names = tuple(str(i) for i in range(num_classes))
-    self.image_size, self.channels, self.multi_label = size, channels, multi_label
+    self.image_size, self.channels, self.multi_label = pair(image_size), channels, multi_label
     self.for_evaluation = True
     self.preprocessing = {'name': 'none', 'value_range': [-1, 1]}
     self.augment = None

@@ -1,6 +1,6 @@
 """Any TensorFlow Datasets image set that has been prepared on disk. Never downloads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 
 import numpy as np
@@ -8,7 +8,6 @@ import tensorflow_datasets as tfds
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
-from mixer.input import pipeline
 from mixer.input.records import readers
 
 tf = runtime.tensorflow()
@@ -19,31 +18,19 @@ _READERS = {
 }
 
 
-def make(
+def open_split(
   *,
   name: str,
   split: str,
-  batch_size: int,
-  image_size: int | tuple[int, int],
-  crop: str,
-  resize: int | tuple[int, int] | None = None,
-  randaugment_layers: int = 0,
-  randaugment_magnitude: float = 0,
-  subset_fraction: float = 1.0,
-  subset_seed: int = 0,
-  randaugment_on: str = 'host',
-  on_bad_image: str = 'fail',
   data_dir: str | None = None,
   image_key: str = 'image',
   label_key: str = 'label',
-) -> pipeline.Images:
-  """An input over one split of a prepared data set.
+) -> 'Split':
+  """One split of a prepared data set.
 
   Args:
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
-    batch_size, image_size, crop, resize, randaugment_layers, randaugment_magnitude,
-      randaugment_on, on_bad_image, subset_fraction, subset_seed: see `pipeline.Images`.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
@@ -51,47 +38,61 @@ def make(
     MissingData: the set is not on disk; says where it looked and what to do.
     InputError: the split or feature is not there, or files of the set are missing.
   """
-  return pipeline.Images(
-    lambda: _Records(open_builder(name, data_dir), split, image_key, label_key),
-    batch_size=batch_size,
-    image_size=image_size,
-    crop=crop,
-    resize=resize,
-    randaugment_layers=randaugment_layers,
-    randaugment_magnitude=randaugment_magnitude,
-    subset_fraction=subset_fraction,
-    subset_seed=subset_seed,
-    randaugment_on=randaugment_on,
-    on_bad_image=on_bad_image,
-  )
+  builder = open_builder(name, data_dir)
+  classes = _classes(builder, image_key, label_key)
+  multi_label = isinstance(builder.info.features[label_key], tfds.features.Sequence)
+
+  def to_label(stored):
+    if multi_label:
+      return tf.reduce_max(tf.one_hot(stored, classes.num_classes, dtype=tf.uint8), axis=0)
+    return tf.cast(stored, tf.int32)
+
+  keys = (image_key, label_key)
+  return Split(builder, split, keys, classes.names, to_label=to_label, multi_label=multi_label)
 
 
-class _Records:
-  """The serialised examples of a split; see `pipeline.Examples`."""
+class Split:
+  """The serialised examples of a split of a prepared set; see `pipeline.Examples`."""
 
   dtypes = (tf.string,)
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
+  def __init__(
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    keys: tuple[str, str],
+    class_names: Sequence[str],
+    *,
+    to_label: Callable,
+    to_image: Callable = lambda stored: stored,
+    multi_label: bool = False,
+  ):
+    """Opens the records.
+
+    Args:
+      builder: of the set.
+      split: in the syntax of TFDS.
+      keys: the features of the image and of the label.
+      class_names: in the order of the class numbers.
+      to_label, to_image: make the label and the encoded image of what is stored.
+      multi_label: labels are vectors.
+    """
     self._records = open_records(builder, split)
-    self._features, labels = _features(builder, image_key, label_key)
-    self.multi_label = isinstance(self._features[label_key], tfds.features.Sequence)
-    self._image_key, self._label_key = image_key, label_key
+    self._features = tfds.features.FeaturesDict({key: builder.info.features[key] for key in keys})
+    self._keys, self._to_image, self._to_label = keys, to_image, to_label
     self._where = f'{builder.info.full_name}, split {split!r}, example'
-    self.num_examples = len(self._records)
+    self.num_examples, self.multi_label = len(self._records), multi_label
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
-    self.num_classes, self.class_names = labels.num_classes, tuple(labels.names)
+    self.num_classes, self.class_names = len(class_names), tuple(class_names)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
     return (np.array(self._records.read(indices), dtype=object),)
 
   def parse(self, record) -> tuple[tf.Tensor, tf.Tensor]:
-    skip = {self._image_key: tfds.decode.SkipDecoding()}
+    image, label = self._keys
+    skip = {image: tfds.decode.SkipDecoding()}
     example = self._features.deserialize_example(record, decoders=skip)
-    label = example[self._label_key]
-    if self.multi_label:
-      hot = tf.reduce_max(tf.one_hot(label, self.num_classes, dtype=tf.uint8), axis=0)
-      return example[self._image_key], hot
-    return example[self._image_key], tf.cast(label, tf.int32)
+    return self._to_image(example[image]), self._to_label(example[label])
 
   def describe(self, index: int) -> str:
     return f'{self._where} {index}'
@@ -185,8 +186,10 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str):
   return opened
 
 
-def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str):
-  """(the two features as a FeaturesDict, the label's ClassLabel)."""
+def _classes(
+  builder: tfds.core.DatasetBuilder, image_key: str, label_key: str
+) -> tfds.features.ClassLabel:
+  """The feature with the class names, or InputError where the two are not an image and a label."""
   features = builder.info.features
   missing = [key for key in (image_key, label_key) if key not in features]
   if missing:
@@ -200,5 +203,4 @@ def _features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str)
       f'{builder.info.full_name}: {image_key!r} must be an Image and {label_key!r} a ClassLabel or '
       f'a Sequence of it; they are {features[image_key]} and {features[label_key]}.'
     )
-  chosen = {key: features[key] for key in (image_key, label_key)}
-  return tfds.features.FeaturesDict(chosen), label
+  return label

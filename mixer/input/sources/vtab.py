@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 import os
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
-from mixer.input import pipeline
 from mixer.input.sources import tfds as prepared
 
 tf = runtime.tensorflow()
@@ -36,7 +34,7 @@ class Task(NamedTuple):
   key: str = 'label'  # the feature that the label is made of, ...
   label: Callable | None = None  # ... with this function; without, it is the label
   class_names: tuple[str, ...] = ()  # with a function; without, the feature has them
-  image: Callable | None = None  # encoded -> encoded, before the crop
+  image: Callable = lambda encoded: encoded  # encoded -> encoded, before the crop
   manual: str = ''  # what is to be downloaded by hand into FOLDER
 
 
@@ -121,41 +119,43 @@ TASKS = {
 }
 
 
-def make(
-  *,
-  task: str,
-  split: str,
-  batch_size: int,
-  image_size: int | tuple[int, int],
-  crop: str,
-  resize: int | tuple[int, int] | None = None,
-  data_dir: str | None = None,
-) -> pipeline.Images:
-  """An input over one split of a task.
+def open_split(*, task: str, split: str, data_dir: str | None = None) -> prepared.Split:
+  """One split of a task.
 
   Args:
     task: a name in `TASKS`.
     split: a name in `SPLITS`.
-    batch_size, image_size, crop, resize: see `pipeline.Images`; configs/vtab.py has each task's.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Raises:
     InputError: no such task or split, or the set has not what the task reads.
     MissingData: the set is not prepared; says which command does it.
   """
-  return pipeline.Images(
-    lambda: _Examples(task, split, data_dir),
-    batch_size=batch_size,
-    image_size=image_size,
-    crop=crop,
-    resize=resize,
+  builder = _open(task, data_dir)
+  if split not in SPLITS:
+    raise InputError(f'VTAB task {task!r}: unknown split {split!r}; use one of {SPLITS}.')
+  _check_features(task, builder)
+  read = TASKS[task]
+  sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
+  chosen = slices(read, sizes.get('train', 0))[split]
+  fault = f'its label for {task} is none of the {read.num_classes} classes'
+
+  def to_label(stored):
+    label = tf.cast(stored if read.label is None else read.label(stored), tf.int32)
+    inside = tf.logical_and(label >= 0, label < read.num_classes)
+    with tf.control_dependencies([tf.debugging.Assert(inside, [fault, label])]):
+      return tf.identity(label)
+
+  names = read.class_names or builder.info.features[read.key].names
+  return prepared.Split(
+    builder, chosen, ('image', read.key), names, to_label=to_label, to_image=read.image
   )
 
 
 def find(task: str, data_dir: str | None = None) -> str:
-  """The prepared set that a task reads, with its version; raises as `make` does."""
+  """The prepared set that a task reads, with its version; raises as `open_split` does."""
   for split in ('train800val200', 'test'):
-    _Examples(task, split, data_dir)
+    open_split(task=task, split=split, data_dir=data_dir)
   return _open(task, data_dir).info.full_name
 
 
@@ -186,44 +186,6 @@ def slices(task: Task, train_size: int) -> dict[str, str]:
   return dict(zip(SPLITS, (train, val, f'{train}+{val}', test), strict=True))
 
 
-class _Examples:
-  """The serialised examples of a split of a task; see `pipeline.Examples`."""
-
-  dtypes = (tf.string,)
-  multi_label = False
-
-  def __init__(self, name: str, split: str, data_dir: str | None):
-    builder = _open(name, data_dir)
-    if split not in SPLITS:
-      raise InputError(f'VTAB task {name!r}: unknown split {split!r}; use one of {SPLITS}.')
-    self._name, self._task = name, TASKS[name]
-    self._features = _features(name, builder)
-    sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
-    chosen = slices(self._task, sizes.get('train', 0))[split]
-    self._records = prepared.open_records(builder, chosen)
-    self._where = f'{builder.info.full_name}, split {chosen!r}, example'
-    self.num_examples, self.num_classes = len(self._records), self._task.num_classes
-    self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes
-    self.class_names = self._task.class_names or tuple(self._features[self._task.key].names)
-
-  def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
-    return (np.array(self._records.read(indices), dtype=object),)
-
-  def parse(self, record) -> tuple[tf.Tensor, tf.Tensor]:
-    skip = {'image': tfds.decode.SkipDecoding()}
-    example = self._features.deserialize_example(record, decoders=skip)
-    image, label = example['image'], example[self._task.key]
-    image = image if self._task.image is None else self._task.image(image)
-    label = tf.cast(label if self._task.label is None else self._task.label(label), tf.int32)
-    inside = tf.logical_and(label >= 0, label < self.num_classes)
-    fault = f'its label for {self._name} is none of the {self.num_classes} classes'
-    with tf.control_dependencies([tf.debugging.Assert(inside, [fault, label])]):
-      return image, tf.identity(label)
-
-  def describe(self, index: int) -> str:
-    return f'{self._where} {index}'
-
-
 def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   if name not in TASKS:
     raise InputError(f'unknown VTAB task {name!r}; use one of {sorted(TASKS)}.')
@@ -238,8 +200,8 @@ def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     ) from fault
 
 
-def _features(name: str, builder: tfds.core.DatasetBuilder) -> tfds.features.FeaturesDict:
-  """The two features that a task reads, or InputError if they are not what VTAB has."""
+def _check_features(name: str, builder: tfds.core.DatasetBuilder) -> None:
+  """Raises InputError if the two features that a task reads are not what VTAB has."""
   features, task = builder.info.features, TASKS[name]
   missing = [key for key in ('image', task.key) if key not in features]
   if missing:
@@ -253,4 +215,3 @@ def _features(name: str, builder: tfds.core.DatasetBuilder) -> tfds.features.Fea
       f'{builder.info.full_name}: {task.key!r} has {found} classes, and VTAB task {name!r} '
       f'{task.num_classes}.'
     )
-  return tfds.features.FeaturesDict({key: features[key] for key in ('image', task.key)})
