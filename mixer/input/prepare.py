@@ -17,34 +17,38 @@ from mixer import cli
 from mixer.errors import InputError
 from mixer.input import class_folders, registered
 
-_NAME = flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
-_IMAGES = flags.DEFINE_string('images', None, 'Folder of class folders, to make a set of.')
-_SPLIT = flags.DEFINE_string(
-  'split', None, 'With --images: name of its only split; "train", or "full" for imagenet21k.'
-)
-_MANUAL_DIR = flags.DEFINE_string(
-  'manual_dir', None, 'Without --images: where archives lie that were downloaded by hand.'
-)
-_DATA_DIR = flags.DEFINE_string('data_dir', None, "Where to write; None for TFDS's own default.")
-_FILE_FORMAT = flags.DEFINE_enum(
-  'file_format', 'tfrecord', ['tfrecord', 'array_record'], 'How to store the examples.'
-)
-_VERIFY = flags.DEFINE_bool(
-  'verify', True, 'Without --images: compare with the official sizes and numbers of examples.'
-)
+
+def define_flags() -> None:
+  flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
+  flags.DEFINE_string('images', None, 'Folder of class folders, to make a data set of.')
+  flags.DEFINE_string(
+    'split', None, 'With --images: name of its only split; "train", or "full" for imagenet21k.'
+  )
+  flags.DEFINE_string(
+    'manual_dir', None, 'Without --images: directory of archives that were downloaded by hand.'
+  )
+  flags.DEFINE_string('data_dir', None, "Output directory; None for TFDS's default.")
+  flags.DEFINE_enum(
+    'file_format', 'tfrecord', ['tfrecord', 'array_record'], 'How to store the examples.'
+  )
+  flags.DEFINE_bool(
+    'verify', True, 'Without --images: compare with the official sizes and numbers of examples.'
+  )
 
 
 def main() -> None:
-  where = {'data_dir': _DATA_DIR.value, 'file_format': _FILE_FORMAT.value}
-  if _IMAGES.value is None:
-    if _SPLIT.value is not None:
-      raise InputError('--split is for a set made from --images; TFDS sets have their own splits.')
-    registered.prepare(_NAME.value, manual_dir=_MANUAL_DIR.value, verify=_VERIFY.value, **where)
+  given = flags.FLAGS
+  output = {'data_dir': given.data_dir, 'file_format': given.file_format}
+  if given.images is None:
+    if given.split is not None:
+      raise InputError('--split needs --images; the data sets of TFDS have their own splits.')
+    registered.prepare(given.name, manual_dir=given.manual_dir, verify=given.verify, **output)
     return
-  if _MANUAL_DIR.value is not None:
-    raise InputError('--images makes a set from a folder, --manual_dir is for those TFDS knows.')
-  class_folders.prepare(_NAME.value, _IMAGES.value, split=_SPLIT.value, **where)
+  if given.manual_dir is not None:
+    raise InputError('--manual_dir is for the data sets of TFDS; do not give it with --images.')
+  class_folders.prepare(given.name, given.images, split=given.split, **output)
 
 
 if __name__ == '__main__':
+  define_flags()
   cli.run(main)

@@ -1,6 +1,8 @@
 """`python -m mixer.input.check` and what it finds."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -8,6 +10,7 @@ import pytest
 from test_folder import odd_images, picture, put, saved
 
 from mixer import input
+from mixer.input import check
 import runs
 import sets
 
@@ -121,7 +124,7 @@ def test_the_program_on_the_inputs_of_a_config(tmp_path):
     f'--output={tmp_path}/report.json', env=runs.environment(tmp_path),
   )  # fmt: skip
   assert status == 1, output
-  assert 'LEFT OUT' not in output
+  assert 'SKIPPED' not in output
   assert f'  bad: {root}/bee/7.jpg: Input is empty.\n' in output
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report.keys() == {'train_input', 'test'}
@@ -156,4 +159,28 @@ def test_the_program_on_a_config_of_evaluations_alone(tmp_path):
   assert status == 1, output
   assert 'caltech: 3 images, 0 bad; ' in output
   assert 'caltech.train_input: 4 images, 1 bad; ' in output
-  assert "LEFT OUT, not on disk: cars: no prepared data set 'cars196:2.1.0' in " in output
+  assert "SKIPPED, not on disk: cars: no prepared data set 'cars196:2.1.0' in " in output
+
+
+def test_the_splits_of_a_folder(tmp_path):
+  """All that exist; where PATH holds the class folders themselves, it is one split."""
+  for name in ('train/a', 'train/b', 'validation/a', 'test/b'):
+    put(tmp_path, f'sets/{name}/1.png', sets.encode(picture()))
+  opened = check.open_folder(f'{tmp_path}/sets', None)
+  assert {name: data.num_examples for name, data in opened.items()} == {
+    'train': 2, 'val': 1, 'test': 1
+  }  # fmt: skip
+  assert check.open_folder(f'{tmp_path}/sets', 'test').keys() == {'test'}
+  assert check.open_folder(f'{tmp_path}/sets/train', None).keys() == {'train'}
+  with pytest.raises(input.InputError, match='^--source=folder needs --path.$'):
+    check.open_folder(None, 'train')
+
+
+def test_two_programs_in_one_process():
+  """Importing a program defines no flag, so their flags of the same name do not collide."""
+  code = (
+    'from absl import app, flags, logging; before = set(flags.FLAGS); '
+    'from mixer.input import check, prepare; print(set(flags.FLAGS) - before)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == 'set()\n'

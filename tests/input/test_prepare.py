@@ -132,8 +132,8 @@ def test_flags_that_are_missing_or_do_not_go_together(prepare, folder):
   status, _, errors = prepare('--images=folder')
   assert status == 2 and 'Flag --name must have a value other than None.' in errors
   status, _, errors = prepare('--name=cifar10', '--split=train')
-  text = 'error: --split is for a set made from --images; TFDS sets have their own splits.\n'
+  text = 'error: --split needs --images; the data sets of TFDS have their own splits.\n'
   assert status == 2 and errors == text
   status, _, errors = prepare('--name=own', '--images=folder', '--manual_dir=there')
-  text = 'error: --images makes a set from a folder, --manual_dir is for those TFDS knows.\n'
+  text = 'error: --manual_dir is for the data sets of TFDS; do not give it with --images.\n'
   assert status == 2 and errors == text

@@ -80,15 +80,25 @@ def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], 
     raise InputError(f'val_fraction={val_fraction}; it is at least 0 and below 1.')
   if not _is_folder(path):
     raise MissingData(f'no folder {path}.')
-  own = [name for name in sum(SPLITS.values(), ()) if _folders(os.path.join(path, name))]
+  own = _split_folders(path)
   if 'train' in own:
-    return _split_folder(path, split, sorted(set(own)))
+    return _split_folder(path, split, own)
   if own:
     raise InputError(
-      f'{path} holds {sorted(set(own))} with class folders in them, but no "train" with class '
+      f'{path} holds {own} with class folders in them, but no "train" with class '
       'folders, from which the classes are taken.'
     )
   return _part(path, split, val_fraction)
+
+
+def splits(path: str) -> list[str]:
+  """Those of 'train', 'val' and 'test' for which PATH has a folder with class folders."""
+  own = _split_folders(os.path.expanduser(path))
+  return [split for split in ('train', 'val', 'test') if set(SPLITS[split]) & set(own)]
+
+
+def _split_folders(path: str) -> list[str]:
+  return [name for name in sorted(SPLITS) if _folders(os.path.join(path, name))]
 
 
 def _split_folder(path: str, split: str, own: Sequence[str]):
