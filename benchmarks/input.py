@@ -173,15 +173,10 @@ VARIANTS: dict[str, Callable[[str], Iterator]] = {
   'crop': train,
   'device': lambda folder: train(folder, **FACTS, randaugment_on='device'),
   'host': lambda folder: train(folder, **FACTS, randaugment_on='host'),
-  'host_malloc': lambda folder: train(folder, **FACTS),  # see MALLOC
   'evaluation': evaluate,
   'peer_crop': lambda folder: big_vision(folder, *CROP, *TO_FLOAT),
   'peer': lambda folder: big_vision(folder, *CROP, 'randaug(2,15)', *TO_FLOAT),
 }
-
-
-# A setting at its default has `runtime.tensorflow` leave glibc's malloc alone.
-MALLOC = {'host_malloc': {'MALLOC_ARENA_TEST': '8'}}
 
 
 # Measuring.
@@ -230,7 +225,6 @@ def compare(names: Sequence[str], folder: str) -> dict[str, list[dict]]:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      env={**os.environ, **MALLOC.get(name, {})},
     )
     for name in names
   }

@@ -12,7 +12,6 @@ from absl import logging
 from etils import epath
 
 CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
-IMAGE_ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')  # in any case
 
 
 def absolute(path: str) -> epath.Path:

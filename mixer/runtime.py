@@ -1,8 +1,6 @@
 """The environment of a program: settings before JAX starts, devices, versions, TensorFlow."""
 
 from collections.abc import Mapping
-import ctypes
-import functools
 import importlib.metadata
 import os
 import platform
@@ -58,30 +56,19 @@ def check_backend(require: str | None) -> None:
 
 
 def tensorflow():
-  """TensorFlow, with all accelerators hidden from it: JAX uses them."""
-  _keep_memory()
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # its greetings are not news
+  """TensorFlow without its start-up messages and without accelerators, which are JAX's.
+
+  Environment variables of the user come first.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # errors of its C++ code only
+  # With oneDNN it prints a message at import at any log level. No op of the input uses oneDNN.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf
 
   for kind in ('GPU', 'TPU'):
     if tf.config.get_visible_devices(kind):
       tf.config.set_visible_devices([], kind)
   return tf
-
-
-@functools.cache
-def _keep_memory() -> None:
-  """Has glibc keep freed memory, where it would give it back and fetch it anew for every image.
-
-  docs/input.md has what it gains and costs. MALLOC_* variables of the user's own come first.
-  """
-  if platform.libc_ver()[0] != 'glibc' or any(name.startswith('MALLOC_') for name in os.environ):
-    return
-  mallopt = ctypes.CDLL(None).mallopt
-  trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
-  if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):  # 32 MiB: older versions
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
 
 
 def versions() -> dict[str, str]:

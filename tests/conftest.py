@@ -3,7 +3,6 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 import jax
 

@@ -27,12 +27,13 @@ TINY = (
 
 def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
   """One CPU device, and compiled programs kept in `cache`."""
+  # A process that has loaded TensorFlow has set these.
+  inherited = os.environ.keys() - {'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS'}
   return {
-    **os.environ,
+    **{name: os.environ[name] for name in inherited},
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'TF_CPP_MIN_LOG_LEVEL': '2',
     **more,
   }
 
@@ -47,8 +48,7 @@ def start(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> subproces
 def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, str]:
   """(exit status, everything printed)."""
   process = start(program, *flags, env=env, cwd=cwd)
-  output, _ = process.communicate(timeout=1800)
-  return process.returncode, output
+  return ends(process)[0]
 
 
 def train_here(config, workdir, **options) -> None:
@@ -87,7 +87,15 @@ def places(count: int, **more: float) -> list[tuple[str, ...]]:
 def ends(*processes: subprocess.Popen) -> list[tuple[int, str]]:
   """(exit status, everything printed) of each, when all have ended."""
   outputs = [process.communicate(timeout=1800)[0] for process in processes]
+  for output in outputs:
+    check_no_greeting(output)
   return [(process.returncode, output) for process, output in zip(processes, outputs)]
+
+
+def check_no_greeting(output: str) -> None:
+  """TensorFlow's messages at its start are not printed, whatever the program."""
+  for greeting in ('oneDNN', 'absl::InitializeLog', 'cpu_feature_guard', 'This TensorFlow binary'):
+    assert greeting not in output, output
 
 
 def saved_steps(workdir) -> list[int]:
@@ -101,6 +109,7 @@ def run_module(module: str, *flags: str, env: dict[str, str]) -> tuple[int, str]
     command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     timeout=300,
   )  # fmt: skip
+  check_no_greeting(done.stdout)
   return done.returncode, done.stdout
 
 

@@ -1,44 +1,57 @@
 """What a program sets before TensorFlow starts."""
 
-import ctypes
-import platform
 import subprocess
 import sys
 
 import pytest
 
-from mixer import runtime
+import runs
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has mallopt')
-# What stays resident of 16 MiB that are freed, before and after.
-KEPT = """
-import ctypes, pathlib
-from mixer import runtime
+pytest.importorskip('tensorflow', reason='needs TensorFlow')
 
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
-def kept():
-  resident = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096
-  before = resident()
-  block = libc.malloc(2**24)
-  ctypes.memset(block, 1, 2**24)
-  libc.free(block)
-  return (resident() - before) / 2**20
+def python(code: str, tmp_path, **environment: str) -> subprocess.CompletedProcess:
+  env = runs.environment(tmp_path, **environment)
+  command = [sys.executable, '-c', code]
+  return subprocess.run(command, cwd=runs.ROOT, env=env, capture_output=True, text=True, check=True)
 
-print(kept())
-runtime._keep_memory()
-print(kept())
+
+PIPELINE = """
+import os, pathlib
+import numpy as np
+from PIL import Image
+from mixer import input
+
+folder = pathlib.Path(os.environ['FOLDER'])
+for name in 'ab':
+  (folder / name).mkdir()
+  Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / name / 'a.jpg')
+data = input.build(
+  source='folder', path=str(folder), split='train', val_fraction=0, batch_size=2, image_size=16,
+  crop='inception', randaugment_layers=1, randaugment_magnitude=10,
+)
+batches = data.train_batches(0, 0)
+next(batches)
+del batches, data
 """
 
 
-def test_freed_memory_is_kept():
-  run = subprocess.run([sys.executable, '-c', KEPT], capture_output=True, text=True, check=True)
-  before, after = map(float, run.stdout.split())
-  assert before < 2 and after > 14
+def test_tensorflow_prints_nothing_of_its_own(tmp_path):
+  """From the import to the exit, with a pipeline of images."""
+  done = python(PIPELINE, tmp_path, FOLDER=str(tmp_path))
+  assert done.stderr == done.stdout == ''
 
 
-def test_the_users_own_settings_come_first(monkeypatch):
-  monkeypatch.setenv('MALLOC_ARENA_MAX', '2')
-  monkeypatch.setattr(ctypes, 'CDLL', lambda _: pytest.fail('malloc was changed'))
-  runtime._keep_memory.__wrapped__()
+def test_warnings_of_tensorflow_are_printed(tmp_path):
+  code = (
+    "from mixer import runtime; tf = runtime.tensorflow(); tf.get_logger().warning('a warning'); "
+    "import logging; print(logging.getLogger('tensorflow').getEffectiveLevel() <= logging.WARNING)"
+  )
+  done = python(code, tmp_path)
+  assert 'a warning' in done.stderr and done.stdout == 'True\n'
+
+
+def test_the_settings_of_the_user_come_first(tmp_path):
+  code = 'from mixer import runtime; runtime.tensorflow()'
+  done = python(code, tmp_path, TF_CPP_MIN_LOG_LEVEL='0', TF_ENABLE_ONEDNN_OPTS='1')
+  assert 'oneDNN custom operations are on' in done.stderr

@@ -1,4 +1,4 @@
-"""What training does with images that cannot be decoded, where it is not to stop at them."""
+"""Bad images, which cannot be decoded: the error that names them, and their replacements."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -7,25 +7,25 @@ import numpy as np
 
 from mixer.errors import InputError
 
-CHOICES = ('fail', 'skip')  # stop with the paths; take another image in its place
+CHOICES = ('fail', 'skip')  # stop with the paths; replace each bad image by another one
 
-_SHARE, _ALWAYS = 0.01, 10  # a set with more bad images than both is not worth training on
-_NAMED = 10  # of the bad images in a batch
+_SHARE, _ALWAYS = 0.01, 10  # of a data set, and images in any case, that are replaced at most
+_NAMED = 10  # bad images of a batch in the message
 
 
-def in_one_batch(faults: Mapping[str, str]) -> InputError:
-  """The error of a batch with these faults, by the places of their images."""
-  told = [f'{where}: {reason}' for where, reason in list(faults.items())[:_NAMED]]
+def batch_error(faults: Mapping[str, str]) -> InputError:
+  """The error of a batch with bad images: {path or place: what is wrong}."""
+  named = [f'\n  {where}: {fault}' for where, fault in list(faults.items())[:_NAMED]]
   return InputError(
-    f'{len(faults)} bad images in one batch; replace or remove them. (Training goes on without '
-    'them with config.train_input.on_bad_image="skip", an evaluation skips none; python -m '
-    'mixer.input.check --config=FILE, with the config of this run, lists all.)'
-    + ''.join(f'\n  {line}' for line in told)
+    f'{len(faults)} bad images in one batch; replace or remove them. '
+    '(config.train_input.on_bad_image="skip" replaces them in training; an evaluation uses every '
+    'image. python -m mixer.input.check --config=FILE, with the config of this run, lists all bad '
+    'images.)' + ''.join(named)
   )
 
 
 class BadImages:
-  """The images that a training has met and could not decode; each is logged once."""
+  """The bad images that a training run has read; each is logged once."""
 
   def __init__(self, num_examples: int):
     self._num_examples = num_examples
@@ -35,15 +35,15 @@ class BadImages:
     return len(self._known)
 
   def add(self, index: int, described: str, *, seen: int) -> None:
-    """Notes an image.
+    """Records an image.
 
     Args:
       index: of the example.
-      described: where it is and what is wrong with it.
-      seen: training examples that this process has made since it was started.
+      described: its place, and what is wrong with it.
+      seen: training examples that this process has made since it started.
 
     Raises:
-      InputError: too large a share of what was seen is bad.
+      InputError: too many of these are bad.
     """
     if index in self._known:
       return
@@ -52,9 +52,9 @@ class BadImages:
     seen = min(seen, self._num_examples)
     if len(self) > max(_ALWAYS, _SHARE * seen):
       raise InputError(
-        f'{len(self)} bad images among the first {seen} or so, the last {described}\n'
-        f'on_bad_image="skip" replaces up to {_SHARE:.0%} of a set, or {_ALWAYS} images. List them '
-        'all with "python -m mixer.input.check --config=FILE", and mend the set.'
+        f'{len(self)} bad images among about the first {seen}, the last is {described}\n'
+        f'on_bad_image="skip" replaces up to {_SHARE:.0%} of a data set, or {_ALWAYS} images. '
+        'List all of them with "python -m mixer.input.check --config=FILE", and repair the data.'
       )
 
 
@@ -64,14 +64,14 @@ def fill(
   make: Callable[[int, int], dict[str, np.ndarray]],
   first_batch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches with a row for each position, from ones in which some rows are missing.
+  """Batches with a row for each position, from batches in which some rows are missing.
 
   Args:
-    batches_from: batches of any rows from a batch's number on, with their 'position's, which
-      ascend; they may end at any place, and are then begun anew.
-    positions: those of the rows of a batch, ascending.
-    make: (batch, number of a row in it) -> that row, without 'position'; for those missing.
-    first_batch: number of the first one to yield.
+    batches_from: (number of a batch) -> batches of the rows from there on, of any length, with an
+      ascending 'position' of each row. They may end anywhere, and are then started again.
+    positions: (number of a batch) -> the ascending positions of its rows.
+    make: (number of a batch, row) -> a missing row, without 'position'.
+    first_batch: number of the first batch.
   """
   number, source, held = first_batch, None, None
   while True:
@@ -83,8 +83,8 @@ def fill(
         source = None
         break
       held = _joined(held, more)
-    there, held = _cut(held, wanted[-1])
-    yield _complete(there, wanted, lambda row, batch=number: make(batch, row))
+    present, held = _cut(held, wanted[-1])
+    yield _complete(present, wanted, lambda row, batch=number: make(batch, row))
     number += 1
 
 
@@ -93,7 +93,7 @@ def _joined(held: dict | None, more: dict) -> dict:
 
 
 def _cut(held: dict | None, last: int) -> tuple[dict | None, dict | None]:
-  """(the rows of positions up to `last`, those beyond it); None for no rows."""
+  """(the rows of positions up to `last`, the rows beyond); None for no rows."""
   if held is None:
     return None, None
   count = int(np.searchsorted(held['position'], last, side='right'))
@@ -104,18 +104,18 @@ def _cut(held: dict | None, last: int) -> tuple[dict | None, dict | None]:
   return tuple(part if len(part['position']) else None for part in parts)
 
 
-def _complete(there: dict | None, wanted: np.ndarray, make: Callable) -> dict[str, np.ndarray]:
-  """The rows at the positions `wanted`, without 'position'."""
-  have = there['position'] if there else np.empty(0, wanted.dtype)
+def _complete(present: dict | None, wanted: np.ndarray, make: Callable) -> dict[str, np.ndarray]:
+  """The rows of the positions `wanted`, without 'position'."""
+  have = present['position'] if present else np.empty(0, wanted.dtype)
   missing = {int(row): make(int(row)) for row in np.flatnonzero(~np.isin(wanted, have))}
   if not missing:
-    return {key: column for key, column in there.items() if key != 'position'}
+    return {key: column for key, column in present.items() if key != 'position'}
   places = np.searchsorted(wanted, have)
   batch = {}
   for key, pattern in next(iter(missing.values())).items():
     batch[key] = np.empty((len(wanted), *pattern.shape), pattern.dtype)
-    if there:
-      batch[key][places] = there[key]
+    if present:
+      batch[key][places] = present[key]
     for row, made in missing.items():
       batch[key][row] = made[key]
   return batch

@@ -8,12 +8,11 @@ import tarfile
 
 from etils import epath
 
-from mixer import labels
+from mixer import labels, runtime
 from mixer.errors import InputError
-from mixer.files import IMAGE_ENDINGS
-from mixer.input import odd_files
+from mixer.input import image_files
 
-FORMATS = tuple(ending for ending in IMAGE_ENDINGS if ending != '.webp')  # TFDS takes no WebP
+FORMATS = tuple(ending for ending in image_files.ENDINGS if ending != '.webp')  # TFDS takes no WebP
 _IMAGENET_21K = 'imagenet21k'
 _NAMED = 10  # classes in a message
 
@@ -49,7 +48,8 @@ def prepare(
   classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
   split = split or ('full' if name == _IMAGENET_21K else 'train')
 
-  import tensorflow_datasets as tfds  # takes seconds, so after what a mistake can be found in
+  runtime.tensorflow()
+  import tensorflow_datasets as tfds  # takes seconds, so the checks come first
 
   builder = tfds.dataset_builders.AdhocBuilder(
     name=name,
@@ -129,11 +129,8 @@ class _Examples:
 def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
   """(name within `path`, file) of every image of a class."""
   if path.is_dir():
-    for parent, folders, files in path.walk():
-      folders.sort()
-      for file in sorted(files):
-        if _is_image(file):
-          yield os.path.relpath(parent / file, path), _stored((parent / file).read_bytes())
+    for file in image_files.walk(path, FORMATS):
+      yield os.path.relpath(file, path), _stored(file.read_bytes())
     return
   with path.open('rb') as file:
     file.seek(max(path.stat().length - tarfile.BLOCKSIZE, 0))
@@ -142,16 +139,12 @@ def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
     file.seek(0)
     with tarfile.open(fileobj=file, mode='r|') as archive:
       for member in archive:
-        if member.isfile() and _is_image(os.path.basename(member.name)):
+        if member.isfile() and image_files.is_image(os.path.basename(member.name), FORMATS):
           yield os.path.normpath(member.name), _stored(archive.extractfile(member).read())
 
 
 def _stored(encoded: bytes) -> io.BytesIO:
   try:
-    return io.BytesIO(odd_files.for_tensorflow(encoded))
+    return io.BytesIO(image_files.readable(encoded))
   except (OSError, ValueError):
     return io.BytesIO(encoded)  # bad, as `mixer.input.check` will find
-
-
-def _is_image(file: str) -> bool:
-  return file.lower().endswith(FORMATS) and not file.startswith('.')

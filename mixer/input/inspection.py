@@ -1,4 +1,4 @@
-"""Decodes all the images of an input, and finds the bad, the odd and the empty ones."""
+"""Decodes all images of an input, and finds the bad and the unusual ones."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,38 +11,37 @@ from PIL import Image
 import tqdm
 
 from mixer import runtime
-from mixer.files import IMAGE_ENDINGS
-from mixer.input import pipeline
+from mixer.input import image_files, reading
 
 tf = runtime.tensorflow()
 
-# What is odd about an image that can be read, and what training does with it.
+# Unusual properties of an image that can be read, and how training reads it.
 ODD = {
-  'tiny': 'less than 32 pixels high or wide: enlarged as any other',
-  'ending': 'the content is of another format than the ending says: read by its content',
-  'cmyk': 'CMYK: becomes RGB, without a colour profile',
-  'deep': '16 bits a channel: the upper eight are kept',
-  'alpha': 'an alpha channel: dropped, so what it hides is seen',
-  'animated': 'an animation: its first frame is taken',
-  'rotated': 'EXIF says that it is turned or mirrored: read as it is stored',
+  'tiny': 'less than 32 pixels high or wide: enlarged',
+  'ending': 'the format is not that of the file name extension: read by its content',
+  'cmyk': 'CMYK: converted to RGB without a colour profile',
+  'deep': '16 bits per channel: the upper eight are kept',
+  'alpha': 'an alpha channel: dropped, so that transparent parts show their colour',
+  'animated': 'an animation: the first frame is read',
+  'rotated': 'an EXIF orientation: ignored, the image is read as it is stored',
 }
 _TINY = 32  # pixels
-_READ_AHEAD, _BATCH = 16, 256  # examples that one call fetches; rows that come out together
-_NAMED, _KEPT = 10, 10_000  # odd images by kind, and bad ones, whose places are kept
+_BATCH = 256  # examples
+_NAMED, _KEPT = 10, 10_000  # unusual images of each kind, and bad images, that the report names
 _ENDINGS = {b'\xff\xd8': ('.jpg', '.jpeg'), b'\x89P': ('.png',), b'GI': ('.gif',), b'BM': ('.bmp',)}
 
 
 @dataclasses.dataclass
 class Findings:
-  """What was found in one input.
+  """The findings of one input.
 
   Attributes:
-    examples: images looked at.
-    bad: of them, those that cannot be decoded, and damaged TFRecord files.
+    examples: number of images.
+    bad: those that cannot be decoded, and damaged records.
     bad_places: 'where' and 'reason' of the first 10,000 of these.
-    odd: by a key of ODD, how many images.
-    odd_places: by a key of ODD, the first of these.
-    per_class: labels of each class.
+    odd: {key of ODD: number of images}.
+    odd_places: {key of ODD: the first of them}.
+    per_class: number of labels of each class.
   """
 
   examples: int
@@ -52,47 +51,47 @@ class Findings:
   odd_places: dict[str, list[str]]
   per_class: np.ndarray
 
-  def note_bad(self, where: str, reason: str) -> None:
+  def add_bad(self, where: str, reason: str) -> None:
     self.bad += 1
     if len(self.bad_places) < _KEPT:
       self.bad_places.append({'where': where, 'reason': reason})
 
-  def note_odd(self, kind: str, where: str) -> None:
+  def add_odd(self, kind: str, where: str) -> None:
     self.odd[kind] = self.odd.get(kind, 0) + 1
     places = self.odd_places.setdefault(kind, [])
     if len(places) < _NAMED:
       places.append(where)
 
 
-def inspect(examples: pipeline.Examples, title: str) -> Findings:
-  """Looks at every example; a record's checksum is verified when it is read."""
-  n = examples.num_examples
-  found = Findings(n, 0, [], {}, {}, np.zeros(examples.num_classes, np.int64))
+def inspect(data: reading.Examples, title: str) -> Findings:
+  """Decodes every example; reading a record verifies its checksum."""
+  n = data.num_examples
+  found = Findings(n, 0, [], {}, {}, np.zeros(data.num_classes, np.int64))
   with tqdm.tqdm(total=n, desc=title, unit='image', dynamic_ncols=True) as bar:
-    for index, row in enumerate(_rows(examples, bar)):
+    for index, row in enumerate(_rows(data, bar)):
+      where = data.describe(index)
       if row is None:
-        found.note_bad(examples.describe(index), _fault(examples, index))
+        found.add_bad(where, _fault(data, index))
       else:
-        _look(found, examples, index, row)
+        _add(found, where, row)
   return found
 
 
-def _rows(examples: pipeline.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
-  """What is to be known of each example in turn; None for one that cannot be decoded."""
-  n = examples.num_examples
+def _rows(data: reading.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
+  """The facts of each example in turn; None for one that cannot be decoded."""
+  n = data.num_examples
 
-  def fetch(first):
-    indices = np.arange(first, min(first + _READ_AHEAD, n))
-    return indices, *pipeline.fetch_good(examples, indices)
+  def rows(start, count):
+    indices = np.arange(start, min(start + count, n))
+    return indices, indices
 
-  def call(first):
-    columns = tf.numpy_function(fetch, [first], (tf.int64, *examples.dtypes), stateful=False)
-    return tuple(tf.ensure_shape(column, [None]) for column in columns)
+  def make(index, *row):
+    return _facts(data, index, *row)
 
-  dataset = tf.data.Dataset.range(0, n, _READ_AHEAD).map(call, 2, deterministic=True).unbatch()
-  dataset = dataset.map(lambda *row: _facts(examples, *row), tf.data.AUTOTUNE, deterministic=True)
+  starts = tf.data.Dataset.range(0, n, reading.READ_AHEAD)
+  dataset = reading.read(data, starts, rows, tf.int64, make, skip_errors=True)
   position = 0
-  for batch in dataset.ignore_errors().batch(_BATCH).prefetch(2).as_numpy_iterator():
+  for batch in dataset.batch(_BATCH).prefetch(2).as_numpy_iterator():
     for i, index in enumerate(batch['index']):
       yield from (None for _ in range(position, index))
       yield {key: column[i] for key, column in batch.items()}
@@ -102,8 +101,8 @@ def _rows(examples: pipeline.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
   bar.update(n - bar.n)
 
 
-def _facts(examples: pipeline.Examples, index, *row) -> dict[str, tf.Tensor]:
-  encoded, label = examples.parse(*row)
+def _facts(data: reading.Examples, index, *row) -> dict[str, tf.Tensor]:
+  encoded, label = data.parse(*row)
   decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   return {
     'index': index,
@@ -115,13 +114,13 @@ def _facts(examples: pipeline.Examples, index, *row) -> dict[str, tf.Tensor]:
 
 
 def _oddities(encoded: bytes) -> bytes:
-  """Keys of ODD that the file's header tells, with spaces between."""
+  """Those keys of ODD that the header of the file shows, with spaces between."""
   found = []
   if encoded[:4] == b'\x89PNG':
-    found += ['deep'] if encoded[24] == 16 else []  # bits of a channel, then the kind of colour
+    found += ['deep'] if encoded[24] == 16 else []  # bits of a channel; then the colour type
     found += ['alpha'] if encoded[25] in (4, 6) else []
   else:
-    # Damaged metadata make Pillow raise all kinds; TensorFlow has decoded the image, so it is good.
+    # Pillow raises all kinds of errors for damaged metadata of images that TensorFlow decodes.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
       found += ['cmyk'] if image.mode == 'CMYK' else []
       found += ['animated'] if getattr(image, 'is_animated', False) else []
@@ -129,26 +128,24 @@ def _oddities(encoded: bytes) -> bytes:
   return ' '.join(found).encode()
 
 
-def _look(found: Findings, examples: pipeline.Examples, index: int, row: dict) -> None:
+def _add(found: Findings, where: str, row: dict) -> None:
+  """Adds the facts of one example to the findings."""
   label = row['label']
   if label.ndim:
     found.per_class += label
   else:
     found.per_class[label] += 1
   kinds = row['odd'].decode().split() + (['tiny'] if row['side'] < _TINY else [])
-  where = examples.describe(index)
   ending = os.path.splitext(where)[1].lower()
-  if ending in IMAGE_ENDINGS and ending not in _ENDINGS.get(row['begin'], IMAGE_ENDINGS):
-    # What `fetch` has made a plain BMP of was a BMP or WebP.
+  known = image_files.ENDINGS
+  if ending in known and ending not in _ENDINGS.get(row['begin'], known):
+    # `image_files.readable` converts some WebP files to BMP.
     kinds += [] if row['begin'] == b'BM' and ending == '.webp' else ['ending']
   for kind in kinds:
-    found.note_odd(kind, where)
+    found.add_odd(kind, where)
 
 
-def _fault(examples: pipeline.Examples, index: int) -> str:
+def _fault(data: reading.Examples, index: int) -> str:
   """Why an example cannot be decoded."""
-  try:
-    _facts(examples, index, *(column[0] for column in examples.fetch([index])))
-  except pipeline.FAULTS as fault:
-    return pipeline.reason(fault)
-  return 'it could be read at a second try'
+  fault, _ = reading.make_one(data, index, lambda *row: _facts(data, index, *row))
+  return fault or 'it could be read at the second attempt'

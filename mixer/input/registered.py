@@ -7,6 +7,7 @@ import os
 
 from etils import epath
 
+from mixer import runtime
 from mixer.errors import InputError
 
 # Examples of each split, as published.
@@ -61,6 +62,7 @@ def prepare(
     InputError: TFDS does not know the set, a file or the network is missing, or the numbers are
       not the official ones.
   """
+  runtime.tensorflow()
   import tensorflow_datasets as tfds
 
   bare = name.split(':')[0].split('/')[0]

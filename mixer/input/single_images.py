@@ -8,8 +8,7 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.files import IMAGE_ENDINGS
-from mixer.input import odd_files
+from mixer.input import image_files
 from mixer.sizes import pair
 
 Decode = Callable[[bytes], np.ndarray]
@@ -27,20 +26,13 @@ def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   for path in (epath.Path(path).expanduser() for path in paths):
     if not path.exists():
       raise InputError(f'no file or folder {path}.')
-    files = _walk(path) if path.is_dir() else [path]
+    files = sorted(image_files.walk(path)) if path.is_dir() else [path]
     if not files:
-      raise InputError(f'the folder {path} has no image: no {", ".join(IMAGE_ENDINGS)} file.')
+      raise InputError(f'the folder {path} has no image: no {", ".join(image_files.ENDINGS)} file.')
     found += files
   if not found:
     raise InputError('no image is given; name image files or folders of them.')
   return found
-
-
-def _walk(folder: epath.Path) -> list[epath.Path]:
-  files = (parent / name for parent, _, names in folder.walk() for name in names)
-  return sorted(
-    path for path in files if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
-  )
 
 
 def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) -> Decode:
@@ -93,7 +85,7 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   """The crop of that name in `mixer.input.crops`, as the inputs use it."""
   try:
     tf = runtime.tensorflow()
-    from mixer.input import crops  # loads TensorFlow
+    from mixer.input import crops, reading  # loads TensorFlow
   except ImportError as fault:
     raise InputError(
       f'the preprocessing {preprocessing["name"]!r} needs a package that is not installed: '
@@ -111,13 +103,10 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   def decode(content: bytes) -> np.ndarray:
     try:
       with tf.device('CPU'):
-        plain = odd_files.for_tensorflow(content)
+        plain = image_files.readable(content)
         image = crop.function(tf.constant(plain), size, **arguments)
-    except (OSError, ValueError) as fault:
-      raise InputError(str(fault)) from fault
-    except tf.errors.OpError as fault:
-      reason = fault.message.partition('}} ')[2].partition(' [Op:')[0]
-      raise InputError(reason or fault.message) from fault
+    except reading.ERRORS as error:
+      raise InputError(reading.error_text(error)) from error
     return image.numpy()
 
   return decode

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixer.input.records import checksums
+from mixer.input.records import record_index
 
 
 def crc32c(payload):
@@ -31,7 +31,7 @@ KNOWN = {
 @pytest.mark.parametrize('payload', KNOWN)
 def test_known_values(payload):
   assert crc32c(payload) == KNOWN[payload]
-  assert checksums.masked(payload) == masked(KNOWN[payload])
+  assert record_index.masked_crc(payload) == masked(KNOWN[payload])
 
 
 def test_what_tensorflow_writes(tmp_path):
@@ -40,5 +40,5 @@ def test_what_tensorflow_writes(tmp_path):
   with tf.io.TFRecordWriter(str(tmp_path / 'file')) as writer:
     writer.write(payload)
   stored = (tmp_path / 'file').read_bytes()
-  assert checksums.masked(payload).to_bytes(4, 'little') == stored[-4:]
-  assert checksums.masked(stored[:8]).to_bytes(4, 'little') == stored[8:12]
+  assert record_index.masked_crc(payload).to_bytes(4, 'little') == stored[-4:]
+  assert record_index.masked_crc(stored[:8]).to_bytes(4, 'little') == stored[8:12]

@@ -1,6 +1,5 @@
 """`python -m mixer.input.prepare`, as a user runs it; nothing may ask for the network."""
 
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from mixer import input
+import runs
 import sets
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,10 @@ def prepare(tmp_path):
     guard = tmp_path / 'guard'
     guard.mkdir(exist_ok=True)
     (guard / 'sitecustomize.py').write_text(NO_NETWORK)
-    environment = os.environ | {'PYTHONPATH': str(guard)} | environment
+    environment = runs.environment(tmp_path, PYTHONPATH=str(guard), **environment)
     command = [sys.executable, '-m', 'mixer.input.prepare', *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    runs.check_no_greeting(done.stdout + done.stderr)
     return done.returncode, done.stdout, done.stderr
 
   return run

@@ -10,8 +10,9 @@ import weakref
 
 import numpy as np
 
+from mixer import runtime
 from mixer.errors import InputError
-from mixer.input.records import checksums, record_index
+from mixer.input.records import record_index
 
 _OPEN_FILES = 10_240  # asked for; the usual limit is 1,024, and ImageNet alone has as many
 _OPENING = 8  # files at once, for disks that have to be waited for
@@ -64,7 +65,7 @@ class TFRecords:
     begin += record_index.HEADER_BYTES
     length = end - begin - record_index.FOOTER_BYTES
     payload, footer = self._files[file].read_two(begin, length, record_index.FOOTER_BYTES)
-    if footer != struct.pack('<I', checksums.masked(payload)):
+    if footer != struct.pack('<I', record_index.masked_crc(payload)):
       raise InputError(
         f'{self._files[file].path}, record {self._skips[file] + number}: what is read does not fit '
         'its checksum. Copy or prepare the file again.'
@@ -142,15 +143,6 @@ def open_files(paths: Sequence[str]) -> TFRecords | ArrayRecords:
   return reader([(path, 0, None) for path in paths])
 
 
-def build_index(paths: Sequence[str]) -> int:
-  """Makes and keeps the index of TFRecord files, so that no run waits for it; returns the records.
-
-  Raises:
-    InputError: a file is cut short or no TFRecord file.
-  """
-  return len(TFRecords([(path, 0, None) for path in paths]))
-
-
 def _find(ends: np.ndarray, indices: Sequence[int]) -> list[tuple[int, int]]:
   """(file, number of the record in its part) of each index, where file i's part ends at ends[i]."""
   indices = np.asarray(indices, np.int64)
@@ -178,8 +170,7 @@ class _RemoteFile:
   """A file of any filesystem that TensorFlow knows, such as gs://."""
 
   def __init__(self, path: str):
-    import tensorflow as tf
-
+    tf = runtime.tensorflow()
     self.path, self._lock = path, threading.Lock()
     self._file = tf.io.gfile.GFile(path, 'rb')
     facts = tf.io.gfile.stat(path)

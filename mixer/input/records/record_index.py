@@ -13,16 +13,22 @@ from typing import Protocol
 
 from absl import logging
 from etils import epath
+import google_crc32c
 import numpy as np
 
 from mixer import files
 from mixer.errors import InputError
-from mixer.input.records import checksums
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4  # length and its checksum; checksum of the payload
 _LENGTH_BYTES = 8
 _HEADER = struct.Struct('<QI')
 _FRAME_BYTES = HEADER_BYTES + FOOTER_BYTES
+
+
+def masked_crc(payload: bytes) -> int:
+  """The checksum of some bytes as a TFRecord file stores it: CRC-32C, rotated, plus a constant."""
+  crc = google_crc32c.value(payload)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class File(Protocol):
@@ -101,7 +107,7 @@ def _walk(file: File) -> np.ndarray:
       bounds.append(bounds[-1] + _FRAME_BYTES + file.size)
       break
     length, check = _HEADER.unpack(header)
-    if check != checksums.masked(header[:_LENGTH_BYTES]):
+    if check != masked_crc(header[:_LENGTH_BYTES]):
       raise InputError(
         f'{file.path}: the header of record {len(bounds) - 1}, at byte {bounds[-1]}, is damaged, '
         'or this is no TFRecord file (compressed ones are not read). Copy or prepare it again.'

@@ -10,8 +10,7 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
-from mixer.files import IMAGE_ENDINGS
-from mixer.input import odd_files
+from mixer.input import image_files
 
 tf = runtime.tensorflow()
 
@@ -27,7 +26,7 @@ _SAMPLE = 100  # files whose sizes are taken for those of all
 
 
 class ImageFolder:
-  """The files PATH/SPLIT/CLASS/*, or a part of PATH/CLASS/*; see `pipeline.Examples`.
+  """The files PATH/SPLIT/CLASS/*, or a part of PATH/CLASS/*; see `reading.Examples`.
 
   The classes are the folders of the training split in sorted order, whichever split is read.
   """
@@ -58,7 +57,7 @@ class ImageFolder:
     self.record_bytes = sum(sizes) // len(sizes)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [odd_files.for_tensorflow(_read(self._paths[i])) for i in indices]
+    files = [image_files.readable(_read(self._paths[i])) for i in indices]
     return np.array(files, dtype=object), self._labels[indices]
 
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
@@ -176,13 +175,13 @@ def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
   for name in classes:
     path = os.path.join(folder, name)
     there = _names(path) if _is_folder(path) else []  # a class may lack in "val" and "test"
-    files[name] = [file for file in there if _is_image(file)]
-    others += [os.path.join(name, file) for file in there if not _is_image(file)]
+    files[name] = [file for file in there if image_files.is_image(file)]
+    others += [os.path.join(name, file) for file in there if not image_files.is_image(file)]
   if others:
     told = ', '.join(others[:_TOLD]) + (', ...' if len(others) > _TOLD else '')
     logging.warning(
       '%s: %d entries are not read, since they are no CLASS/*{%s}: %s',
-      folder, len(others), ','.join(IMAGE_ENDINGS), told,
+      folder, len(others), ','.join(image_files.ENDINGS), told,
     )  # fmt: skip
   return files
 
@@ -191,7 +190,7 @@ def _check(where: str, files: dict[str, list[str]], *, needed: bool) -> None:
   empty = [name for name, of in files.items() if not of]
   if empty and (needed or len(empty) == len(files)):
     raise InputError(
-      f'{where} has class folders without images ({", ".join(IMAGE_ENDINGS)}): {empty}. '
+      f'{where} has class folders without images ({", ".join(image_files.ENDINGS)}): {empty}. '
       'Remove them, or add images.'
     )
   if empty:
@@ -202,10 +201,6 @@ def _listed(folder: str, files: dict[str, list[str]]):
   paths = [os.path.join(folder, name, file) for name, of in files.items() for file in of]
   labels = [number for number, of in enumerate(files.values()) for _ in of]
   return tuple(files), paths, labels
-
-
-def _is_image(file: str) -> bool:
-  return file.lower().endswith(IMAGE_ENDINGS) and not file.startswith('.')
 
 
 def _folders(path: str) -> list[str]:

@@ -20,7 +20,7 @@ _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # how their files 
 
 
 class Shards:
-  """The records of `files`, in the order of the sorted paths; see `pipeline.Examples`."""
+  """The records of `files`, in the order of the sorted paths; see `reading.Examples`."""
 
   dtypes = (tf.string,)
 

@@ -52,7 +52,7 @@ def open_split(
 
 
 class Split:
-  """The serialised examples of a split of a prepared set; see `pipeline.Examples`."""
+  """The serialised examples of a split of a prepared set; see `reading.Examples`."""
 
   dtypes = (tf.string,)
 
