@@ -1,4 +1,4 @@
-"""Inputs by name. An input has what `mixer.input.Input` lists; the rest is its own affair."""
+"""Inputs by name. `Input` is the interface that training and evaluation use."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -23,10 +23,10 @@ class Input(Protocol):
   image_size: tuple[int, int]  # height, width
   channels: int
   batch_size: int  # global
-  for_evaluation: bool  # whether images come without randomness
-  preprocessing: dict  # what evaluation does to an image, for model.json
-  augment: Callable | None  # of `training.make_step`: what is left to the train step
-  bad_images: int | None  # replaced since the start; None where the first one stops the run
+  for_evaluation: bool  # whether the crop has no randomness
+  preprocessing: dict  # how evaluation preprocesses an image, for model.json
+  augment: Callable | None  # for `train_step.make_step`: augmentation on the device
+  bad_images: int | None  # replaced since the start; None if the first one is an error
 
   def train_batches(
     self, first_batch: int, seed: int, shard: int, num_shards: int
@@ -43,7 +43,7 @@ class Input(Protocol):
     """Every example once; 'mask' is True for examples and False for padding."""
 
   def host_bytes(self, num_shards: int) -> dict[str, int]:
-    """What each part takes of a process's memory, about: {part: bytes}."""
+    """Estimated memory of a process: {part: bytes}."""
 
 
 _ARRAYS, _IMAGES = 'mixer.input.sources.arrays:Arrays', 'mixer.input.pipeline:Images'
@@ -89,16 +89,16 @@ def open_evals(
   """The inputs of every section of `config.evals`, opened before any long work starts.
 
   Returns ({section: {'data': its input} and, of one with a `train_input`, 'support_set'},
-  {section that is left out: why}). Left out is what is not on disk, and nothing else.
+  {section that is skipped: why}). A section is skipped only if its data are not on disk.
 
   Args:
     sections: `config.evals`.
     trained: the training input; an evaluation needs the same image shape, and the same classes
       unless it learns its own from a `train_input`.
-    require: raise MissingData instead of leaving anything out.
+    require: raise MissingData instead of skipping a section.
 
   Raises:
-    InputError: an input is not as it should be, or does not fit `trained` or its `train_input`.
+    InputError: an input is invalid, or does not fit `trained` or its `train_input`.
   """
   without = [name for name, section in sections.items() if 'input' not in section]
   if without:
@@ -129,7 +129,7 @@ def open_evals(
 
 
 def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
-  """What of the inputs must be the same on all processes of a run: {config key: in words}."""
+  """What must be the same on all processes of a run: {config key: description of its data}."""
   keys = {'data': 'input', 'support_set': 'train_input'}
   inputs = {
     f'config.evals.{name}.{keys[role]}': one
@@ -145,7 +145,7 @@ def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = N
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:
-  """What `open_evals` left out and how to get it, each reason once."""
+  """The sections that `open_evals` skipped, with each reason once."""
   names: dict[str, list[str]] = {}
   for name, reason in skipped.items():
     names.setdefault(reason, []).append(name)
@@ -192,10 +192,10 @@ def _compare(name: str, data: Input, other_name: str, other: Input, facts) -> No
 
 
 def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) -> str:
-  """What the inputs of a run take of this process's memory; warns if the host has less.
+  """The estimated memory of the inputs in this process; warns if the host has less.
 
   Args:
-    data: the training input; its batches are made ahead all the time.
+    data: the training input, whose batches are always prefetched.
     tests: what `open_evals` opened, of which one input is read at a time.
     num_shards: processes of the run.
   """
@@ -211,10 +211,8 @@ def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) 
       total / 2**30,
       limit / 2**30,
     )
-  told = ', '.join(f'{size / 2**20:.1f} MiB {part}' for part, size in parts.items() if size)
-  return (
-    f'input: about {total / 2**20:.1f} MiB of {limit / 2**20:.0f}, beside the libraries: {told}'
-  )
+  listed = ', '.join(f'{size / 2**20:.1f} MiB {part}' for part, size in parts.items() if size)
+  return f'input: about {total / 2**20:.1f} MiB of {limit / 2**20:.0f}, without libraries: {listed}'
 
 
 def _short(value) -> str:

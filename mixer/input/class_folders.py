@@ -108,8 +108,8 @@ def _imagenet_21k(folder: epath.Path, found: Sequence[str]) -> list[str]:
     )
   absent = sorted(set(synsets) - set(found))
   if absent:
-    told = ', '.join(absent[:_NAMED]) + (', ...' if len(absent) > _NAMED else '')
-    print(f'no images of {len(absent)} of the {len(synsets)} classes, which stay empty: {told}')
+    listed = ', '.join(absent[:_NAMED]) + (', ...' if len(absent) > _NAMED else '')
+    print(f'no images of {len(absent)} of the {len(synsets)} classes, which stay empty: {listed}')
   return synsets
 
 

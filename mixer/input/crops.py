@@ -15,7 +15,7 @@ tf = runtime.tensorflow()
 
 
 class Crop(NamedTuple):
-  """A way to the model's size: function(encoded, size[, resize=][, seed=]) -> image."""
+  """A crop: function(encoded, size[, resize=][, seed=]) -> image."""
 
   function: Callable
   random: bool  # takes `seed`: for training
@@ -26,7 +26,7 @@ def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
   """A random part of the image, of random shape, resized; then flipped half of the time.
 
   The paper's pre-training crop: area 5-100 %, aspect 3/4 to 4/3, bilinear, only the crop is
-  decoded. So a JPEG whose data end early passes where the crop lies in the part that is there.
+  decoded. So a truncated JPEG is not detected if the crop is in the part that exists.
   """
   image = tf.cond(
     tf.io.is_jpeg(encoded),
@@ -37,7 +37,7 @@ def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
 
 
 def jpeg_window(encoded, seed, area_range=(0.05, 1.0)):
-  """A random part of a JPEG, of which no other is decoded."""
+  """A random part of a JPEG; only this part is decoded."""
   window = _draw_window(_jpeg_shape(encoded), seed, area_range)
   return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
 
@@ -113,7 +113,7 @@ CROPS = {
 
 
 def find(name: str, image_size, resize) -> Crop:
-  """The crop called `name`, or InputError if it is not there or does not go with the sizes."""
+  """The crop called `name`, or InputError if it is unknown or does not accept the sizes."""
   if name not in CROPS or CROPS[name].resizes != (resize is not None):
     having, lacking = ([n for n, c in CROPS.items() if c.resizes == r] for r in (True, False))
     raise InputError(
@@ -144,7 +144,7 @@ def _centre(image, size):
 
 
 def _window(image, size, seed):
-  """A part of the image, all of whose places are equally likely."""
+  """A part of the image at a uniformly random position."""
   room = tf.cast(tf.shape(image)[:2] - size, tf.float32)
   share = tf.random.stateless_uniform((2,), tf.random.experimental.stateless_fold_in(seed, 0))
   return _cut(image, tf.cast(share * (room + 1), tf.int32), size)

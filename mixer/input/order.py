@@ -1,4 +1,4 @@
-"""Which example comes where: pure functions of (seed, epoch, position), without any state.
+"""The order of the examples: pure functions of (seed, epoch, position), without any state.
 
 Position p counts the training examples of a run from 0; batch number s (from 0) of size B has
 the positions s * B to s * B + B - 1, whatever the number of processes that share it.
@@ -16,7 +16,7 @@ import numpy as np
 from mixer.errors import InputError
 
 SORTED = 20_000_000  # examples; that takes 0.16 GB and, with every new epoch, seconds
-# Streams drawn from one seed; a new one comes last, or runs would change.
+# Streams drawn from one seed. Append new ones, because other numbers change existing runs.
 SHUFFLE, AUGMENT, NETWORK, PIXELS, SUBSET = range(5)
 _ROUNDS = 8  # of the network, in each of which both halves change
 _BLOCK = 4096  # positions that go through the network together
@@ -36,7 +36,7 @@ def shuffled(n: int, seed: int, number: int, stream: int) -> np.ndarray:
 
   Args:
     seed, number: of the permutation; two that differ in either are independent.
-    stream: one of the streams above, so that what is drawn for one purpose tells nothing of what
+    stream: one of the streams above, so that draws for one purpose are independent of what
       is drawn for another from the same seed.
   """
   bits = max(n - 1, 1).bit_length()

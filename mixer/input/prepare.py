@@ -1,4 +1,4 @@
-"""Prepares a data set once, as TensorFlow Datasets keeps it; training and evaluation only read.
+"""Prepares a data set in the format of TensorFlow Datasets; training and evaluation only read.
 
 A set that TFDS knows, from its download or from archives in --manual_dir:
 

@@ -1,4 +1,4 @@
-"""Prepares a set that TensorFlow Datasets knows, and verifies what came of it."""
+"""Prepares a data set of TensorFlow Datasets, and verifies the result."""
 
 from collections.abc import Mapping
 import difflib
@@ -52,7 +52,7 @@ def prepare(
 
   Args:
     name: of the set, with '/config' where it has several.
-    manual_dir: where archives lie that were downloaded by hand: those that TFDS does not
+    manual_dir: the directory of archives that were downloaded by hand: those that TFDS does not
       download, and any others by the names they have there.
     data_dir: None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     file_format: 'tfrecord' or 'array_record'.
@@ -87,8 +87,8 @@ def prepare(
       check_manual(name, MANUAL.get(bare), where, builder.MANUAL_DOWNLOAD_INSTRUCTIONS, verify)
     _run(builder, where)
   counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-  told = ', '.join(f'{split} {count:,}' for split, count in counts.items())
-  print(f'{builder.info.full_name}: {told}')
+  listed = ', '.join(f'{split} {count:,}' for split, count in counts.items())
+  print(f'{builder.info.full_name}: {listed}')
   if verify:
     verify_counts(builder.info.full_name, counts, COUNTS.get(bare), builder.data_dir)
 
@@ -156,7 +156,7 @@ def _run(builder, manual_dir: epath.Path | None) -> None:
   from tensorflow_datasets.core.download import download_manager, downloader, extractor, util
 
   downloader.MAX_RETRIES = 3  # of ten, the last wait for minutes
-  logging.getLogger('urllib3').setLevel(logging.ERROR)  # which tells each of them
+  logging.getLogger('urllib3').setLevel(logging.ERROR)  # it logs each retry
   broken = (download_manager.NonMatchingChecksumError, extractor.ExtractError)
   try:
     builder.download_and_prepare(

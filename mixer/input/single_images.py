@@ -1,4 +1,4 @@
-"""Single image files, as the pixels that an evaluation makes of them."""
+"""Single image files, decoded and cropped as in an evaluation."""
 
 from collections.abc import Callable, Iterable, Mapping
 import io
@@ -17,10 +17,10 @@ Decode = Callable[[bytes], np.ndarray]
 def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   """The files among `paths` as they are, and in place of a folder all the images in it, sorted.
 
-  Folders are walked to any depth; hidden files in them are left out.
+  Folders are read recursively, without hidden files.
 
   Raises:
-    InputError: a path that is not there, a folder without images, or no path at all.
+    InputError: a path that does not exist, a folder without images, or no path at all.
   """
   found: list[epath.Path] = []
   for path in (epath.Path(path).expanduser() for path in paths):

@@ -1,7 +1,7 @@
-"""What the outputs of a head mean: a list with (synset, name) of each class, in their order.
+"""The classes of a head: a list with (synset, name) of each output, in order.
 
 A synset is a WordNet id such as 'n01440764', or '' where a class has none. It identifies the class;
-names repeat, so nothing is looked up by them. README.md here says where the lists come from.
+names repeat, so no lookup uses them. README.md here says where the lists come from.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def load(name_or_path: str, num_classes: int) -> Classes:
 
 
 def describe(class_names: Sequence[str], num_classes: int, source: str) -> Classes:
-  """The classes of a data set by its own names; those that are WordNet ids get their words."""
+  """The classes of a data set by its own names; WordNet ids get their names."""
   words: dict[str, str] = {}
   if any(_SYNSET.fullmatch(name) for name in class_names):
     words = {synset: word for known, n in BUNDLED.items() for synset, word in load(known, n)}

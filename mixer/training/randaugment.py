@@ -1,4 +1,4 @@
-"""RandAugment in JAX, for the accelerator: a batch of images, each with operations of its own.
+"""RandAugment in JAX, for the accelerator: a batch of images, each with its own operations.
 
 The operations are those of `mixer.input.randaugment`, which says where they come from. Pixels are
 the same but for rounding, as XLA may fuse a product with a sum: where Rotate and Shear lie halfway
@@ -68,7 +68,7 @@ def make(
 
   Args:
     layers, magnitude: as the paper's table 4 has them.
-    at_once: images that are worked on together, which costs every operation for every image; 1
+    at_once: images that are processed together, which computes every operation for every image; 1
       costs the drawn ones alone, one image after another. None for 1 on a CPU and 64 elsewhere,
       where a batch in single steps would leave the device idle.
   """

@@ -248,7 +248,7 @@ def test_a_damaged_index_is_made_anew_and_told_of(one_file, walks, caplog, how):
   damaged = {'cut': kept[:-30], 'flipped': kept, 'empty': b'', 'other': b'not an index'}[how]
   index.write_bytes(damaged)
   assert read_all(path) == content and len(walks) == 2
-  assert f'the record index {index} is damaged and made anew' in caplog.text
+  assert f'the record index {index} is damaged, and is made again' in caplog.text
   assert read_all(path) == content and len(walks) == 2
 
 

@@ -199,7 +199,7 @@ def test_memory_is_told_and_too_much_of_it_is_warned_of(opened, monkeypatch, cap
   monkeypatch.setattr(test, 'host_bytes', lambda num_shards: parts)
   monkeypatch.setattr(hardware, 'host_memory', lambda: 48 * mib)
   expected = (
-    'input: about {} MiB of {}, beside the libraries: 3.0 MiB index, 5.0 MiB order, '
+    'input: about {} MiB of {}, without libraries: 3.0 MiB index, 5.0 MiB order, '
     '7.0 MiB read-ahead, 11.0 MiB batches, {} MiB evaluations'
   )
   # Of two evaluations both indexes stay, and the batches of one are there at a time.

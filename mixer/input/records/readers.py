@@ -130,7 +130,7 @@ class ArrayRecords:
 
 
 def open_files(paths: Sequence[str]) -> TFRecords | ArrayRecords:
-  """All records of the files, which are told by their first bytes.
+  """All records of the files, whose format is recognised by their first bytes.
 
   Raises:
     InputError: a file is cut short or of neither format, or there are both.

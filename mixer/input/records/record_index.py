@@ -1,8 +1,8 @@
-"""Where the records of a TFRecord file lie, found by one walk over the file and then kept.
+"""The offsets of the records of a TFRecord file, found by one scan of the file and then stored.
 
 The index of DIR/FILE is kept as DIR/.record_index/FILE.npz, or where DIR cannot be written to or
 is remote, under $XDG_CACHE_HOME or ~/.cache. It holds the file's size and time of change, so that
-another file under the same name is walked anew.
+another file under the same name is scanned again.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def load(file: File) -> np.ndarray:
   """The bytes at which the records begin, and the file's size: uint32 or uint64 (records + 1,).
 
   Raises:
-    InputError: the file is cut short, or is none of TFRecords.
+    InputError: the file is cut short, or is not a TFRecord file.
   """
   places = _places(file.path)
   for place in places:
@@ -59,7 +59,7 @@ def load(file: File) -> np.ndarray:
 
 
 def _places(path: str) -> list[epath.Path]:
-  """Where the index may lie, the best place first."""
+  """The possible paths of the index, the preferred one first."""
   folder, name = os.path.split(path if '://' in path else os.path.abspath(path))
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
   own = hashlib.sha256(folder.encode()).hexdigest()[:16]
@@ -70,16 +70,16 @@ def _places(path: str) -> list[epath.Path]:
 
 
 def _kept(place: epath.Path, file: File) -> np.ndarray | None:
-  """The kept index if it is this file's and whole; a damaged one is told of."""
+  """The stored index if it is of this file and intact; warns of a damaged one."""
   try:
     content = place.read_bytes()
-  except OSError:  # not there, or not for this user
+  except OSError:  # missing, or not readable
     return None
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as kept:
       key, bounds = kept['key'], kept['bounds']  # a zip file: each has its checksum
   except Exception as fault:  # of a dozen kinds, by where the damage is
-    logging.warning('the record index %s is damaged and made anew: %s', place, fault)
+    logging.warning('the record index %s is damaged, and is made again: %s', place, fault)
     return None
   return bounds if key.tolist() == [file.size, file.changed] else None
 
@@ -99,7 +99,7 @@ def _keep(places: list[epath.Path], file: File, bounds: np.ndarray) -> None:
 
 
 def _walk(file: File) -> np.ndarray:
-  """The bounds, from the headers of all records; 3 to 5 microseconds each where memory has them."""
+  """The bounds, from the headers of all records; 3 to 5 microseconds each if the file is cached."""
   bounds = [0]
   while bounds[-1] < file.size:
     header = file.read(bounds[-1], HEADER_BYTES)

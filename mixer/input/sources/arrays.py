@@ -89,7 +89,7 @@ class Arrays:
       yield {'image': self._read(index), 'label': self._labels[index], 'mask': mask}
 
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
-    """What each part takes of a process's memory, about."""
+    """Estimated memory of a process: {part: bytes}."""
     on_disk = isinstance(self._images, np.memmap)
     numbers = 0 if self._chosen is None else self._chosen.nbytes
     return {

@@ -21,7 +21,7 @@ SPLITS = {
   'validation': ('validation', 'val'),
   'test': ('test',),
 }
-_TOLD = 5  # names in a warning
+_MAX_NAMED = 5  # names in a warning
 _SAMPLE = 100  # files whose sizes are taken for those of all
 
 
@@ -170,7 +170,7 @@ def _classes(folder: str) -> list[str]:
 
 
 def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
-  """{class: its image files, sorted}; warns of what else lies there."""
+  """{class: its image files, sorted}; warns of other files."""
   files, others = {}, [name for name in _names(folder) if name not in set(classes)]
   for name in classes:
     path = os.path.join(folder, name)
@@ -178,10 +178,10 @@ def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
     files[name] = [file for file in there if image_files.is_image(file)]
     others += [os.path.join(name, file) for file in there if not image_files.is_image(file)]
   if others:
-    told = ', '.join(others[:_TOLD]) + (', ...' if len(others) > _TOLD else '')
+    listed = ', '.join(others[:_MAX_NAMED]) + (', ...' if len(others) > _MAX_NAMED else '')
     logging.warning(
       '%s: %d entries are not read, since they are no CLASS/*{%s}: %s',
-      folder, len(others), ','.join(image_files.ENDINGS), told,
+      folder, len(others), ','.join(image_files.ENDINGS), listed,
     )  # fmt: skip
   return files
 
@@ -226,7 +226,7 @@ def _names(folder: str) -> list[str]:
 def _size(path: str) -> int:
   if '://' in path:
     return tf.io.gfile.stat(path).length
-  return os.path.getsize(path) if os.path.exists(path) else 0  # a link that leads nowhere
+  return os.path.getsize(path) if os.path.exists(path) else 0  # a dangling link
 
 
 def _read(path: str) -> bytes:

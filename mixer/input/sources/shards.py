@@ -52,7 +52,7 @@ class Shards:
 
     Raises:
       InputError: no file, no such feature, one of another kind, or labels that are no classes, by
-        the sample. In another record, such a label is told with its place when it is read.
+        the sample. Such a label in another record is an error when it is read.
     """
     if num_classes < 1:
       raise InputError(f'num_classes is {num_classes}; it is the number of classes of the label.')
@@ -89,8 +89,8 @@ class Shards:
     given = example[self._label_key]
     numbers = self._table.lookup(given) if self._text else given
     known = tf.reduce_all((numbers >= 0) & (numbers < self.num_classes))
-    told = f'{self._label_key} is no class of {self.num_classes}:'
-    with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[told, given])]):
+    message = f'{self._label_key} is no class of {self.num_classes}:'
+    with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[message, given])]):
       numbers = tf.identity(numbers)
     if self.multi_label:
       hot = tf.reduce_max(tf.one_hot(numbers, self.num_classes, dtype=tf.uint8), axis=0)

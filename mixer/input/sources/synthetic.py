@@ -1,4 +1,4 @@
-"""One random batch again and again: a run whose speed no input limits. Needs no TensorFlow."""
+"""One random batch, repeated: a run whose speed no input limits. Needs no TensorFlow."""
 
 from collections.abc import Iterator
 import itertools
@@ -61,7 +61,7 @@ class Synthetic:
       yield {**batch, 'mask': mask}
 
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
-    """What the one batch takes of a process's memory, about."""
+    """Estimated memory of a process: {part: bytes}."""
     height, width = self.image_size
     return {'batches': self.batch_size // num_shards * height * width * self.channels}
 

@@ -31,7 +31,7 @@ def open_split(
   Args:
     name: of the data set, with '/config' and ':version' where it needs them.
     split: in the syntax of TFDS, such as 'train[:99%]'.
-    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: the directory of TFDS sets; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
 
   Raises:

@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
 
 def _binned(distance: Callable, edges: Sequence[float]) -> Callable:
-  """The class i of an image whose distance lies in (edges[i], edges[i + 1]]."""
+  """The class i of an image whose distance is in (edges[i], edges[i + 1]]."""
   return lambda objects: tf.reduce_sum(tf.cast(distance(objects) > edges, tf.int32)) - 1
 
 
@@ -125,7 +125,7 @@ def open_split(*, task: str, split: str, data_dir: str | None = None) -> prepare
   Args:
     task: a name in `TASKS`.
     split: a name in `SPLITS`.
-    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: the directory of TFDS sets; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Raises:
     InputError: no such task or split, or the set has not what the task reads.
