@@ -60,7 +60,8 @@ def tensorflow():
 
   Environment variables of the user come first.
   """
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # errors of its C++ code only
+  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # JAX sets 1 when it is imported
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # errors of its C++ code only
   # With oneDNN it prints a message at import at any log level. No op of the input uses oneDNN.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf

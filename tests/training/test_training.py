@@ -506,7 +506,7 @@ def test_the_best_must_be_measured():
     text = f"config.checkpoints.keep_best={unknown!r}; use one of ['val/top1', 'val/top5']."
     with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
       intervals(20, 10, unknown)
-  text = "config.checkpoints.keep_best='real/top1', but the data of that evaluation are not on disk"
+  text = "config.checkpoints.keep_best='real/top1', but the data of that evaluation are missing"
   with pytest.raises(InputError, match=f'^{re.escape(text)}. Prepare them'):
     intervals(20, 10, 'real/top1')
 
