@@ -7,6 +7,7 @@ import threading
 import time
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -18,11 +19,30 @@ from mixer.run import evaluation
 import runs
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compiled_once(tmp_path_factory):
+  """Keeps compiled programs, since the runs here are of few different ones."""
+  values = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  before = {name: getattr(jax.config, name) for name in values}
+
+  def configure(settings):
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+      jax.config.update(name, value)
+
+  configure(values)
+  yield
+  configure(before)
+
+
 def config(**changes) -> dict:
   """The digits at a size that takes seconds; keys as on the command line."""
   found = digits.get_config()
   small = {
-    'model.num_blocks': 2, 'model.hidden_dim': 16, 'model.tokens_mlp_dim': 8,
+    'model.num_blocks': 1, 'model.hidden_dim': 16, 'model.tokens_mlp_dim': 8,
     'model.channels_mlp_dim': 32, 'train_input.batch_size': 64, 'total_steps': 6, 'every.log': 4,
     'every.evaluate': 6, 'every.checkpoint': 3,
   }  # fmt: skip
