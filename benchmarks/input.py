@@ -3,7 +3,7 @@
   python benchmarks/input.py
   python benchmarks/input.py --peer=DIR     # with the pipeline of a checkout of big_vision
 
-Writes 2,000 JPEGs of 500 x 375 pixels as a TFDS set. Every variant runs in a process of its own,
+Writes 2,000 JPEGs of 500 x 375 pixels as a TFDS set. Every variant runs in a separate process,
 all pinned to one core; they are measured in turn, over and over. On a shared machine only ratios
 within one run compare, and those of CPU time better than those of the clock. docs/input.md has a
 table.
@@ -183,7 +183,7 @@ VARIANTS: dict[str, Callable[[str], Iterator]] = {
 
 
 def answer(start: Callable[[str], Iterator], folder: str) -> None:
-  """Measures once for each line that comes in."""
+  """Measures once for each line of input."""
   batches = start(folder)
   for _ in range(WARM_UP // BATCH):
     next(batches)
@@ -209,7 +209,7 @@ def settle() -> None:
   quiet = 0
   while quiet < 5:
     time.sleep(0.02)
-    # After the name, which is in brackets, comes the state: 'R' runs or waits for a core.
+    # After the name, which is in brackets, is the state: 'R' runs or waits for a core.
     tasks = [t for t in os.listdir('/proc/self/task') if t != str(threading.get_native_id())]
     states = [pathlib.Path(f'/proc/self/task/{t}/stat').read_text() for t in tasks]
     busy = any(state.rpartition(')')[2].split()[0] in 'RD' for state in states)

@@ -4,7 +4,7 @@
 
 Writes sets of tiny images in 1,024 TFRecord files each under DIR (0.2 and 2.1 GB, which stay
 there), and prints a table of seconds, in brackets those of CPU, which other work on the machine
-changes less. Every row is measured in a process of its own, after TensorFlow is loaded. The first
+changes less. Every row is measured in a separate process, after TensorFlow is loaded. The first
 start has no index and walks over all headers, which the system has in memory.
 """
 

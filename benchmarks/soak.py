@@ -2,7 +2,7 @@
 
   python benchmarks/soak.py --minutes=10 --workdir=DIR [--seed=0] [--steps=300] [--lanes=2]
 
-The digits config at the size of the tests, through train.py in processes of their own. An
+The digits config at the size of the tests, through train.py in separate processes. An
 undisturbed run comes first; then, in each lane, one run after the other is stopped, killed and
 starved of disk at moments of chance and started again until its steps are done. Every other run
 changes its layout (processes x devices of each x fsdp) at each start. What is drawn depends on the
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
 
 class Attempt(NamedTuple):
-  """What came of one start of train.py."""
+  """The result of one start of train.py."""
 
   first_step: int
   statuses: tuple[int, ...]
@@ -88,7 +88,7 @@ def plan(seed: int, run: int, attempt: int, steps: int) -> Plan:
   chance = random.Random(f'{seed}-{run}-{attempt}')
   layout = chance.choice(LAYOUTS) if run % 2 and attempt else HOME
   count = int(layout[0])
-  # What comes during a start is for runs of one process; others wait for who does not come.
+  # Events during a start are for runs of one process; otherwise others wait for the missing one.
   kinds = [kind for kind in checks.EVENTS if count == 1 or 'start' not in kind]
   kind = chance.choice(kinds)
   event = Event(
@@ -236,7 +236,7 @@ def copy(process: subprocess.Popen, path: pathlib.Path) -> None:
 
 
 def status(process: subprocess.Popen) -> int:
-  """The exit status as a shell tells it."""
+  """The exit status as a shell reports it."""
   return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

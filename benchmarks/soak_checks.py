@@ -49,7 +49,7 @@ def length(samples: Sequence[Sample]) -> int:
 
 
 def event_in(event: str, logs: Sequence[str]) -> str:
-  """What befell an attempt: `event`, unless none came and its logs tell of something else."""
+  """What happened to an attempt: `event`, or what its logs report if there was none."""
   timed_out = event == 'none' and any(_TIMED_OUT in log for log in logs)
   return 'transport timed out' if timed_out else event
 
@@ -162,7 +162,7 @@ def file_faults(names: Iterable[str], kept: int) -> list[str]:
 
 def verdict(faults: Sequence[str], events: Counter, runs: Sequence[Mapping], leak: dict) -> dict:
   """The result of a soak. `events` counts (event, statuses); `runs` have steps and deviations."""
-  short = [] if runs else ['no run came to its end']
+  short = [] if runs else ['no run finished']
   return {
     'passed': not faults and not short,
     'faults': [*faults, *short],

@@ -61,7 +61,7 @@ def _parse(argument: str) -> dict[str, str]:
   choices = {'change': sorted(CHANGES), 'data': ['digits', *sorted(upstream.TABLE_4)]}
   options = common.parse(argument, _DEFAULTS, choices)
   if options['data'] == 'digits' and 'model=' in argument:
-    raise ValueError('data=digits has a small model of its own; leave out model=.')
+    raise ValueError('data=digits has its own small model; leave out model=.')
   size, slash, patch = options['model'].partition('/')
   if size not in _BLOCKS or not slash or not patch.isdecimal():
     raise ValueError(f'model={options["model"]!r}; write one as S/32, with a size of S, B, L, H.')

@@ -40,7 +40,7 @@ def everywhere(image_size: tuple[int, int], patch_size: layers.Size, seed: int) 
   return order.shuffled(image_size[0] * image_size[1], seed, 2, order.PIXELS)
 
 
-# kind -> where in the image (row-major) the pixel at each place comes from. Colours stay together.
+# kind -> the source (row-major) of the pixel at each position. Channels stay together.
 KINDS: dict[str, Callable[..., np.ndarray]] = {
   'patch_pixel': patch_pixel,
   'global': everywhere,

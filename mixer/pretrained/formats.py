@@ -45,7 +45,7 @@ _WRONG = (
   (
     re.escape(_LEGACY_TORCH),
     f'is a .pth of before PyTorch 1.6, which is one pickle: {_RUNS_CODE}',
-    'Where you trust it, load it in PyTorch and write its state dict anew with torch.save or '
+    'Where you trust it, load it in PyTorch and write its state dict again with torch.save or '
     'safetensors.torch.save_file',
   ),
   (
@@ -175,7 +175,7 @@ def _read_torch(content: bytes) -> Flat:
     (index,) = (name for name in archive.namelist() if name.endswith('data.pkl'))
     root = index.removesuffix('data.pkl')
     if f'{root}byteorder' in archive.namelist() and archive.read(f'{root}byteorder') != b'little':
-      raise InputError('is of a big-endian machine. Save it anew on a little-endian one.')
+      raise InputError('is of a big-endian machine. Save it again on a little-endian one.')
     found = _TensorUnpickler(archive, root).load()
   for wrapper in ('state_dict', 'model'):
     if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
@@ -199,7 +199,7 @@ class _TensorUnpickler(pickle.Unpickler):
     self._archive, self._root = archive, root
 
   def find_class(self, module: str, name: str):
-    # Made anew for each look-up: a pickle can set attributes on what it gets.
+    # A new one for each look-up: a pickle can set attributes on what it gets.
     known = {
       ('collections', 'OrderedDict'): OrderedDict,
       ('torch._utils', '_rebuild_tensor_v2'): lambda *args: _rebuild_tensor(*args),

@@ -100,7 +100,7 @@ def describe(name: str, folder: str, size: int, found: Mapping) -> str:
   if not entries:
     return f'unknown file; {NEVER}'
   if entries[0].path == f'{folder}/{name}':
-    lines = ['by name, size and shapes (nobody published a checksum) the released file']
+    lines = ['by name, size and shapes (no checksum was published) the released file']
   else:
     lines = ['unknown file, of the same size and shapes as these released ones:']
   for entry in entries:

@@ -91,11 +91,13 @@ class MetricsLog:
 
   def _read_partials(self) -> dict:
     """{step: (step of the row before, what was stored)} up to the first step of this run."""
+    if not self._partial_path.exists():
+      return {}
     try:
       found = json.loads(self._partial_path.read_text())
       kept = {step: entry for step, entry in found.items() if int(step) <= self._first_step}
       return {step: (int(since), dict(value)) for step, (since, value) in kept.items()}
-    except (OSError, AttributeError, TypeError, ValueError):  # absent or damaged
+    except (OSError, AttributeError, TypeError, ValueError):  # damaged
       return {}
 
   def _rewrite(self, rows: list[Mapping]) -> None:

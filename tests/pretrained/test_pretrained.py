@@ -275,7 +275,7 @@ WRONG = {
   'a legacy pth': (
     pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps({'a': 1}),
     f') is a .pth of before PyTorch 1.6, which is one pickle: {RUNS}. Where you trust it, load it '
-    'in PyTorch and write its state dict anew with torch.save or safetensors.torch.save_file.',
+    'in PyTorch and write its state dict again with torch.save or safetensors.torch.save_file.',
   ),
   'gzip': (
     gzip.compress(GOOD),
@@ -341,7 +341,7 @@ WRONG = {
   ),
   'the other byte order': (
     torch_of(weights.tensor(0, 'float32', 2, (2,), (1,)), order='big'),
-    ', .pth) is of a big-endian machine. Save it anew on a little-endian one.',
+    ', .pth) is of a big-endian machine. Save it again on a little-endian one.',
   ),
 }  # fmt: skip
 
@@ -471,7 +471,7 @@ def test_released_files_that_look_alike():
   assert text.startswith('unknown file, of the same size and shapes as these released ones:\n')
   text = released.describe('Mixer-B_16.npz', 'imagenet1k', size, found)
   assert text.splitlines() == [
-    'by name, size and shapes (nobody published a checksum) the released file',
+    'by name, size and shapes (no checksum was published) the released file',
     '  https://storage.googleapis.com/mixer_models/imagenet1k/Mixer-B_16.npz',
     '    upstream data: ImageNet, from scratch; head: 1000 classes; 224 pixels; '
     'pixels in [-1, 1] (not the ImageNet mean and deviation)',
