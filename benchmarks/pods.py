@@ -1,4 +1,4 @@
-"""What pre-training the seven models asks of TPU pods: python benchmarks/pods.py --output=DIR
+"""What pre-training the seven models needs of TPU slices: python benchmarks/pods.py --output=DIR
 
 Compiles the train step of each size at batch 4096 with the JFT-300M recipe for a slice of every
 generation of TPU (`train.py --dry_run`: one to four minutes each on a CPU; no TPU is needed) and

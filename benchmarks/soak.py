@@ -1,4 +1,4 @@
-"""Trains again and again under events of chance, and says whether anything went wrong.
+"""Trains repeatedly under random events, and reports whether anything went wrong.
 
   python benchmarks/soak.py --minutes=10 --workdir=DIR [--seed=0] [--steps=300] [--lanes=2]
 

@@ -54,8 +54,8 @@ def hidden_tracebacks() -> Iterator[None]:
   Orbax logs the exception in each thread that it passes through. The writes that the failed one
   leaves pending then report to an event loop that is closed: Python prints each of these reports as
   an unraisable exception, and asyncio logs the exceptions of tasks that were never awaited. Orbax
-  has no option against either, so while a save may fail, their loggers have a filter and Python's hook for
-  unraisable exceptions is replaced.
+  has no option against either, so while a save may fail, their loggers have a filter and Python's
+  hook for unraisable exceptions is replaced.
   """
   loggers = [logging.getLogger('absl'), logging.getLogger('asyncio')]
   previous = sys.unraisablehook
