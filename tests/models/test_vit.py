@@ -437,14 +437,21 @@ def plain_gradient():
   return value_and_gradient()
 
 
-@pytest.mark.parametrize('scan,remat', [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+  'scan,remat',
+  [
+    pytest.param(False, True, marks=pytest.mark.slow),
+    pytest.param(True, False, marks=pytest.mark.slow),
+    (True, True),
+  ],
+)
 def test_scan_and_remat_change_nothing(plain_gradient, scan, remat):
   logits, gradient = value_and_gradient(scan=scan, remat=remat)
   close(logits, plain_gradient[0])
   close_trees(gradient, plain_gradient[1], 1e-5)
 
 
-@pytest.mark.parametrize('fsdp', [1, 4])
+@pytest.mark.parametrize('fsdp', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_eight_devices_change_nothing(plain_gradient, monkeypatch, fsdp):
   monkeypatch.setattr(sharding, '_MIN_SHARDED_SIZE', 256)
   mesh = sharding.make_mesh(fsdp=fsdp)
