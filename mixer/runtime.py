@@ -60,11 +60,14 @@ def tensorflow():
 
   Environment variables of the user come first.
   """
-  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # JAX sets 1 when it is imported
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # errors of its C++ code only
+  level = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1')  # JAX sets 1 when it is imported
+  # Of TensorFlow's C++ code, errors only: it warns of each image that cannot be decoded.
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2' if level == '1' else level
   # With oneDNN it prints a message at import at any log level. No op of the input uses oneDNN.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf
+
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = level  # for the programs that this one starts
 
   for kind in ('GPU', 'TPU'):
     if tf.config.get_visible_devices(kind):

@@ -1,6 +1,7 @@
 """The tf.data pipeline of every source of encoded images: order, crops, RandAugment, batches."""
 
 from collections.abc import Callable, Iterator
+import weakref
 
 import numpy as np
 
@@ -222,7 +223,7 @@ class Images:
     options = tf.data.Options()
     options.deterministic = True
     dataset = dataset.batch(local, drop_remainder=True).prefetch(2).with_options(options)
-    return dataset.as_numpy_iterator()
+    return _NumpyBatches(dataset)
 
   def _train_image(self, encoded, seed):
     if not self._crop.random:
@@ -233,3 +234,20 @@ class Images:
   def _cropped(self, encoded, **seed):
     resize = {'resize': self._resize} if self._crop.resizes else {}
     return self._crop.function(encoded, self.image_size, **resize, **seed)
+
+
+class _NumpyBatches:
+  """An iterator over a dataset that is freed before Python exits.
+
+  Later, its threads would wait for the interpreter to call `fetch`, and the exit for its threads.
+  """
+
+  def __init__(self, dataset: tf.data.Dataset):
+    self._held = [dataset.as_numpy_iterator()]
+    weakref.finalize(self, self._held.clear)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._held[0])
