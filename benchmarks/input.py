@@ -1,7 +1,7 @@
-"""What an image costs on one core: the input pipeline, its parts, and another one beside it.
+"""Time per image on one core: the input pipeline, its parts, and another pipeline.
 
   python benchmarks/input.py
-  python benchmarks/input.py --peer=DIR     # with the pipeline of a checkout of big_vision
+  python benchmarks/input.py --peer=DIR     # and the pipeline of a checkout of big_vision
 
 Writes 2,000 JPEGs of 500 x 375 pixels as a TFDS set. Every variant runs in a separate process,
 all pinned to one core; they are measured in turn, over and over. On a shared machine only ratios
@@ -60,6 +60,9 @@ def main(_) -> None:
 
 def write(folder: str) -> None:
   """The TFDS set 'photos', of JPEGs of about ImageNet's 100 KB."""
+  from mixer import runtime
+
+  runtime.tensorflow()
   import tensorflow_datasets as tfds
 
   tfds.disable_progress_bar()
@@ -183,7 +186,7 @@ VARIANTS: dict[str, Callable[[str], Iterator]] = {
 
 
 def answer(start: Callable[[str], Iterator], folder: str) -> None:
-  """Measures once for each line of input."""
+  """Measures once for each line on stdin."""
   batches = start(folder)
   for _ in range(WARM_UP // BATCH):
     next(batches)
@@ -204,7 +207,7 @@ def answer(start: Callable[[str], Iterator], folder: str) -> None:
 def settle() -> None:
   """Waits until every queue of the pipeline is full, so that no other thread has work to do.
 
-  As much is ready then before a measurement as after it, whatever the lengths of the queues.
+  So the queues hold as much after a measurement as before it.
   """
   quiet = 0
   while quiet < 5:

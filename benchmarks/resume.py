@@ -1,10 +1,10 @@
-"""What a start at a late step costs, at the sizes of ImageNet and ImageNet-21k.
+"""Time to start at a late step, at the sizes of ImageNet and ImageNet-21k.
 
   python benchmarks/resume.py [--folder=DIR] [--examples=1281167,14197122]
 
-Writes sets of tiny images in 1,024 TFRecord files each under DIR (0.2 and 2.1 GB, which stay
-there), and prints a table of seconds, in brackets those of CPU, which other work on the machine
-changes less. Every row is measured in a separate process, after TensorFlow is loaded. The first
+Writes sets of tiny images in 1,024 TFRecord files each under DIR (0.2 and 2.1 GB, which are kept),
+and prints a table of seconds, in brackets those of CPU, which other work on the machine changes
+less. Every row is measured in a separate process, after TensorFlow is loaded. The first
 start has no index and walks over all headers, which the system has in memory.
 """
 
@@ -77,9 +77,10 @@ def now() -> tuple[float, float]:
 
 
 def write(n: int) -> pathlib.Path:
-  """The folder with `n` examples in FILES files, written if it is not there."""
-  import tensorflow as tf
+  """The folder with `n` examples in FILES files, written if it does not exist."""
+  from mixer import runtime
 
+  tf = runtime.tensorflow()
   folder = pathlib.Path(_FOLDER.value) / str(n)
   done = folder.with_suffix('.done')
   if done.exists():

@@ -61,7 +61,7 @@ def main() -> None:
 def open_config(config: dict) -> dict[str, inputs.Input]:
   """The inputs of a config by their names in it; prints which evaluations are skipped."""
   opened = {}
-  if 'train_input' in config:  # configs of evaluations alone have none
+  if 'train_input' in config:  # not in a config of evaluations alone
     opened['train_input'] = inputs.build(**config['train_input'])
   evals, skipped = inputs.open_evals(config['evals'], opened.get('train_input'))
   for name, of in evals.items():
@@ -78,8 +78,8 @@ def open_folder(path: str | None, split: str | None) -> dict[str, inputs.Input]:
     raise InputError('--source=folder needs --path.')
   from mixer.input.sources import folder  # loads TensorFlow
 
-  there = folder.splits(path)
-  splits = [split] if split else there if 'train' in there else ['train']
+  found = folder.splits(path)
+  splits = [split] if split else found if 'train' in found else ['train']
   return {name: _open('folder', path=path, split=name, val_fraction=0) for name in splits}
 
 

@@ -1,4 +1,4 @@
-"""Makes a TensorFlow Datasets set of a folder with a folder, or a .tar, of images per class."""
+"""Makes a TensorFlow Datasets set of a folder with a folder or .tar of images per class."""
 
 from collections.abc import Iterator, Sequence
 import io
@@ -23,9 +23,9 @@ def prepare(
   """Writes the set, and prints what is in it.
 
   Every file of FORMATS under IMAGES/CLASS/ or in IMAGES/CLASS.tar becomes an example with the
-  features 'image' (its bytes, or a plain BMP where TensorFlow would misread them), 'label' and
-  'file_name'. The classes are those found, in sorted order; of 'imagenet21k' they are always the
-  21,843 of Google's heads, by WordNet id.
+  features 'image' (its bytes, or a BMP if TensorFlow cannot read them), 'label' and 'file_name'.
+  The classes are those found, in sorted order; for 'imagenet21k' they are always the 21,843 of
+  Google's heads, by WordNet id.
 
   Args:
     name: of the set; lower-case letters, digits and _.
@@ -35,7 +35,7 @@ def prepare(
     file_format: 'tfrecord' or 'array_record'.
 
   Raises:
-    InputError: the name or the folder will not do, or the set is there already.
+    InputError: the name or the folder is invalid, or the set exists.
   """
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
@@ -66,20 +66,20 @@ def prepare(
     file_format=file_format,
   )
   if builder.is_prepared():
-    raise InputError(f'{name} is there already; take another name, or remove {builder.data_dir}.')
+    raise InputError(f'{name} exists; use another name, or remove {builder.data_dir}.')
   try:
     builder.download_and_prepare()
   except (OSError, tarfile.TarError) as fault:
-    raise InputError(f'{name} was not made: {fault}') from fault
+    raise InputError(f'{name} was not prepared: {fault}') from fault
   count = builder.info.splits[split].num_examples
   print(f'{name}: {count} images of {len(classes)} classes in split {split!r}.')
 
 
 def _classes(folder: epath.Path) -> dict[str, epath.Path]:
   """{class: its folder or archive}, sorted; each has an image."""
-  there = [path for path in folder.iterdir() if not path.name.startswith('.')]
-  found = {path.name: path for path in there if path.is_dir()}
-  archives = {path.stem: path for path in there if path.suffix == '.tar' and not path.is_dir()}
+  visible = [path for path in folder.iterdir() if not path.name.startswith('.')]
+  found = {path.name: path for path in visible if path.is_dir()}
+  archives = {path.stem: path for path in visible if path.suffix == '.tar' and not path.is_dir()}
   both = sorted(found.keys() & archives.keys())
   if both:
     raise InputError(f'{folder} holds a folder and a .tar of {both[:_NAMED]}; keep one of them.')
@@ -87,29 +87,29 @@ def _classes(folder: epath.Path) -> dict[str, epath.Path]:
   try:
     empty = [name for name, path in found.items() if next(_images(path), None) is None]
   except tarfile.TarError as fault:
-    raise InputError(f'{folder} holds a .tar that is none: {fault}.') from fault
+    raise InputError(f'{folder} holds a .tar that cannot be read: {fault}.') from fault
   if not found or empty:
     raise InputError(
-      f'{folder} is to hold one folder a class with {", ".join(FORMATS)} files in each; '
-      + (f'without any: {empty[:_NAMED]}.' if found else 'it holds no folder.')
+      f'{folder} must hold one folder or .tar per class with {", ".join(FORMATS)} files; '
+      + (f'no such file in {empty[:_NAMED]}.' if found else 'it holds none.')
     )
   return found
 
 
 def _imagenet_21k(folder: epath.Path, found: Sequence[str]) -> list[str]:
-  """All the classes of ImageNet-21k; those `found` must be among them."""
+  """All classes of ImageNet-21k; InputError if `found` has others."""
   synsets = [synset for synset, _ in labels.load(_IMAGENET_21K, labels.BUNDLED[_IMAGENET_21K])]
   unknown = sorted(set(found) - set(synsets))
   if unknown:
     raise InputError(
-      f'{folder} holds {len(unknown)} folders or archives that are no class of ImageNet-21k, such '
-      f'as {unknown[:_NAMED]}; a class is called by its WordNet id, as in n01440764. Move the '
-      'others away, or take another --name.'
+      f'{folder} holds {len(unknown)} folders or archives that are not classes of ImageNet-21k, '
+      f'such as {unknown[:_NAMED]}; name each class by its WordNet id, as in n01440764. Remove the '
+      'others, or use another --name.'
     )
   absent = sorted(set(synsets) - set(found))
   if absent:
     listed = ', '.join(absent[:_NAMED]) + (', ...' if len(absent) > _NAMED else '')
-    print(f'no images of {len(absent)} of the {len(synsets)} classes, which stay empty: {listed}')
+    print(f'no images of {len(absent)} of the {len(synsets)} classes, which remain empty: {listed}')
   return synsets
 
 
@@ -134,8 +134,8 @@ def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
     return
   with path.open('rb') as file:
     file.seek(max(path.stat().length - tarfile.BLOCKSIZE, 0))
-    if any(file.read()):  # a whole one ends in zeros; `tarfile` may take a cut one for whole
-      raise InputError(f'{path} is cut short: it does not end as an archive does. Copy it again.')
+    if any(file.read()):  # a whole archive ends in zeros; `tarfile` may accept a truncated one
+      raise InputError(f'{path} is truncated: it has no end of archive. Copy it again.')
     file.seek(0)
     with tarfile.open(fileobj=file, mode='r|') as archive:
       for member in archive:
@@ -147,4 +147,4 @@ def _stored(encoded: bytes) -> io.BytesIO:
   try:
     return io.BytesIO(image_files.readable(encoded))
   except (OSError, ValueError):
-    return io.BytesIO(encoded)  # bad, as `mixer.input.check` will find
+    return io.BytesIO(encoded)  # a bad image; `mixer.input.check` reports it

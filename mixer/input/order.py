@@ -4,8 +4,8 @@ Position p counts the training examples of a run from 0; batch number s (from 0)
 the positions s * B to s * B + B - 1, whatever the number of processes that share it.
 
 An epoch is a permutation of all the examples: up to `SORTED` of them a sort of random words, which
-is uniform and takes memory; beyond, a Feistel network, which takes none. The number of examples
-alone decides, so that a run keeps its order.
+is uniform and needs memory; above, a Feistel network, which needs none. The choice depends on the
+number of examples alone, so that a run keeps its order.
 """
 
 from collections.abc import Iterator
@@ -54,8 +54,8 @@ def permuted(
 ) -> np.ndarray:
   """Where a permutation of range(n) takes `indices`, int64, without the rest of it.
 
-  A Feistel network over the next power of 2, both halves of a number in turn changed by a hash of
-  the other, which Philox words key; what lands beyond n goes through it again until it does not.
+  A Feistel network over the next power of 2, which changes each half of a number in turn by a hash
+  of the other half, with keys from Philox. Numbers of n and above go through it again.
   """
   bits = max((n - 1).bit_length(), 2)
   low_bits = np.uint64(bits // 2)
@@ -82,18 +82,18 @@ def _hash(words: np.ndarray) -> np.ndarray:
 
 
 def subset(n: int, fraction: float, seed: int) -> np.ndarray:
-  """A random `fraction` of range(n), ascending; what a smaller fraction has, a larger one has too.
+  """A random `fraction` of range(n), ascending; a larger fraction includes a smaller one.
 
   It is the beginning of a permutation, made as that of an epoch.
 
   Raises:
-    InputError: the fraction is not above 0 and at most 1, or leaves nothing.
+    InputError: the fraction is not above 0 and at most 1, or selects nothing.
   """
   if not 0 < fraction <= 1:
-    raise InputError(f'subset_fraction is {fraction}; use a part above 0 and at most 1, as 0.03.')
+    raise InputError(f'subset_fraction is {fraction}; use one above 0 and at most 1, such as 0.03.')
   count = round(fraction * n)
   if not count:
-    raise InputError(f'subset_fraction={fraction} of {n} examples is none; use a larger part.')
+    raise InputError(f'subset_fraction={fraction} selects none of {n} examples; use a larger one.')
   if n <= SORTED:
     return np.sort(shuffled(n, seed, 0, SUBSET)[:count])
   return np.sort(permuted(np.arange(count), n, seed, 0, SUBSET))
@@ -124,14 +124,14 @@ def _permuted_block(block: int, n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def host_bytes(n: int) -> int:
-  """What the order of `n` examples takes at its peak: two epochs, while a third is sorted."""
+  """Peak memory of the order of `n` examples: two epochs, while a third is sorted."""
   return 4 * 8 * n if n <= SORTED else 0
 
 
 def draws(first: int, count: int, seed: int) -> np.ndarray:
   """Four uint64 words for each of the positions `first`...: (count, 4).
 
-  Philox is a counter-based generator, so any position is reached at once.
+  Philox is a counter-based generator, which computes any position directly.
   """
   generator = np.random.Philox(key=[seed, 0], counter=[first, 0, 0, AUGMENT])
   return generator.random_raw(4 * count).reshape(count, 4)
@@ -144,7 +144,7 @@ def rows(batch: int, batch_size: int, shard: int, num_shards: int) -> np.ndarray
 
 
 def local_rows(batch_size: int, num_shards: int) -> int:
-  """Rows of a batch that each of the processes makes; InputError if some would be left over."""
+  """Rows of a batch per process; InputError if the batch does not divide evenly."""
   if batch_size % num_shards:
     raise InputError(
       f'a batch of {batch_size} does not divide into {num_shards} processes; use a multiple of '
@@ -157,7 +157,7 @@ def part(n: int, first: float, last: float | None, what: str) -> tuple[int, int]
   """The range of example numbers from `first` up to, but not including, `last`.
 
   Args:
-    n: examples there are.
+    n: number of examples.
     first, last: ints count examples, floats are fractions of them; None is the end.
     what: the examples, for the error.
 
@@ -170,8 +170,8 @@ def part(n: int, first: float, last: float | None, what: str) -> tuple[int, int]
   )
   if isinstance(begin, float) or isinstance(end, float) or not 0 <= begin < end <= n:
     raise InputError(
-      f'{what}: first={first} and last={last} are no part of the {n} examples; use counts such as '
-      'first=0, last=1000, or fractions such as first=0.0, last=0.99.'
+      f'{what}: first={first} and last={last} are not a part of the {n} examples; use counts such '
+      'as first=0, last=1000, or fractions such as first=0.0, last=0.99.'
     )
   return begin, end
 

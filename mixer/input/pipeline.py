@@ -16,7 +16,7 @@ tf = runtime.tensorflow()
 # In memory at once: two ready, one being made, one handed over, one on its way to the device.
 _BATCHES = 5
 # A pipeline that skips bad images reads at most this many rows, and eight batches, ahead of the
-# batch that is being made. Only a long run of bad images gets there.
+# batch that is being made. Only a long sequence of bad images reaches this limit.
 _SKIPPED_ROWS = 10_000
 
 

@@ -1,8 +1,8 @@
 """RandAugment in the form that EfficientNet's TPU code gave it and Mixer was trained with.
 
 Images are uint8 (height, width, 3), at least 3 pixels a side. The pixels are those of
-models/official/efficientnet/autoaugment.py in github.com/tensorflow/tpu, with what looks like slips
-there: Solarize's threshold and Posterize's shift wrap, Contrast ignores the image's mean.
+models/official/efficientnet/autoaugment.py in github.com/tensorflow/tpu, including what look like
+mistakes: Solarize's threshold and Posterize's shift wrap, Contrast ignores the image's mean.
 """
 
 import math

@@ -48,12 +48,12 @@ MANUAL: dict[str, dict[str, int | None]] = {
 def prepare(
   name: str, *, manual_dir: str | None, data_dir: str | None, file_format: str, verify: bool
 ) -> None:
-  """Runs TFDS's preparation of a set, unless it is there, and prints what is in it.
+  """Runs TFDS's preparation of a data set unless it is prepared, and prints its splits.
 
   Args:
     name: of the set, with '/config' where it has several.
     manual_dir: the directory of archives that were downloaded by hand: those that TFDS does not
-      download, and any others by the names they have there.
+      download, and any others under their original names.
     data_dir: None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     file_format: 'tfrecord' or 'array_record'.
     verify: compare the archives' sizes with MANUAL before, and the examples with COUNTS after.
@@ -80,7 +80,7 @@ def prepare(
       'folders, give --images=FOLDER.'
     ) from fault
   if builder.is_prepared():
-    print(f'{builder.info.full_name} is there already, in {builder.data_dir}.')
+    print(f'{builder.info.full_name} is prepared already, in {builder.data_dir}.')
   else:
     where = epath.Path(expand(manual_dir)) if manual_dir else None
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -107,16 +107,14 @@ def check_manual(
   text = ' '.join(instructions.split())
   if manual_dir is None or not manual_dir.is_dir():
     raise InputError(
-      f'{name} has to be downloaded by hand; give the folder of its files as --manual_dir'
-      + (f' ({manual_dir} is none)' if manual_dir else '')
-      + (f'. It is to hold{files}\n' if files else '.\n')
+      f'{name} must be downloaded by hand; give the folder of its files as --manual_dir'
+      + (f' ({manual_dir} is not a folder)' if manual_dir else '')
+      + (f'. It must hold{files}\n' if files else '.\n')
       + f'TFDS says: {text}'
     )
   absent = [file for file in wanted or {} if not (manual_dir / file).exists()]
   if absent and (verify or len(absent) == len(wanted)):
-    raise InputError(
-      f'{name}: {manual_dir} lacks {absent}. It is to hold{files}\nTFDS says: {text}'
-    )
+    raise InputError(f'{name}: {manual_dir} lacks {absent}. It must hold{files}\nTFDS says: {text}')
   sizes = {file: (manual_dir / file).stat().length for file in wanted or {} if file not in absent}
   other = [
     f'\n  {file}: {sizes[file]:,} bytes, and the official one has {wanted[file]:,}'
@@ -125,7 +123,7 @@ def check_manual(
   ]
   if verify and other:
     raise InputError(
-      f'{name}: archives in {manual_dir} are incomplete or others:{"".join(other)}\n'
+      f'{name}: archives in {manual_dir} are incomplete or not the official ones:{"".join(other)}\n'
       'Download them again, or give --noverify to use them as they are.'
     )
 
@@ -145,7 +143,7 @@ def verify_counts(
   if wrong:
     raise InputError(
       f'{name} in {data_dir} is not the official set:{"".join(wrong)}\nAn archive was incomplete, '
-      'or the set was changed. Remove that folder and prepare it again, or give --noverify to take '
+      'or the set was changed. Remove that folder and prepare it again, or give --noverify to use '
       'it as it is.'
     )
   print('The numbers of examples are the official ones.')
@@ -155,7 +153,7 @@ def _run(builder, manual_dir: epath.Path | None) -> None:
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import download_manager, downloader, extractor, util
 
-  downloader.MAX_RETRIES = 3  # of ten, the last wait for minutes
+  downloader.MAX_RETRIES = 3  # not ten: the last of them wait for minutes
   logging.getLogger('urllib3').setLevel(logging.ERROR)  # it logs each retry
   broken = (download_manager.NonMatchingChecksumError, extractor.ExtractError)
   try:
@@ -180,5 +178,5 @@ def _without_network(builder, fault: Exception) -> str:
   )
   return (
     f'{builder.info.full_name} cannot be downloaded from here: {str(fault).splitlines()[0]}\n'
-    f'Where there is a network, download{files}\ninto a folder, and give it here as --manual_dir.'
+    f'On a machine with a network, download{files}\ninto a folder, and use it as --manual_dir.'
   )

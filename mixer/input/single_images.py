@@ -15,7 +15,7 @@ Decode = Callable[[bytes], np.ndarray]
 
 
 def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
-  """The files among `paths` as they are, and in place of a folder all the images in it, sorted.
+  """The files among `paths`, and for each folder all images in it, sorted.
 
   Folders are read recursively, without hidden files.
 
@@ -38,7 +38,7 @@ def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
 def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) -> Decode:
   """A function from the content of an image file to uint8 (height, width, channels).
 
-  The function raises InputError, with the reason alone, for a file that it can not use.
+  The function raises InputError, with the reason alone, for a file that it cannot decode.
 
   Args:
     preprocessing: that of an `input.Input`: 'name', a key of DECODERS, and its arguments.
@@ -46,7 +46,7 @@ def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) 
     channels: of the model.
 
   Raises:
-    InputError: a preprocessing that is not known here.
+    InputError: the preprocessing is unknown.
   """
   name, values = preprocessing['name'], preprocessing['value_range']
   if name not in DECODERS or list(values) != [-1, 1]:
@@ -57,13 +57,13 @@ def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) 
 
 
 def _exact(_, size: tuple[int, int], channels: int) -> Decode:
-  """For models of in-memory data, which nothing was ever done to."""
+  """For models of in-memory data: the pixels as they are."""
   from PIL import Image
 
   def decode(content: bytes) -> np.ndarray:
     try:
       image = Image.open(io.BytesIO(content))
-      if (image.height, image.width) == size:  # of others, only the header is read
+      if (image.height, image.width) == size:  # otherwise only the header is read
         image = image.convert({'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
       raise InputError(str(fault).replace('BytesIO object', 'content')) from fault
@@ -82,7 +82,7 @@ _EIGHT_BITS = ('L', 'LA', 'RGB', 'RGBA')  # Pillow's modes with a byte a channel
 
 
 def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> Decode:
-  """The crop of that name in `mixer.input.crops`, as the inputs use it."""
+  """The crop of that name in `mixer.input.crops`, as in an evaluation."""
   try:
     tf = runtime.tensorflow()
     from mixer.input import crops, reading  # loads TensorFlow
@@ -112,5 +112,5 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   return decode
 
 
-# In-memory inputs do nothing to an image; the others are named after their crop.
+# The preprocessing of in-memory inputs is 'none'; the others are named after their crop.
 DECODERS = {'none': _exact, 'direct': _cropped, 'resize': _cropped, 'resize_small': _cropped}

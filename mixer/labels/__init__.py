@@ -1,7 +1,7 @@
 """The classes of a head: a list with (synset, name) of each output, in order.
 
-A synset is a WordNet id such as 'n01440764', or '' where a class has none. It identifies the class;
-names repeat, so no lookup uses them. README.md here says where the lists come from.
+A synset is a WordNet id such as 'n01440764', or '' if the class has no id. It identifies the class;
+names repeat, so no lookup uses them. README.md in this folder has the sources of the lists.
 """
 
 from collections.abc import Sequence
@@ -52,10 +52,10 @@ def load(name_or_path: str, num_classes: int) -> Classes:
 
 def describe(class_names: Sequence[str], num_classes: int, source: str) -> Classes:
   """The classes of a data set by its own names; WordNet ids get their names."""
-  words: dict[str, str] = {}
+  names: dict[str, str] = {}
   if any(_SYNSET.fullmatch(name) for name in class_names):
-    words = {synset: word for known, n in BUNDLED.items() for synset, word in load(known, n)}
-  classes = [(name, words[name]) if name in words else ('', name) for name in class_names]
+    names = {synset: text for known, n in BUNDLED.items() for synset, text in load(known, n)}
+  classes = [(name, names[name]) if name in names else ('', name) for name in class_names]
   return _checked(classes, num_classes, f'{source}, "class_names",')
 
 

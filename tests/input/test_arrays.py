@@ -259,11 +259,11 @@ def test_placed_digits():
     ),
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 3.0},
-      'subset_fraction is 3.0; use a part above 0 and at most 1, as 0.03.',
+      'subset_fraction is 3.0; use one above 0 and at most 1, such as 0.03.',
     ),
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 1e-4},
-      'subset_fraction=0.0001 of 1437 examples is none; use a larger part.',
+      'subset_fraction=0.0001 selects none of 1437 examples; use a larger one.',
     ),
     (
       {
@@ -407,7 +407,7 @@ def test_flips_are_half_of_the_time_and_mirror(npz, held):
     (
       {},
       {'num_classes': 10, 'first': 10},
-      '{path}: first=10 and last=None are no part of the 10 examples; ...',
+      '{path}: first=10 and last=None are not a part of the 10 examples; ...',
     ),
     (
       {},
@@ -433,5 +433,5 @@ def test_array_files_that_are_not_there_or_damaged(npz, tmp_path):
   content = (tmp_path / 'set.npz').read_bytes()
   for damaged in (content[:-40], b'', b'other'):
     (tmp_path / 'set.npz').write_bytes(damaged)
-    with pytest.raises(InputError, match='^.*set.npz is no readable .npy or .npz file: '):
+    with pytest.raises(InputError, match='^.*set.npz is not a readable .npy or .npz file: '):
       files(images=npz, num_classes=10)

@@ -99,14 +99,14 @@ def test_imagenet_21k_from_archives_and_folders_of_synsets(prepare, tmp_path):
   refused(
     prepare,
     'imagenet21k',
-    f'{images} holds 1 folders or archives that are no class of ImageNet-21k, such as '
-    "['n04399382x']; a class is called by its WordNet id, as in n01440764. Move the others away, "
-    'or take another --name.',
+    f'{images} holds 1 folders or archives that are not classes of ImageNet-21k, such as '
+    "['n04399382x']; name each class by its WordNet id, as in n01440764. Remove the others, "
+    'or use another --name.',
   )
   shutil.rmtree(images / 'n04399382x')
   last, before = prepare('imagenet21k', 'array_record')
   assert last == "imagenet21k: 3 images of 21843 classes in split 'full'."
-  assert 'no images of 21841 of the 21843 classes, which stay empty: n00004475, ' in before
+  assert 'no images of 21841 of the 21843 classes, which remain empty: n00004475, ' in before
 
   lines = (runs.ROOT / 'mixer/labels/imagenet21k.txt').read_text().splitlines()
   synsets = [line.split('\t')[0] for line in lines]
@@ -128,9 +128,9 @@ def test_archives_that_are_cut_short_or_none(prepare, tmp_path):
   shutil.rmtree(images / 'bee')
   whole = (images / 'bee.tar').read_bytes()
   for content, fault in (
-    (whole[:2000], f'{images}/bee.tar is cut short: it does not end as an archive does. Copy it '
+    (whole[:2000], f'{images}/bee.tar is truncated: it has no end of archive. Copy it '
                    'again.'),
-    (b'no archive' + bytes(1024), f'{images} holds a .tar that is none: bad checksum.'),
+    (b'no archive' + bytes(1024), f'{images} holds a .tar that cannot be read: bad checksum.'),
   ):  # fmt: skip
     (images / 'bee.tar').write_bytes(content)
     refused(prepare, 'insects', fault)

@@ -154,7 +154,7 @@ def test_all_endings_in_any_case_and_the_rest_is_told(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, 'absl'):
     assert len(find(tmp_path, val_fraction=0)[1]) == 9
   assert caplog.messages == [
-    f'{tmp_path}: 7 entries are not read, since they are no '
+    f'{tmp_path}: 7 entries are not read, since they are not '
     'CLASS/*{.bmp,.gif,.jpeg,.jpg,.png,.webp}: .git, README, a/.DS_Store, a/._1.jpg, a/x.tiff, ...'
   ]
 
@@ -357,8 +357,8 @@ def test_a_file_that_goes_away(tmp_path):
      "{root} has no split 'val' with class folders; it has ['test', 'train']. To hold out a "
      'fraction of the training images as "val", give {root}/train as the path.'),
     ('train/a/1.jpg train/b/1.jpg val/a/1.jpg val/c/1.jpg val/B/1.jpg', 'val',
-     "{root}/val has classes that {root}/train has not: ['B', 'c']. Remove them, or add training "
-     'images.'),
+     "{root}/val has classes that {root}/train does not have: ['B', 'c']. Remove them, or add "
+     'training images.'),
     ('train/a/1.jpg train/b/x.tiff train/c/', 'train',
      '{root}/train has class folders without images (.bmp, .gif, .jpeg, .jpg, .png, .webp): '
      "['b', 'c']. Remove them, or add images."),
@@ -372,10 +372,10 @@ def test_a_file_that_goes_away(tmp_path):
     ('a/1.jpg b/1.jpg', 'val',
      "{root}, split 'val', is empty with val_fraction=0.1. Give another fraction."),
     ('1.jpg 2.jpg', 'train',
-     '{root} is to hold one folder for each class, and two at least; it holds []. PATH is the '
+     '{root} must hold one folder per class, at least two; it holds []. PATH is the '
      'folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg.'),
     ('set/a/1.jpg set/b/1.jpg', 'train',
-     "{root} is to hold one folder for each class, and two at least; it holds ['set']. ..."),
+     "{root} must hold one folder per class, at least two; it holds ['set']. ..."),
     ('train/1.jpg test/1.jpg', 'train',
      "{root} holds ['test', 'train'] without class folders in them; images belong in "
      'PATH/train/CLASS/image.jpg.'),

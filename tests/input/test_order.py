@@ -241,6 +241,8 @@ def test_parts(first, last, expected):
   ('first', 'last'), [(5, 5), (6, 5), (-1, 5), (0, 1001), (0.5, 0.4), (0.0, 1.5), (1000, None)]
 )
 def test_parts_that_there_are_not(first, last):
-  text = f'it: first={first} and last={last} are no part of the 1000 examples; use counts such as '
+  text = (
+    f'it: first={first} and last={last} are not a part of the 1000 examples; use counts such as '
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}'):
     order.part(1000, first, last, 'it')

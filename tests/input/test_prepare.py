@@ -92,7 +92,7 @@ def test_a_set_that_is_there_already(prepare, folder, tmp_path):
   images = folder(['ant/one.jpg'])
   status, _, errors = prepare('--name=taken', f'--images={images}', f'--data_dir={tmp_path}')
   folder_there = tmp_path / 'taken' / '1.0.0'
-  text = f'error: taken is there already; take another name, or remove {folder_there}.\n'
+  text = f'error: taken exists; use another name, or remove {folder_there}.\n'
   assert status == 2 and errors.endswith(text)
 
 
@@ -102,8 +102,8 @@ FORMATS = '.bmp, .gif, .jpeg, .jpg, .png'
 @pytest.mark.parametrize(
   ('files', 'fault'),
   [
-    (['ant/one.jpg', 'bee/notes.txt', 'cow/deep/b.webp'], "without any: ['bee', 'cow']."),
-    (['one.jpg', 'two.png'], 'it holds no folder.'),
+    (['ant/one.jpg', 'bee/notes.txt', 'cow/deep/b.webp'], "no such file in ['bee', 'cow']."),
+    (['one.jpg', 'two.png'], 'it holds none.'),
   ],
 )
 def test_a_folder_that_is_none_of_class_folders(prepare, folder, files, fault):
@@ -112,7 +112,7 @@ def test_a_folder_that_is_none_of_class_folders(prepare, folder, files, fault):
   assert status == 2
   assert (
     errors
-    == f'error: {images} is to hold one folder a class with {FORMATS} files in each; {fault}\n'
+    == f'error: {images} must hold one folder or .tar per class with {FORMATS} files; {fault}\n'
   )
 
 

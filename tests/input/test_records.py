@@ -134,7 +134,7 @@ def test_a_tfrecord_cut_short(tmp_path, missing):
   assert len(content) == 72
   path.write_bytes(content[:-missing])
   text = (
-    f'{path} is cut short: its record 1 ends at byte 72, the file at {72 - missing}. '
+    f'{path} is truncated: its record 1 ends at byte 72, the file at {72 - missing}. '
     'Copy or prepare it again.'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
@@ -146,7 +146,7 @@ def test_a_tfrecord_cut_within_the_last_header(tmp_path):
   write_tfrecord(path, [b'a' * 20, b'b' * 20])
   path.write_bytes(path.read_bytes()[:40])  # the length itself is gone
   with pytest.raises(
-    InputError, match='is cut short: its record 1 ends at byte .*, the file at 40'
+    InputError, match='is truncated: its record 1 ends at byte .*, the file at 40'
   ):
     readers.TFRecords([(str(path), 0, 2)])
 
@@ -164,7 +164,7 @@ def test_an_array_record_cut_short(tmp_path, kept):
   write_array_record(path, payloads(5))
   content = path.read_bytes()
   path.write_bytes(content[: int((len(content) - 1) * kept)])
-  text = f'{path} is cut short: it holds 0 records of 5. Copy or prepare it again.'
+  text = f'{path} is truncated: it holds 0 records of 5. Copy or prepare it again.'
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     readers.ArrayRecords([(str(path), 0, 5)])
 
@@ -172,7 +172,7 @@ def test_an_array_record_cut_short(tmp_path, kept):
 def test_an_array_record_with_too_few(tmp_path):
   path = tmp_path / 'file'
   write_array_record(path, payloads(5))
-  text = f'{path} is cut short: it holds 5 records of 6. Copy or prepare it again.'
+  text = f'{path} is truncated: it holds 5 records of 6. Copy or prepare it again.'
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     readers.ArrayRecords([(str(path), 2, 4)])
 
@@ -271,7 +271,7 @@ def test_where_nothing_can_be_written(one_file, monkeypatch, tmp_path, caplog):
   (tmp_path / 'cache').write_text('in the way')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   assert read_all(path) == content
-  assert f'the record index of {path}, and maybe of other files, is not kept: ' in caplog.text
+  assert f'the record index of {path}, and maybe of other files, is not stored: ' in caplog.text
 
 
 def test_files_of_the_same_name_do_not_share_an_index(tmp_path, monkeypatch):
@@ -297,7 +297,7 @@ def test_a_damaged_tfrecord_is_named(one_file, byte):
   opened = readers.TFRecords([(str(path), 2, 3)])
   assert opened.read([0, 2]) == [content[2], content[4]]
   text = (
-    f'{path}, record 3: what is read does not fit its checksum. Copy or prepare the file again.'
+    f'{path}, record 3: the record does not match its checksum. Copy or prepare the file again.'
   )
   for indices in ([1], [0, 1, 2]):
     with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
@@ -310,7 +310,7 @@ def test_a_file_that_shrinks_while_it_is_open(one_file):
   opened = readers.TFRecords([(str(path), 0, 5)])
   os.truncate(path, path.stat().st_size - 10)
   assert opened.read([3]) == [content[3]]
-  with pytest.raises(InputError, match='record 4: what is read does not fit its checksum'):
+  with pytest.raises(InputError, match='record 4: the record does not match its checksum'):
     opened.read([4])
 
 
@@ -321,7 +321,9 @@ def test_a_damaged_header(one_file, byte):
   begin = len(content[0]) + 16
   stored[begin + byte] ^= 1
   path.write_bytes(stored)
-  text = f'{path}: the header of record 1, at byte {begin}, is damaged, or this is no TFRecord file'
+  text = (
+    f'{path}: the header of record 1, at byte {begin}, is damaged, or this is not a TFRecord file'
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}'):
     read_all(path)
 

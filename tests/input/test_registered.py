@@ -94,7 +94,7 @@ def test_imagenet_from_its_two_tars(prepare, tmp_path, file_format):
   with pytest.raises(InputError) as error:
     prepare('imagenet2012', **manual)
   assert re.fullmatch(
-    r'imagenet2012: archives in .* are incomplete or others:\n'
+    r'imagenet2012: archives in .* are incomplete or not the official ones:\n'
     r'  ILSVRC2012_img_train.tar: [\d,]+ bytes, and the official one has 147,897,477,120\n'
     r'  ILSVRC2012_img_val.tar: [\d,]+ bytes, and the official one has 6,744,924,160\n'
     'Download them again, or give --noverify to use them as they are.',
@@ -118,7 +118,7 @@ def test_imagenet_from_its_two_tars(prepare, tmp_path, file_format):
     '  train: 6 examples, and officially 1,281,167\n'
     '  validation: 4 examples, and officially 50,000\n'
     'An archive was incomplete, or the set was changed. Remove that folder and prepare it again, '
-    'or give --noverify to take it as it is.'
+    'or give --noverify to use it as it is.'
   )
 
 
@@ -128,12 +128,12 @@ def test_tars_that_are_missing(prepare, tmp_path):
     '\n  ILSVRC2012_img_val.tar   6,744,924,160 bytes\nTFDS says: manual_dir should contain two'
   )
   for given, said in (
-    (None, 'imagenet2012 has to be downloaded by hand; give the folder of its files as '
-           '--manual_dir. It is to hold'),
-    (f'{tmp_path}/none', 'imagenet2012 has to be downloaded by hand; give the folder of its files '
-                         f'as --manual_dir ({tmp_path}/none is none). It is to hold'),
+    (None, 'imagenet2012 must be downloaded by hand; give the folder of its files as '
+           '--manual_dir. It must hold'),
+    (f'{tmp_path}/none', 'imagenet2012 must be downloaded by hand; give the folder of its files '
+                         f'as --manual_dir ({tmp_path}/none is not a folder). It must hold'),
     (str(tmp_path), f"imagenet2012: {tmp_path} lacks ['ILSVRC2012_img_train.tar', "
-                    "'ILSVRC2012_img_val.tar']. It is to hold"),
+                    "'ILSVRC2012_img_val.tar']. It must hold"),
   ):  # fmt: skip
     with pytest.raises(InputError) as error:
       prepare('imagenet2012', manual_dir=given)
@@ -152,9 +152,9 @@ def test_tars_that_are_missing(prepare, tmp_path):
   ],
 )
 def test_other_sets_that_are_downloaded_by_hand(prepare, name, wanted):
-  with pytest.raises(InputError, match=re.escape(f'{name} has to be downloaded by hand')) as error:
+  with pytest.raises(InputError, match=re.escape(f'{name} must be downloaded by hand')) as error:
     prepare(name)
-  assert f'It is to hold\n  {wanted}\nTFDS says: ' in str(error.value)
+  assert f'It must hold\n  {wanted}\nTFDS says: ' in str(error.value)
 
 
 @FORMATS
@@ -172,7 +172,7 @@ def test_a_set_is_made_and_its_counts_verified(
   monkeypatch.setitem(registered.COUNTS, 'cifar10', {'train': 6, 'test': 3})
   printed = prepare('cifar10', file_format=file_format)
   assert printed.endswith(
-    f'cifar10/3.0.2 is there already, in {tmp_path}/sets/cifar10/3.0.2.\n'
+    f'cifar10/3.0.2 is prepared already, in {tmp_path}/sets/cifar10/3.0.2.\n'
     'cifar10/3.0.2: train 6, test 3\nThe numbers of examples are the official ones.\n'
   )
   files = [path.name for path in (tmp_path / 'sets/cifar10/3.0.2').glob(f'*{file_format}*')]
@@ -185,9 +185,9 @@ def test_without_a_network(prepare):
   with pytest.raises(InputError) as error:
     prepare('cifar10')
   assert re.fullmatch(
-    'cifar10/3.0.2 cannot be downloaded from here: .*\nWhere there is a network, download\n'
+    'cifar10/3.0.2 cannot be downloaded from here: .*\nOn a machine with a network, download\n'
     '  cifar-10-binary.tar.gz   170,052,171 bytes   https://\\S+/cifar-10-binary.tar.gz\n'
-    'into a folder, and give it here as --manual_dir.',
+    'into a folder, and use it as --manual_dir.',
     str(error.value),
   )
 

@@ -121,8 +121,8 @@ def test_a_part_and_the_rest_are_all(write):
 
 def test_parts_that_there_are_not(write):
   fails_with(
-    "'...part-*' (2 files): first=0 and last=41 are no part of the 40 examples; use counts such as "
-    'first=0, last=1000, or fractions such as first=0.0, last=0.99.',
+    "'...part-*' (2 files): first=0 and last=41 are not a part of the 40 examples; use counts such "
+    'as first=0, last=1000, or fractions such as first=0.0, last=0.99.',
     write(),
     last=N + 1,
   )
@@ -152,7 +152,7 @@ def test_files_without_records(tmp_path):
 def test_files_that_are_no_records(tmp_path):
   (tmp_path / 'a.jpg').write_bytes(sets.encode(np.zeros((9, 9, 3), np.uint8), 'JPEG'))
   fails_with(
-    '...a.jpg: the header of record 0, at byte 0, is damaged, or this is no TFRecord file '
+    '...a.jpg: the header of record 0, at byte 0, is damaged, or this is not a TFRecord file '
     '(compressed ones are not read). Copy or prepare it again.',
     f'{tmp_path}/*.jpg',
   )
@@ -160,7 +160,7 @@ def test_files_that_are_no_records(tmp_path):
 
 def test_records_that_are_no_examples(tmp_path):
   sets.write_records(tmp_path / 'a', [b'\xff\xff\xff'])
-  fails_with('...a, record 0 is no tf.train.Example: ...', f'{tmp_path}/a')
+  fails_with('...a, record 0 is not a tf.train.Example: ...', f'{tmp_path}/a')
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_records_that_are_no_examples(tmp_path):
     ),
     (
       {'num_classes': 39},
-      "...part-1, record 19 has the label 39 in 'image/class/label', which is no class of 39 "
+      "...part-1, record 19 has the label 39 in 'image/class/label', which is not a class of 39 "
       'counted from 0; see num_classes.',
     ),
     ({'num_classes': 0}, 'num_classes is 0; it is the number of classes of the label.'),
@@ -223,7 +223,7 @@ def test_other_than_one_label(write, count):
 def test_names_that_are_no_classes(write, class_names):
   files = write(lambda i: b'wolf' if i == N - 1 else b'owl')
   fails_with(
-    "...part-1, record 19 has the label b'wolf' in 'image/class/label', which is no class of 5; "
+    "...part-1, record 19 has the label b'wolf' in 'image/class/label', which is not a class of 5; "
     'see class_names.',
     files,
     num_classes=5,
@@ -254,7 +254,7 @@ UNSEEN = 4  # by the sample of 32 records out of 40
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_a_label_out_of_range_that_the_sample_missed_is_named(write, multi_label):
   data = build(write(lambda i: 10 if i == UNSEEN else 1), num_classes=10, multi_label=multi_label)
-  text = f'part-0, record {UNSEEN}: .*image/class/label is no class of 10:.*10'
+  text = f'part-0, record {UNSEEN}: .*image/class/label is not a class of 10:.*10'
   with pytest.raises(InputError, match=text):
     everything(data)
   with pytest.raises(InputError, match=text):
@@ -264,7 +264,7 @@ def test_a_label_out_of_range_that_the_sample_missed_is_named(write, multi_label
 def test_a_name_that_the_sample_missed_is_named(write, class_names):
   files = write(lambda i: b'wolf' if i == UNSEEN else b'owl')
   data = build(files, num_classes=5, class_names=class_names)
-  with pytest.raises(InputError, match=f'part-0, record {UNSEEN}: .*is no class of 5:.*wolf'):
+  with pytest.raises(InputError, match=f'part-0, record {UNSEEN}: .*is not a class of 5:.*wolf'):
     everything(data)
 
 
@@ -274,7 +274,7 @@ def test_a_damaged_record_is_named(write, tmp_path, rows):
   stored[stored.find(rows[0][0]) + 100] ^= 1
   (tmp_path / 'part-0').write_bytes(stored)
   data = build(files)  # the sample has it and leaves it to what comes
-  with pytest.raises(InputError, match='part-0, record 0.* does not fit its checksum'):
+  with pytest.raises(InputError, match='part-0, record 0.* does not match its checksum'):
     everything(data)
 
 
@@ -283,4 +283,4 @@ def test_nothing_but_damaged_records(write, tmp_path):
   for path in tmp_path.glob('part-*'):
     stored = path.read_bytes().replace(b'image/class/label', b'image/class/lebal')
     path.write_bytes(stored)
-  fails_with('...record 19: what is read does not fit its checksum. ...', files)
+  fails_with('...record 19: the record does not match its checksum. ...', files)

@@ -480,7 +480,7 @@ def test_a_file_cut_short(open_set, copy, file_format):
   data_dir, files = copy(file_format)
   os.truncate(files[2], files[2].stat().st_size - 1)
   fails_with(
-    f'{files[2]} is cut short: .... Copy or prepare it again.',
+    f'{files[2]} is truncated: .... Copy or prepare it again.',
     open_set,
     name='broken',
     data_dir=data_dir,

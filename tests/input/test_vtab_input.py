@@ -276,4 +276,4 @@ def test_a_label_outside_of_the_classes_is_named(tmp_path, small_splits):
   with pytest.raises(InputError, match='bad images in one batch') as fault:
     next(build('clevr_count', str(tmp_path)).eval_batches(4))
   assert "clevr/3.1.0, split 'validation', example 0: " in str(fault.value)
-  assert 'its label for clevr_count is none of the 8 classes' in str(fault.value)
+  assert 'its label for clevr_count is not one of the 8 classes' in str(fault.value)

@@ -14,10 +14,10 @@ from mixer import runtime
 from mixer.errors import InputError
 from mixer.input.records import record_index
 
-_OPEN_FILES = 10_240  # asked for; the usual limit is 1,024, and ImageNet alone has as many
-_OPENING = 8  # files at once, for disks that have to be waited for
+_OPEN_FILES = 10_240  # the usual limit is 1,024, and ImageNet alone has 1,024 files
+_OPENING = 8  # files at once, for disks of high latency
 _ALL = np.iinfo(np.int64).max
-_ARRAY_RECORD = bytes.fromhex('83af70d10d884a3f')  # how every such file begins
+_ARRAY_RECORD = bytes.fromhex('83af70d10d884a3f')  # the first bytes of every ArrayRecord file
 
 Part = tuple[str, int, int | None]  # path, records to skip, records to take, or all that follow
 
@@ -25,8 +25,8 @@ Part = tuple[str, int, int | None]  # path, records to skip, records to take, or
 class TFRecords:
   """The records skip...skip + take of each TFRecord file, as one sequence.
 
-  Opening takes the files' indexes (see `record_index`; 4 bytes a record are kept). Every record is
-  held to its checksum when it is read.
+  Opening loads the indexes of the files (see `record_index`), usually 4 bytes per record. Reading a
+  record verifies its checksum.
   """
 
   def __init__(self, parts: Sequence[Part]):
@@ -51,12 +51,12 @@ class TFRecords:
     """The records at `indices`; may be called from several threads.
 
     Raises:
-      InputError: a record does not fit its checksum; names the file and the record.
+      InputError: a record does not match its checksum; names the file and the record.
     """
     return [self._read(file, number) for file, number in _find(self._ends, indices)]
 
   def where(self, index: int) -> str:
-    """The file and the number in it of a record, for a person."""
+    """The file of a record and its number in the file, for messages."""
     ((file, number),) = _find(self._ends, [index])
     return f'{self._files[file].path}, record {self._skips[file] + number}'
 
@@ -67,14 +67,14 @@ class TFRecords:
     payload, footer = self._files[file].read_two(begin, length, record_index.FOOTER_BYTES)
     if footer != struct.pack('<I', record_index.masked_crc(payload)):
       raise InputError(
-        f'{self._files[file].path}, record {self._skips[file] + number}: what is read does not fit '
+        f'{self._files[file].path}, record {self._skips[file] + number}: the record does not match '
         'its checksum. Copy or prepare the file again.'
       )
     return payload
 
 
 class ArrayRecords:
-  """The same for ArrayRecord files, whose own reader has an index and looks at checksums."""
+  """The same for ArrayRecord files, whose own reader has an index and verifies checksums."""
 
   def __init__(self, parts: Sequence[Part]):
     from array_record.python.array_record_module import ArrayRecordReader
@@ -85,9 +85,9 @@ class ArrayRecords:
     held = [reader.num_records() for reader in self._readers]
     for records, (path, skip, take) in zip(held, parts, strict=True):
       wanted = skip + (1 if take is None else take)
-      if records < wanted:  # 0 for a file without its end, which has the index
+      if records < wanted:  # 0 if the end of the file, which holds the index, is missing
         raise InputError(
-          f'{path} is cut short: it holds {records} records of {wanted}'
+          f'{path} is truncated: it holds {records} records of {wanted}'
           + (' or more' if take is None else '')
           + '. Copy or prepare it again.'
         )
@@ -99,7 +99,7 @@ class ArrayRecords:
         for records, (_, skip, take) in zip(held, parts, strict=True)
       ]
     )
-    self.index_bytes = 8 * sum(held)  # by the format: the place of each chunk
+    self.index_bytes = 8 * sum(held)  # the offset of each chunk
     self.record_bytes = sum(_open(path).size for path in self._paths) // max(sum(held), 1)
 
   def __len__(self) -> int:
@@ -115,7 +115,7 @@ class ArrayRecords:
       return [self._read(file, number) for file, number in _find(self._ends, indices)]
 
   def where(self, index: int) -> str:
-    """The file and the number in it of a record, for a person."""
+    """The file of a record and its number in the file, for messages."""
     ((file, number),) = _find(self._ends, [index])
     return f'{self._paths[file]}, record {self._skips[file] + number}'
 
@@ -133,7 +133,7 @@ def open_files(paths: Sequence[str]) -> TFRecords | ArrayRecords:
   """All records of the files, whose format is recognised by their first bytes.
 
   Raises:
-    InputError: a file is cut short or of neither format, or there are both.
+    InputError: a file is truncated or of neither format, or they are of both.
   """
   kinds = {path: _open(path).read(0, len(_ARRAY_RECORD)) == _ARRAY_RECORD for path in paths}
   if len(set(kinds.values())) > 1:

@@ -1,7 +1,7 @@
 """The offsets of the records of a TFRecord file, found by one scan of the file and then stored.
 
-The index of DIR/FILE is kept as DIR/.record_index/FILE.npz, or where DIR cannot be written to or
-is remote, under $XDG_CACHE_HOME or ~/.cache. It holds the file's size and time of change, so that
+The index of DIR/FILE is stored as DIR/.record_index/FILE.npz or, if DIR is remote or not writable,
+under $XDG_CACHE_HOME or ~/.cache. It holds the size and modification time of the file, so that
 another file under the same name is scanned again.
 """
 
@@ -32,7 +32,7 @@ def masked_crc(payload: bytes) -> int:
 
 
 class File(Protocol):
-  """A file open for reading at any place."""
+  """A file open for reading at any offset."""
 
   path: str
   size: int
@@ -43,10 +43,10 @@ class File(Protocol):
 
 
 def load(file: File) -> np.ndarray:
-  """The bytes at which the records begin, and the file's size: uint32 or uint64 (records + 1,).
+  """The offsets of the records, and the size of the file: uint32 or uint64 (records + 1,).
 
   Raises:
-    InputError: the file is cut short, or is not a TFRecord file.
+    InputError: the file is truncated, or is not a TFRecord file.
   """
   places = _places(file.path)
   for place in places:
@@ -78,7 +78,7 @@ def _kept(place: epath.Path, file: File) -> np.ndarray | None:
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as kept:
       key, bounds = kept['key'], kept['bounds']  # a zip file: each has its checksum
-  except Exception as fault:  # of a dozen kinds, by where the damage is
+  except Exception as fault:  # its kind depends on the damage
     logging.warning('the record index %s is damaged, and is made again: %s', place, fault)
     return None
   return bounds if key.tolist() == [file.size, file.changed] else None
@@ -92,9 +92,9 @@ def _keep(places: list[epath.Path], file: File, bounds: np.ndarray) -> None:
       place.parent.mkdir(parents=True, exist_ok=True)
       files.write(place, content.getvalue())
       return
-    except OSError as fault:  # read-only, full, or another process was quicker
+    except OSError as fault:  # read-only, full, or written by another process at the same time
       reason = fault
-  text = 'the record index of %s, and maybe of other files, is not kept: %s'
+  text = 'the record index of %s, and maybe of other files, is not stored: %s'
   logging.log_first_n(logging.WARNING, text, 1, file.path, reason)
 
 
@@ -110,12 +110,12 @@ def _walk(file: File) -> np.ndarray:
     if check != masked_crc(header[:_LENGTH_BYTES]):
       raise InputError(
         f'{file.path}: the header of record {len(bounds) - 1}, at byte {bounds[-1]}, is damaged, '
-        'or this is no TFRecord file (compressed ones are not read). Copy or prepare it again.'
+        'or this is not a TFRecord file (compressed ones are not read). Copy or prepare it again.'
       )
     bounds.append(bounds[-1] + _FRAME_BYTES + length)
   if bounds[-1] > file.size:
     raise InputError(
-      f'{file.path} is cut short: its record {len(bounds) - 2} ends at byte {bounds[-1]}, the file '
+      f'{file.path} is truncated: its record {len(bounds) - 2} ends at byte {bounds[-1]}, the file '
       f'at {file.size}. Copy or prepare it again.'
     )
   return np.array(bounds, np.uint32 if file.size < 2**32 else np.uint64)

@@ -16,7 +16,7 @@ Held = tuple[np.ndarray, np.ndarray, Sequence[str]]  # images, labels, class nam
 class Arrays:
   """An input over uint8 images (n, height, width, channels) with their classes."""
 
-  bad_images = None  # there are none
+  bad_images = None  # arrays are not decoded
 
   def __init__(
     self,
@@ -42,7 +42,7 @@ class Arrays:
       subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
-      InputError: the arrays are of another kind or shape, or a label is no class.
+      InputError: the arrays are of another kind or shape, or a label is not a class.
     """
     images, labels, class_names = open_arrays()
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
@@ -57,7 +57,7 @@ class Arrays:
     if subset_fraction != 1.0:
       self._chosen = order.subset(len(images), subset_fraction, subset_seed)
       labels = labels[self._chosen]
-    self.for_evaluation = True  # there, images are neither shifted nor flipped
+    self.for_evaluation = True  # evaluation batches are neither shifted nor flipped
     self._images, self._shift, self._flip = images, shift_pixels, flip
     self._labels = np.array(labels, np.int32 if labels.ndim == 1 else np.uint8)
     self.multi_label = labels.ndim == 2
@@ -147,7 +147,7 @@ def load(
   """The arrays of one .npz or two .npy files; those stay on the disk and are read as needed.
 
   Args:
-    images: path of a .npz with 'images', 'labels' and, if there are, 'class_names'; or of a .npy
+    images: path of a .npz with 'images', 'labels' and optionally 'class_names'; or of a .npy
       with uint8 (n, height, width, channels).
     labels: path of a .npy with the labels that `Arrays` takes, where `images` is one.
     num_classes: None for the number of 'class_names'.
@@ -155,7 +155,7 @@ def load(
       itself is not in it, None is the end.
 
   Raises:
-    InputError: a file or array is not there, or not as `Arrays` needs it.
+    InputError: a file or array is missing or invalid.
   """
   if str(images).endswith('.npz') == (labels is not None):
     raise InputError(
@@ -191,7 +191,7 @@ def _load(path: str):
   except FileNotFoundError as fault:
     raise InputError(f'no file {path}.') from fault
   except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as fault:
-    raise InputError(f'{path} is no readable .npy or .npz file: {fault}') from fault
+    raise InputError(f'{path} is not a readable .npy or .npz file: {fault}') from fault
 
 
 def digits(*, split: str) -> Held:

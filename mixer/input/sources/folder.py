@@ -14,7 +14,7 @@ from mixer.input import image_files
 
 tf = runtime.tensorflow()
 
-# The names under which a split's own folder is looked for.
+# split -> possible names of its folder
 SPLITS = {
   'train': ('train',),
   'val': ('val', 'validation'),
@@ -40,13 +40,13 @@ class ImageFolder:
     Args:
       path: the folder.
       split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
-        themselves, 'train' and 'val' are fixed parts of each class and there is no 'test'.
-      val_fraction: of each class, the part that is 'val' where PATH/train is not there; 0 puts
+        themselves, 'train' and 'val' are fixed parts of each class and 'test' does not exist.
+      val_fraction: the part of each class that is 'val' if PATH/train does not exist; 0 puts
         everything into 'train'.
 
     Raises:
-      MissingData: there is no folder PATH.
-      InputError: a folder in it is not there, a class has no training images or is unknown in
+      MissingData: PATH does not exist.
+      InputError: a folder in it is missing, or a class has no training images or is unknown in
         training.
     """
     self.class_names, paths, labels = find(path, split, val_fraction)
@@ -112,7 +112,7 @@ def _split_folder(path: str, split: str, own: Sequence[str]):
   unknown = sorted(set(_folders(where)) - set(classes))
   if unknown:
     raise InputError(
-      f'{where} has classes that {os.path.join(path, "train")} has not: {unknown}. '
+      f'{where} has classes that {os.path.join(path, "train")} does not have: {unknown}. '
       'Remove them, or add training images.'
     )
   files = _files(where, classes)
@@ -163,7 +163,7 @@ def _classes(folder: str) -> list[str]:
   classes = _folders(folder)
   if len(classes) < 2:
     raise InputError(
-      f'{folder} is to hold one folder for each class, and two at least; it holds {classes}. '
+      f'{folder} must hold one folder per class, at least two; it holds {classes}. '
       'PATH is the folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg.'
     )
   return classes
@@ -174,13 +174,13 @@ def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
   files, others = {}, [name for name in _names(folder) if name not in set(classes)]
   for name in classes:
     path = os.path.join(folder, name)
-    there = _names(path) if _is_folder(path) else []  # a class may lack in "val" and "test"
-    files[name] = [file for file in there if image_files.is_image(file)]
-    others += [os.path.join(name, file) for file in there if not image_files.is_image(file)]
+    entries = _names(path) if _is_folder(path) else []  # "val" and "test" need not have all classes
+    files[name] = [file for file in entries if image_files.is_image(file)]
+    others += [os.path.join(name, file) for file in entries if not image_files.is_image(file)]
   if others:
     listed = ', '.join(others[:_MAX_NAMED]) + (', ...' if len(others) > _MAX_NAMED else '')
     logging.warning(
-      '%s: %d entries are not read, since they are no CLASS/*{%s}: %s',
+      '%s: %d entries are not read, since they are not CLASS/*{%s}: %s',
       folder, len(others), ','.join(image_files.ENDINGS), listed,
     )  # fmt: skip
   return files
@@ -204,14 +204,14 @@ def _listed(folder: str, files: dict[str, list[str]]):
 
 
 def _folders(path: str) -> list[str]:
-  """Names of the folders in `path`, hidden ones left out; none where there is no `path`."""
+  """Names of the folders in `path` that are not hidden; none if `path` does not exist."""
   if not _is_folder(path):
     return []
   visible = [name for name in _names(path) if not name.startswith('.')]
   return [name for name in visible if _is_folder(os.path.join(path, name))]
 
 
-# A path with a scheme, such as gs://, goes through TensorFlow, which is slower on a local disk.
+# Paths with a scheme, such as gs://, are read by TensorFlow, which is slower on a local disk.
 
 
 def _is_folder(path: str) -> bool:

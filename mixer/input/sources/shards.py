@@ -14,7 +14,7 @@ from mixer.input.records import readers
 
 tf = runtime.tensorflow()
 
-_SAMPLE = 32  # records looked at before the run
+_SAMPLE = 32  # records that are checked before the run
 _KINDS = {'bytes_list': 'bytes', 'int64_list': 'int64', 'float_list': 'float'}
 _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # how their files begin
 
@@ -36,7 +36,7 @@ class Shards:
     first: float = 0,
     last: float | None = None,
   ):
-    """Opens the files, and looks at a sample of the records.
+    """Opens the files, and checks a sample of the records.
 
     Args:
       files: a path or glob, or several; all of one format.
@@ -51,8 +51,8 @@ class Shards:
         itself is not in it, None is the end.
 
     Raises:
-      InputError: no file, no such feature, one of another kind, or labels that are no classes, by
-        the sample. Such a label in another record is an error when it is read.
+      InputError: no file matches; or the sample lacks a feature, or has one of another kind, or a
+        label that is not a class. Such a label in another record is an error when it is read.
     """
     if num_classes < 1:
       raise InputError(f'num_classes is {num_classes}; it is the number of classes of the label.')
@@ -89,7 +89,7 @@ class Shards:
     given = example[self._label_key]
     numbers = self._table.lookup(given) if self._text else given
     known = tf.reduce_all((numbers >= 0) & (numbers < self.num_classes))
-    message = f'{self._label_key} is no class of {self.num_classes}:'
+    message = f'{self._label_key} is not a class of {self.num_classes}:'
     with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[message, given])]):
       numbers = tf.identity(numbers)
     if self.multi_label:
@@ -101,7 +101,7 @@ class Shards:
     return self._records.where(self._begin + index)
 
   def _sample(self) -> dict[str, tf.train.Example]:
-    """Some records over all of the part, by their places; damaged ones are left to training."""
+    """{place: record} of some records over all of the part, without damaged ones."""
     sample = {}
     for index in np.unique(np.linspace(0, self.num_examples - 1, _SAMPLE).astype(int)):
       place = self.describe(index)
@@ -109,7 +109,7 @@ class Shards:
         ((record,),) = self.fetch([index])
         sample[place] = tf.train.Example.FromString(record)
       except DecodeError as fault:
-        raise InputError(f'{place} is no tf.train.Example: {fault}.') from fault
+        raise InputError(f'{place} is not a tf.train.Example: {fault}.') from fault
       except InputError as fault:
         damaged = fault
     if not sample:
@@ -139,14 +139,14 @@ class Shards:
     unknown = [label for label in given if label not in names]
     if unknown:
       raise InputError(
-        f'{place} has the label {unknown[0]!r} in {self._label_key!r}, which is no class of '
+        f'{place} has the label {unknown[0]!r} in {self._label_key!r}, which is not a class of '
         f'{self.num_classes}'
         + ('; see class_names.' if self._text else ' counted from 0; see num_classes.')
       )
 
 
 def _checked_kind(sample: dict, image_key: str, label_key: str, multi_label: bool) -> str:
-  """The kind of the label's values, after looking at both features in all of the sample."""
+  """The kind of the label's values; InputError if one of the features is wrong in the sample."""
   kinds = {}
   for place, example in sample.items():
     here = {key: _kind(feature) for key, feature in example.features.feature.items()}
@@ -190,7 +190,7 @@ def _names(class_names: str | None, num_classes: int) -> tuple[str, ...]:
 
 
 def _matching(files: str | Sequence[str] | None) -> list[str]:
-  """The paths that the globs stand for, sorted."""
+  """The paths that match the globs, sorted."""
   if not files:
     raise InputError(
       f'files is {files!r}; give a glob, such as --config.train_input.files="/data/train-*".'

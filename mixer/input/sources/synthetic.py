@@ -1,4 +1,4 @@
-"""One random batch, repeated: a run whose speed no input limits. Needs no TensorFlow."""
+"""One random batch, repeated: the input does not limit the speed. Needs no TensorFlow."""
 
 from collections.abc import Iterator
 import itertools
@@ -13,7 +13,7 @@ from mixer.sizes import Size, pair
 class Synthetic:
   """An input of random uint8 images that cost nothing; see `input.Input`."""
 
-  bad_images = None  # there are none
+  bad_images = None  # nothing is decoded
 
   def __init__(
     self,

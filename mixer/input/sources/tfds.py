@@ -36,7 +36,7 @@ def open_split(
 
   Raises:
     MissingData: the set is not on disk; says where it looked and what to do.
-    InputError: the split or feature is not there, or files of the set are missing.
+    InputError: the split or feature does not exist, or files of the set are missing.
   """
   builder = open_builder(name, data_dir)
   classes = _classes(builder, image_key, label_key)
@@ -102,7 +102,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   """The builder of a prepared set; without a version in `name`, any version on disk serves.
 
   Raises:
-    MissingData: it is not there.
+    MissingData: it is not on disk.
   """
   data_dir = os.path.expanduser(data_dir) if data_dir else None  # TFDS takes '~' for a name
   candidates = [name] if ':' in name else [name, f'{name}:*.*.*']
@@ -126,10 +126,10 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
     data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets')
   )
   try:
-    there = sorted(entry for entry in os.listdir(where) if entry != 'downloads')
+    entries = sorted(entry for entry in os.listdir(where) if entry != 'downloads')
   except OSError:
-    there = None
-  found = 'which does not exist' if there is None else f'which holds {there or "nothing"}'
+    entries = None
+  found = 'which does not exist' if entries is None else f'which holds {entries or "nothing"}'
   bare = name.split(':')[0].split('/')[0]
   registered = bare in tfds.list_builders(with_community_datasets=False)
   prepare = f'python -m mixer.input.prepare --name={name if registered else bare}'
@@ -149,7 +149,7 @@ def _how_to_get(name: str, data_dir: str | None) -> str:
 
 
 def open_records(builder: tfds.core.DatasetBuilder, split: str):
-  """The records of a split, or InputError with the splits there are."""
+  """The records of a split, or InputError with the splits that exist."""
   try:
     instructions = builder.info.splits[split].file_instructions
   except (KeyError, ValueError, AssertionError) as fault:

@@ -18,7 +18,7 @@ tf = runtime.tensorflow()
 
 TRAIN, VAL = 800, 200  # images
 SPLITS = ('train800', 'val200', 'train800val200', 'test')
-_NO_VEHICLE = 1000.0  # metres to the closest vehicle where there is none
+_NO_VEHICLE = 1000.0  # metres to the closest vehicle if the image has none
 
 
 class Task(NamedTuple):
@@ -138,7 +138,7 @@ def open_split(*, task: str, split: str, data_dir: str | None = None) -> prepare
   read = TASKS[task]
   sizes = {part: info.num_examples for part, info in builder.info.splits.items()}
   chosen = slices(read, sizes.get('train', 0))[split]
-  fault = f'its label for {task} is none of the {read.num_classes} classes'
+  fault = f'its label for {task} is not one of the {read.num_classes} classes'
 
   def to_label(stored):
     label = tf.cast(stored if read.label is None else read.label(stored), tf.int32)
