@@ -16,7 +16,7 @@ from PIL import Image
 from mixer import files, labels, models, pretrained, settings
 from mixer import input as inputs
 from mixer.errors import InputError, MissingData
-from mixer.report import sections
+from mixer.report import pareto, sections
 from mixer.report.run_files import Run
 from mixer.training import batch_ops, losses
 from mixer.visualize import unit_pictures
@@ -57,6 +57,7 @@ def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
     results=sections.results(runs),
     paper=sections.paper_comparison(runs),
     cost=sections.cost(runs),
+    pareto=pareto.chart(runs),
     units=units,
     samples=predicted,
     differences=sections.differences(runs),

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 import statistics
+from typing import NamedTuple
 
 from mixer import paper, runtime, settings
 from mixer.report.run_files import Run
@@ -189,8 +190,16 @@ def _number(value: float | None, form: str = '{:.4g}') -> Number:
   return Number(_NONE if value is None else form.format(value))
 
 
-def _own_row(run: Run) -> list[str]:
-  """What this run has of the columns of the paper's tables."""
+class OnImageNet(NamedTuple):
+  """What a run measured on ImageNet's validation set, and its cost; None for what it has not."""
+
+  imagenet: float | None  # top-1 in percent
+  real: float | None  # with the ReaL labels
+  images_per_sec: float | None  # of an evaluation, per device
+  core_days: float | None
+
+
+def on_imagenet(run: Run) -> OnImageNet:
   top1 = {'imagenet': None, 'real': None}
   speed = None
   for name, section in run.config['evals'].items():
@@ -203,19 +212,26 @@ def _own_row(run: Run) -> list[str]:
   final = run.final
   if speed is not None:
     speed *= final['images_per_sec_per_device'] / final['images_per_sec']
+  core_days = final['core_hours'] / 24 if 'core_hours' in final else None
+  return OnImageNet(**top1, images_per_sec=speed, core_days=core_days)
+
+
+def _own_row(run: Run) -> list[str]:
+  """What this run has of the columns of the paper's tables."""
+  own = on_imagenet(run)
   size = run.config['train_input'].get('image_size', _NONE)
   pixels = str(size) if isinstance(size, int) else ' x '.join(map(str, size))
   return [
     run.label,
     f'from {run.start}' if run.start else paper.DATA_NAMES.get(run.data, run.data),
     Number(pixels),
-    _number(final.get('epoch'), '{:.2f}'),
-    _number(top1['imagenet'], '{:.2f}'),
-    _number(top1['real'], '{:.2f}'),
+    _number(run.final.get('epoch'), '{:.2f}'),
+    _number(own.imagenet, '{:.2f}'),
+    _number(own.real, '{:.2f}'),
     Number(_NONE),
     Number(_NONE),
-    _number(speed, '{:,.0f}'),
-    _number(final['core_hours'] / 24 if 'core_hours' in final else None, '{:.3g}'),
+    _number(own.images_per_sec, '{:,.0f}'),
+    _number(own.core_days, '{:.3g}'),
   ]
 
 

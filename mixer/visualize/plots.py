@@ -82,13 +82,92 @@ def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
       _make_logarithmic(axes)
     axes.xaxis.set_major_formatter('{x:,.6g}')
     axes.yaxis.set_major_formatter('{x:.6g}')
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-    figure.savefig(buffer, format='svg', transparent=True, metadata=metadata)
-  text = buffer.getvalue()
+    return element(_file(figure, 'svg'), prefix)
+
+
+def element(file: bytes, prefix: str) -> str:
+  """An SVG file as an element of a page: ids with a prefix, colours that the page can change."""
+  text = file.decode()
   text = re.sub(r' xmlns[^ >]*', '', text[text.index('<svg') :])  # HTML needs no namespaces
   text = re.sub(r'( id="|href="#)', rf'\1{prefix}-', text)
   return re.sub('#[0-9a-f]{6}', lambda found: _CSS_VARIABLES.get(found[0], found[0]), text)
+
+
+def _file(figure, form: str) -> bytes:
+  """A figure as 'png', or as 'svg', which has the same bytes every time."""
+  options = {'dpi': 100}
+  if form == 'svg':
+    metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    options = {'transparent': True, 'metadata': metadata}
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format=form, **options)
+  return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+  """Points of a scatter plot, each with a name beside it, or none.
+
+  `colour` is an index, as a `Line`'s is; `corners` has where each name is, (1, 1) for the upper
+  right of its point; hollow points are larger.
+  """
+
+  label: str
+  points: Points
+  names: Sequence[str]
+  colour: int
+  corners: Sequence[tuple[int, int]]
+  hollow: bool = False
+
+
+def scatter(panels: Mapping[str, Sequence[Marks]], *, ylabel: str, form: str) -> bytes:
+  """A PNG or SVG file with a panel for each label of a logarithmic x axis, and one legend."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context({**_SVG_STYLE, 'font.size': 10}):
+    figure = Figure(figsize=(6 * len(panels), 6), layout='constrained')
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    shown = {}  # label -> a handle for the legend
+    for axes, (xlabel, series) in zip(row, panels.items(), strict=True):
+      for marks in series:
+        shown.setdefault(marks.label, _draw_marks(axes, marks))
+      axes.set_xscale('log')
+      axes.xaxis.set_major_formatter('{x:,.6g}')
+      axes.set_xlabel(xlabel, color=_TEXT)
+      axes.grid(color=_GRID)
+      axes.tick_params(which='both', labelcolor=_TEXT)
+      axes.margins(0.08)
+    row[0].set_ylabel(ylabel, color=_TEXT)
+    legend = figure.legend(
+      shown.values(), shown, loc='outside lower center', ncols=3, frameon=False, labelcolor=_TEXT
+    )
+    for text in legend.get_texts():
+      text.set_parse_math(False)  # a run's path may have a $
+    return _file(figure, form)
+
+
+def _draw_marks(axes, marks: Marks):
+  colour = _COLOURS[marks.colour % len(_COLOURS)]
+  (handle,) = axes.plot(
+    *zip(*marks.points),
+    linestyle='none',
+    color=colour,
+    marker='osD^v<>p'[marks.colour % 8],
+    markersize=10 if marks.hollow else 5,
+    markerfacecolor='none' if marks.hollow else colour,
+  )
+  for point, name, (across, up) in zip(marks.points, marks.names, marks.corners, strict=True):
+    axes.annotate(
+      name,
+      point,
+      xytext=(5 * across, 3 if up > 0 else -10),
+      textcoords='offset points',
+      ha='left' if across > 0 else 'right',
+      fontsize=8,
+      color=colour,
+    )
+  return handle
 
 
 def _make_logarithmic(axes) -> None:
@@ -153,6 +232,4 @@ def png(
     for axes in row:
       axes.legend()
   row[0].set_ylabel(ylabel)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=100)
-  files.write(path, buffer.getvalue())
+  files.write(path, _file(figure, 'png'))

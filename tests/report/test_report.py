@@ -328,7 +328,7 @@ def test_paper_rows_are_those_of_the_configs():
           r.imagenet for r in paper.rows(model, name) if r.resolution == 224 and r.table == 3
         ]
   assert checked == 11
-  assert len(set(paper.ROWS)) == len(paper.ROWS) == 32
+  assert len(set(paper.ROWS)) == len(paper.ROWS) == 36
   assert [r.vtab for r in paper.rows('Mixer-H/14', 'jft_300m')] == [None, 75.33]
 
 
@@ -392,8 +392,8 @@ def test_text_from_outside_is_escaped(tmp_path):
   )
   text = document.template().render(
     title=bad, status=bad, charts=[sections.Chart(bad, [plots.Line(bad, [(1, 2.0)])], '')],
-    results=table, paper=([(bad, table)], [bad]), cost=table, units=[gallery], samples=[gallery],
-    differences=table, configs=[(bad, {bad: bad})], versions=table,
+    results=table, paper=([(bad, table)], [bad]), cost=table, pareto='', units=[gallery],
+    samples=[gallery], differences=table, configs=[(bad, {bad: bad})], versions=table,
   )  # fmt: skip
   assert '<script' not in text and 'alert("x")' not in text
   found = Page(text)
