@@ -362,6 +362,7 @@ def variables(function):
   )
 
 
+@pytest.mark.slow
 def test_training_runs_the_papers_train_step():
   start, compile_seconds, size = throughput_workers.training_program(jax.devices()[0], **CASE)
   run = start()
@@ -383,6 +384,7 @@ def is_adam(node):
   return isinstance(node, optax.ScaleByAdamState)
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_programs_and_measures_the_models_logits(monkeypatch):
   init, made, program = models.init, [], throughput_workers.inference_program
 
