@@ -50,7 +50,7 @@ def test_nothing_else_is_left_out(tmp_path):
   (tmp_path / 'photos' / 'cat').mkdir(parents=True)
   for wrong, text in (
     (tfds(tmp_path), "has no split 'test'"),
-    (folder(tmp_path / 'photos'), 'to hold one folder for each class'),
+    (folder(tmp_path / 'photos'), 'must hold one folder per class'),
     (tfds(tmp_path, split='train') | {'crop': 'inception', 'resize': None}, 'without randomness'),
     ({'source': 'nothing'}, "unknown input source 'nothing'"),
   ):
