@@ -1,4 +1,4 @@
-"""What pre-training asks of TPU pods: python benchmarks/pods.py --output=DIR
+"""What pre-training needs of TPU slices: python benchmarks/pods.py --output=DIR
 
   python benchmarks/pods.py --output=DIR --models=Mixer-B/16,BiT-R50x1 --slices=v5e:16x16
 

@@ -72,10 +72,15 @@ class Worker:
     return answer
 
   def close(self) -> None:
+    """Ends the process, by SIGKILL only if it does not end with its input."""
     if self._process is not None:
-      self._process.kill()
-      self._process.communicate()
-      self._process = None
+      process, self._process = self._process, None
+      with process:  # closes its input and output
+        try:
+          process.stdin.close()
+          process.wait(timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+          process.kill()
 
 
 def sweep(
