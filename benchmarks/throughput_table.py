@@ -172,7 +172,7 @@ def _cells(row: dict) -> list[str]:
   return [
     name,
     f'{row["batch_size"]}',
-    f'{1e3 * row["seconds"]:.4g}',
+    _three_digits(1e3 * row['seconds']),
     _three_digits(row['images_per_sec']),
     f'{_three_digits(min(rates))} to {_three_digits(max(rates))}',
     f'{row["mfu_of_product"]:.0%}',

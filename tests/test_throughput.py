@@ -232,7 +232,7 @@ def test_tables():
     for cells in ([cell.strip() for cell in line.strip('|').split('|')] for line in lines[12:16])
   }
   assert table['Mixer-B/16'] == {
-    'model': 'Mixer-B/16', 'batch': '8', 'ms': '7.619', 'images/s': '1,050',
+    'model': 'Mixer-B/16', 'batch': '8', 'ms': '7.62', 'images/s': '1,050',
     'least to most': '1,000 to 1,100', 'of product': '3%', 'of peak': '3%',
     'GiB': '2.00 (allocator)', 'compile, s': '12.3', 'times the Mixer': '1', 'in the paper': '1',
   }  # fmt: skip
