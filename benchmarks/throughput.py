@@ -1,7 +1,7 @@
 """Measures training and inference of models on one device, beside each other.
 
   python benchmarks/throughput.py --models=Mixer-B/16,ViT-B/16,BiT-R50x1 --output=DIR
-  python benchmarks/throughput.py --models=Mixer-S/32 --batch_sizes=4       # a minute on a CPU
+  python benchmarks/throughput.py --models=Mixer-S/32 --batch_sizes=4       # minutes on a CPU
   .venv-timm/bin/python benchmarks/throughput.py --models=... --peers=timm  # `make test-timm`
 
 First each model's best batch size is searched for, in a process of its own. Then all are measured
