@@ -361,7 +361,7 @@ def test_a_config_and_its_json_build_the_model(change):
     ('data=mnist', "data='mnist'; use one of"),
     ('size=S', "'size=S' is not KEY=VALUE"),
     ('model=S', "model='S'; write one as S/32"),
-    ('data=digits,model=S/32', 'data=digits has a small model of its own'),
+    ('data=digits,model=S/32', 'data=digits has its own small model'),
   ],
 )
 def test_config_arguments(argument, words):
