@@ -56,6 +56,7 @@ def main() -> None:
       tensorboard=given.tensorboard,
       profile_steps=given.profile_steps,
       stall_seconds=given.stall_seconds,
+      exit_early=True,
       cluster=coordination.options_from_flags(),
     )
   )

@@ -9,15 +9,15 @@ import sys
 from absl import app, flags, logging
 
 from mixer import console
-from mixer.errors import Diverged, InputError, Interrupted
+from mixer.errors import ExpectedError, InputError, Interrupted
 
 
 def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
   """Runs an entry point under absl and exits.
 
   The positional arguments of the command line are those of `main`; with `keep_unknown`, so are the
-  flags that are not defined. InputError, Diverged and Interrupted are printed without a traceback,
-  and exit with their status.
+  flags that are not defined. An ExpectedError is printed without a traceback,
+  and exits with its status.
   """
   atexit.register(console.flush)
 
@@ -27,7 +27,7 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
     try:
       _check_arguments(main, argv[1:])
       main(*argv[1:])
-    except (InputError, Diverged, Interrupted) as error:
+    except ExpectedError as error:
       return _exit(print_error(error))
     except KeyboardInterrupt:
       return _exit(_print('error', 'stopped by Ctrl-C.', 130))
@@ -43,10 +43,13 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
   app.run(guarded, flags_parser=parse)
 
 
-def print_error(error: InputError | Diverged | Interrupted) -> int:
-  """Prints the message of an expected end, and returns its exit status."""
-  kind = 'stopped' if isinstance(error, Interrupted) else 'error'
-  return _print(kind, str(error), error.status)
+def print_error(error: ExpectedError) -> int:
+  """Prints the message of an expected end, once, and returns its exit status."""
+  if not error.is_printed:
+    kind = 'stopped' if isinstance(error, Interrupted) else 'error'
+    _print(kind, str(error), error.status)
+    error.is_printed = True
+  return error.status
 
 
 def _print(kind: str, text: str, status: int) -> int:

@@ -183,6 +183,8 @@ class Cluster:
     if not self.is_multiprocess:
       return
     if error is None or isinstance(error, Diverged | Interrupted):  # all processes get here
+      if error is not None:
+        cli.print_error(error)  # now, since another process may end this one in the barrier
       self.barrier('done')  # process 0 may still be writing
       self._finished.set()
       self._listener.join()

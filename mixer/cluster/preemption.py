@@ -27,7 +27,13 @@ class StopRequests:
   `attach` the cluster as soon as it is joined.
   """
 
-  def __init__(self):
+  def __init__(self, *, exit_early: bool = False):
+    """With `exit_early`, a signal before the first step ends the process at once.
+
+    That is for a program: while it loads or compiles, nothing has to be saved. Otherwise the run
+    stops at its first boundary.
+    """
+    self._exit_early, self._attached = exit_early, False
     self._cluster = coordination.SINGLE
     self._requested = threading.Event()  # this process got a signal
     self._lock = threading.Lock()  # held while the processes agree, so that none passes a boundary
@@ -57,7 +63,7 @@ class StopRequests:
 
   def attach(self, cluster: coordination.Cluster) -> None:
     """From now on, a signal to one process stops all processes of `cluster`."""
-    self._cluster = cluster
+    self._cluster, self._attached = cluster, True
     if cluster.is_multiprocess:
       cluster.on_announcement('stop', self._agree)
 
@@ -77,7 +83,11 @@ class StopRequests:
           self._handle(number)
 
   def _handle(self, number: int) -> None:
-    if not self._passed:
+    if self._exit_early and not self._attached:  # as without a handler
+      console.print_line(f'error: stopped by {_NAMES[number]}.', error=True)
+      console.flush()
+      os._exit(128 + number)
+    if self._exit_early and not self._passed:
       text = f'{_NAMES[number]} before the first step: nothing had to be saved.'
       console.print_line(f'stopped: {text}')
       if self._cluster.is_multiprocess:

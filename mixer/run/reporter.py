@@ -79,7 +79,7 @@ class Reporter:
     self._pending = None  # (step, device metrics, whether its row is kept)
     self._row = None  # the row of the pending step, once its metrics have been fetched
     self._once, self._more = dict(once or {}), {}
-    self._averages = _Averages(**self._log.read_partial())
+    self._averages = _Averages(self._log.read_partial())
     # Whether the evaluation of the last row is still to be made, since the run stopped before it.
     self.eval_deferred = self._log.last.get('postponed', False)
     if self.eval_deferred:
@@ -249,8 +249,12 @@ class Reporter:
 class _Averages:
   """Running sums of some metrics over steps, which continue exactly after a restart."""
 
-  def __init__(self, count: int = 0, sums: Mapping[str, float] | None = None):
-    self.count, self._sums = count, dict(sums or dict.fromkeys(_AVERAGED, 0.0))
+  def __init__(self, stored: Mapping):
+    """Continues what `to_json` returned; from anything else, starts anew."""
+    self._start()
+    sums = stored.get('sums')
+    if isinstance(sums, dict) and sums.keys() == self._sums.keys() and stored.get('count'):
+      self.count, self._sums = int(stored['count']), {k: float(v) for k, v in sums.items()}
 
   def add(self, values: Mapping[str, float]) -> None:
     self.count += 1
@@ -259,12 +263,15 @@ class _Averages:
   def take(self) -> dict[str, float]:
     """The means; starts new ones."""
     means = {name: total / self.count for name, total in self._sums.items()}
-    self.count, self._sums = 0, dict.fromkeys(_AVERAGED, 0.0)
+    self._start()
     return means
 
   def to_json(self) -> dict:
-    """The keyword arguments of an equal object."""
+    """What continues these sums."""
     return {'count': self.count, 'sums': self._sums}
+
+  def _start(self) -> None:
+    self.count, self._sums = 0, dict.fromkeys(_AVERAGED, 0.0)
 
 
 def _results(row: dict) -> dict[str, float]:

@@ -37,6 +37,8 @@ class Options:
     tensorboard: also write WORKDIR/tensorboard.
     profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
     stall_seconds: report a step that takes longer; 0 for never.
+    exit_early: a signal before the first step ends the process at once, as suits a program.
+      Otherwise the run stops after its first step.
     cluster: how this process joins the others.
   """
 
@@ -47,6 +49,7 @@ class Options:
   tensorboard: bool = True
   profile_steps: str | None = None
   stall_seconds: float = 600.0
+  exit_early: bool = False
   cluster: coordination.Options = dataclasses.field(default_factory=coordination.Options)
 
 
@@ -59,7 +62,10 @@ def train(options: Options) -> None:
     Interrupted: SIGTERM or Ctrl-C; the state is saved, and the same options resume.
   """
   facts = {**runtime.versions(), **settings.flatten({'config': options.config})}
-  with preemption.StopRequests() as stop, coordination.join(options.cluster, facts) as cluster:
+  with (
+    preemption.StopRequests(exit_early=options.exit_early) as stop,
+    coordination.join(options.cluster, facts) as cluster,
+  ):
     stop.attach(cluster)
     workdir = workdirs.prepare(options.workdir)
     with workdirs.locked(workdir):

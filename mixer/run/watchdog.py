@@ -81,11 +81,8 @@ class Watchdog:
 
   def _report(self) -> None:
     where = ''
-    if self._cluster.is_multiprocess:
-      heartbeats = sorted(self._cluster.fetch_heartbeats().items())
-      steps = {i: heartbeat.get('step', 0) for i, heartbeat in heartbeats}
-      behind = [str(i) for i, step in steps.items() if step == min(steps.values())]
-      where = f' Furthest behind: process {", ".join(behind)}, at step {min(steps.values())}.'
+    with contextlib.suppress(Exception):  # the coordination service may be what stalls
+      where = self._furthest_behind()
     logging.warning(
       'no step was dispatched for %g s after step %d.%s The stacks of all threads are in %s; the '
       'run continues.', self._stall_seconds, self._step, where, self._path,
@@ -95,3 +92,12 @@ class Watchdog:
       file.write(f'--- after step {self._step}, {time.strftime("%F %T")}\n')
       file.flush()
       faulthandler.dump_traceback(file)
+
+  def _furthest_behind(self) -> str:
+    """A sentence that names the processes at the earliest step; '' for a process alone."""
+    if not self._cluster.is_multiprocess:
+      return ''
+    heartbeats = sorted(self._cluster.fetch_heartbeats().items())
+    steps = {i: heartbeat.get('step', 0) for i, heartbeat in heartbeats}
+    behind = [str(i) for i, step in steps.items() if step == min(steps.values())]
+    return f' Furthest behind: process {", ".join(behind)}, at step {min(steps.values())}.'

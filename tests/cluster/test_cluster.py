@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 
 import pytest
 
+from mixer import cli
 from mixer.cluster import coordination, detection, handshake
-from mixer.errors import InputError
+from mixer.errors import Diverged, InputError
 import runs
 
 SLURM = {
@@ -298,3 +300,31 @@ def test_addresses(address):
   with pytest.raises(InputError, match='write HOST:PORT of process 0'):
     handshake.parse_address(address)
   assert handshake.parse_address('[::1]:80') == ('::1', 80)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_waiting_for_the_other_processes(tmp_path, number):
+  """The status is that of a process without handlers; nothing had begun."""
+  flags = runs.places(2)[0]
+  port = int(flags[0].rpartition(':')[2])
+  process = runs.start(
+    'train.py', *runs.train_flags(tmp_path / 'run'), *flags, env=runs.environment(tmp_path)
+  )
+  say_hello(port, 5).close()
+  process.send_signal(number)
+  ((status, output),) = runs.ends(process)
+  assert status == 128 + number and f'error: stopped by {number.name}.' in output
+
+
+def test_what_ends_a_run_is_printed_before_the_others_are_waited_for(capsys):
+  """Another process may end this one meanwhile; and it is printed once."""
+
+  class Gone(Store):
+    def wait_at_barrier(self, name, timeout_ms):
+      assert 'error: step 5: loss = nan' in capsys.readouterr().err
+      raise RuntimeError('process 0 has ended')
+
+  error = Diverged('step 5: loss = nan')
+  with pytest.raises(RuntimeError, match='process 0 has ended'):
+    coordination.Cluster(Gone(), process_id=1, num_processes=2).__exit__(None, error, None)
+  assert cli.print_error(error) == 3 and not capsys.readouterr().err

@@ -119,7 +119,18 @@ def test_means_continue_exactly_after_a_stop_between_rows(tmp_path, stop):
 
 
 @pytest.mark.parametrize(
-  'content', ['', '[]', '{"2": 3}', '{"2": [0]}', '{"2": [0, 5]}', '{"x": {}}']
+  'content',
+  [
+    '',
+    '[]',
+    '{"2": 3}',
+    '{"2": [0]}',
+    '{"2": [0, 5]}',
+    '{"x": {}}',
+    '{"2": [0, {"count": 1, "sums": {}, "x": 1}]}',
+    '{"2": [0, {"sums": 3}]}',
+    '{"2": [0, {"count": 1, "sums": {"loss": 9.0}}]}',
+  ],
 )
 def test_partial_sums_that_are_damaged_are_ignored(tmp_path, content):
   (tmp_path / 'metrics.partial.json').write_text(content)

@@ -16,6 +16,7 @@ from mixer import pretrained
 from mixer.errors import Diverged, InputError, Interrupted
 from mixer.input.sources import arrays
 from mixer.run import evaluation
+from mixer.training import train_step
 import runs
 
 
@@ -117,6 +118,23 @@ def test_a_stop_between_rows_changes_nothing(tmp_path, monkeypatch, whole, step)
   assert not (tmp_path / 'parts' / 'model.npz').exists()
   train(tmp_path / 'parts')
   assert_same_run(whole, tmp_path / 'parts')
+
+
+def test_a_signal_before_the_first_step_does_not_end_the_process(tmp_path, monkeypatch, whole):
+  """It ends train.py at once; here the run stops after its first step, and can be resumed."""
+  original = train_step.compile_step
+
+  def compile_step(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)  # the thread of the signals notes it
+    return original(*args)
+
+  monkeypatch.setattr(train_step, 'compile_step', compile_step)
+  with pytest.raises(Interrupted, match='at step 1 of 6; its state is saved'):
+    train(tmp_path)
+  monkeypatch.setattr(train_step, 'compile_step', original)
+  train(tmp_path)
+  assert_same_run(whole, tmp_path)
 
 
 def test_errors_leave_the_process_usable(tmp_path):

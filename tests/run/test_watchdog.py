@@ -58,5 +58,17 @@ def test_the_slowest_process_is_named(tmp_path, monkeypatch):
   assert dog.lags(50) == {}
 
 
+def test_a_stall_is_reported_when_the_other_processes_cannot_be_asked(tmp_path, caplog):
+  class Client:
+    def key_value_dir_get(self, prefix):
+      raise RuntimeError('no answer')
+
+  cluster = coordination.Cluster(Client(), num_processes=2)
+  dog = watchdog.Watchdog(epath.Path(tmp_path), stall_seconds=0.1, cluster=cluster)
+  with dog.watching():
+    wait_until((tmp_path / 'stall-0.txt').exists)
+  assert 'no step was dispatched for 0.1 s after step 0. The stacks' in caplog.text
+
+
 def test_lags_of_one_process(tmp_path):
   assert watchdog.Watchdog(epath.Path(tmp_path), stall_seconds=0.0).lags(10) == {}
