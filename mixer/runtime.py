@@ -61,8 +61,9 @@ def tensorflow():
   Environment variables of the user come first.
   """
   level = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1')  # JAX sets 1 when it is imported
-  # Of TensorFlow's C++ code, errors only: it warns of each image that cannot be decoded.
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2' if level == '1' else level
+  # Nothing of TensorFlow's C++ code: it logs an error for each image that cannot be decoded, which
+  # this program reports itself, and it raises its other errors.
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3' if level == '1' else level
   # With oneDNN it prints a message at import at any log level. No op of the input uses oneDNN.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf

@@ -23,7 +23,7 @@ _RUNS_CODE = 'reading it would run whatever code it brings'
 _WRONG = (
   (rb'\Z', 'is empty', 'Fetch it again'),
   (
-    rb'\s*(\xef\xbb\xbf)?\s*<',
+    rb'\s*(\xef\xbb\xbf)?\s*<[!?a-zA-Z]',
     'is an HTML or XML page, not parameters; it begins with {begin!r}',
     'The server answered with a message instead of the file; read it, and fetch the file again',
   ),

@@ -8,10 +8,10 @@ import numpy as np
 from mixer import models, pretrained
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
-from mixer.models import bit_resnet, layers, mlp_mixer, variants
+from mixer.models import bit_resnet, layers, mlp_mixer, position_tables, variants, vit
 from mixer.pretrained import growth, inference, trees
 
-Model = mlp_mixer.MlpMixer | bit_resnet.BitResNet
+Model = mlp_mixer.MlpMixer | vit.VisionTransformer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
 
 
@@ -69,8 +69,10 @@ def start_from(
     InputError: the parameters do not fit, or cannot grow to this size.
   """
   changes = []
-  if isinstance(model, mlp_mixer.MlpMixer):  # no other model depends on the image size
+  if isinstance(model, mlp_mixer.MlpMixer):
     params, changes = _grow(params, model, source, image_size, from_size)
+  elif isinstance(model, vit.VisionTransformer):
+    params, changes = _resize_positions(params, model, image_size, from_size)
   params, head_change = _with_head(params, model, head)
   plain = models.in_released_layout(model)
   trees.check(params, models.shapes(plain, image_size, channels), source)
@@ -123,6 +125,22 @@ def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[s
       f'config.model.tiles={tiles}, so that the token-mixing MLPs grow along.'
     )
   return growth.grow(params, old, tiles), [f'grown from a grid of {old} patches to {grid}']
+
+
+def _resize_positions(params, model, image_size, from_size) -> tuple[Mapping, list[str]]:
+  """(the parameters with a position table for such images, how it was changed)."""
+  try:
+    table = params['Transformer']['posembed_input']['pos_embedding']
+  except KeyError:  # `trees.check` names it
+    return params, []
+  new = layers.patch_grid(image_size, model.patch_size)
+  old = None if from_size is None else layers.patch_grid(from_size, model.patch_size)
+  resized = position_tables.resize(table, new, old)
+  if resized.shape == table.shape:
+    return params, []
+  positions = {'posembed_input': {'pos_embedding': resized}}
+  transformer = {**params['Transformer'], **positions}
+  return {**params, 'Transformer': transformer}, [f'position table resized to a grid of {new}']
 
 
 def _grid(params, model, from_size, source) -> tuple[int, int]:

@@ -249,6 +249,10 @@ WRONG = {
   'a page': (
     PAGE, f') is an HTML or XML page, not parameters; it begins with {PAGE[:60]!r}. {ASK}'
   ),
+  'a byte that begins a page, and none': (
+    b'<\x00\x00\x008\x00d\x00b', ") is not a file of parameters; it begins with b'<\\x00\\x00\\x008\\x00d\\x00b'. Give an .npz, "
+    '.safetensors or .pth file, or the workdir of a run.'
+  ),
   'an XML page': (
     DENIED, f') is an HTML or XML page, not parameters; it begins with {DENIED[:60]!r}. {ASK}'
   ),

@@ -8,6 +8,7 @@ import pytest
 
 from mixer import models, pretrained
 from mixer.errors import InputError
+from mixer.models import position_tables
 from mixer.pretrained import growth, warm_start
 
 SMALL = {'num_blocks': 3, 'hidden_dim': 32, 'tokens_mlp_dim': 16, 'channels_mlp_dim': 64}
@@ -179,3 +180,19 @@ def test_load_lays_out_for_scanned_blocks(tmp_path):
   np.testing.assert_allclose(
     model.apply({'params': found}, images), build().apply({'params': params}, images), atol=1e-5
   )
+
+
+@pytest.mark.parametrize('size,from_size', [((16, 24), None), ((8, 12), (16, 12)), ((8, 8), None)])
+def test_a_vit_at_another_image_size(size, from_size):
+  """Its position table is interpolated, also between rectangles; nothing else changes."""
+  model = models.build('ViT', 5, num_blocks=1, hidden_dim=8, mlp_dim=16, num_heads=2, patch_size=4)
+  trained_size = from_size or (8, 8)
+  params = noise(models.shapes(model, trained_size))
+  started, changes = start(params, model, size, from_size=from_size)
+  before, after = pretrained.flatten(params), pretrained.flatten(started)
+  name = 'Transformer/posembed_input/pos_embedding'
+  old, new = (tuple(side // 4 for side in pair(one)) for one in (trained_size, size))
+  np.testing.assert_array_equal(after[name], position_tables.resize(before[name], new, old))
+  assert after[name].shape == (1, 1 + new[0] * new[1], 8)
+  assert (f'position table resized to a grid of {new}' in changes) == (old != new)
+  assert all(np.array_equal(before[key], after[key]) for key in before if key != name)
