@@ -241,6 +241,7 @@ OBJECTS = np.array([{'a': 1}], dtype=object)
 FLIPPED = GOOD.replace(np.float32(5).tobytes(), np.float32(7).tobytes())
 PAGE = b'<!DOCTYPE html><html><head><title>Error 404</title></head></html>'
 DENIED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code></Error>"
+PROGRAM = b'<\x00\x00\x008\x00d\x00b'
 ANSWER = b'{"error": {"code": 403, "message": "no access"}}'
 ASK = 'The server answered with a message instead of the file; read it, and fetch the file again.'
 RUNS = 'reading it would run whatever code it brings'
@@ -249,9 +250,10 @@ WRONG = {
   'a page': (
     PAGE, f') is an HTML or XML page, not parameters; it begins with {PAGE[:60]!r}. {ASK}'
   ),
-  'a byte that begins a page, and none': (
-    b'<\x00\x00\x008\x00d\x00b', ") is not a file of parameters; it begins with b'<\\x00\\x00\\x008\\x00d\\x00b'. Give an .npz, "
-    '.safetensors or .pth file, or the workdir of a run.'
+  'StableHLO': (
+    PROGRAM,
+    f') is not a file of parameters; it begins with {PROGRAM!r}. Give an .npz, .safetensors or '
+    '.pth file, or the workdir of a run.',
   ),
   'an XML page': (
     DENIED, f') is an HTML or XML page, not parameters; it begins with {DENIED[:60]!r}. {ASK}'
