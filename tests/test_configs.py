@@ -18,6 +18,7 @@ import sets
 
 SMALL_BIT = {'stage_sizes': (1,), 'width': 8, 'groups': 4}
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
+pytestmark = pytest.mark.usefixtures('compiled_once')
 UPSTREAM = [p.stem for p in sorted((runs.ROOT / 'configs').glob('mixer_*.py'))]
 DATA = ('imagenet21k', 'imagenet2012', 'jft')
 

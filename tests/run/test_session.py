@@ -7,7 +7,6 @@ import threading
 import time
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -19,24 +18,7 @@ from mixer.run import evaluation
 from mixer.training import train_step
 import runs
 
-
-@pytest.fixture(autouse=True, scope='module')
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs, since the runs here are of few different ones."""
-  values = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in values}
-
-  def configure(settings):
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-      jax.config.update(name, value)
-
-  configure(values)
-  yield
-  configure(before)
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def config(**changes) -> dict:
