@@ -5,6 +5,8 @@ layout that docs/weights.md lists. Every evaluation of the config is run; the re
 and written as JSON.
 """
 
+import pathlib
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -18,7 +20,10 @@ flags.DEFINE_enum(
   'which', 'newest', ['newest', 'best'], 'Of a workdir: the newest checkpoint or the best.'
 )
 flags.DEFINE_string(
-  'output', None, 'JSON file; by default evaluation.json in the workdir, or beside the file.'
+  'output',
+  None,
+  'JSON file for the results; by default WORKDIR/evaluation/CONFIG-step_STEP.json, or '
+  'FILE.evaluation/CONFIG.json beside a file.',
 )
 flags.DEFINE_bool(
   'require_evals', False, 'Fail if evaluation data are missing, instead of skipping.'
@@ -35,6 +40,7 @@ def main() -> None:
       config=settings.config(_CONFIG),
       checkpoint=given.checkpoint,
       which=given.which,
+      name=pathlib.PurePath(config_flags.get_config_filename(given['config'])).stem,
       output=given.output,
       require=given.require,
       require_evals=given.require_evals,

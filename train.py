@@ -25,6 +25,12 @@ flags.DEFINE_float(
   'Report a step that takes longer, with the stacks of all threads; 0 for never.',
   lower_bound=0.0,
 )
+flags.DEFINE_string(
+  'finish',
+  None,
+  'Train no further: write model.npz, model.json and curves.png from a checkpoint of the workdir, '
+  'latest, best or the number of its step.',
+)
 flags.DEFINE_bool(
   'dry_run', False, 'Compile the train step, print what it needs and its least time, and stop.'
 )
@@ -56,6 +62,7 @@ def main() -> None:
       tensorboard=given.tensorboard,
       profile_steps=given.profile_steps,
       stall_seconds=given.stall_seconds,
+      finish=given.finish,
       exit_early=True,
       cluster=coordination.options_from_flags(),
     )

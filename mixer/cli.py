@@ -3,8 +3,11 @@
 import atexit
 from collections.abc import Callable
 import inspect
+import os
 import signal
 import sys
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -17,9 +20,9 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
 
   The positional arguments of the command line are those of `main`; with `keep_unknown`, so are the
   flags that are not defined. An ExpectedError is printed without a traceback,
-  and exits with its status.
+  and exits with its status. The process ends at once: TensorFlow's and JAX's threads can hold up
+  the interpreter's own exit for seconds.
   """
-  atexit.register(console.flush)
 
   def guarded(argv) -> int:
     if not flags.FLAGS['verbosity'].present:
@@ -40,7 +43,22 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
       # From the config file as well: it is loaded, and overridden, while flags are parsed.
       sys.exit(_print('error', _flag_error(error), 2))
 
-  app.run(guarded, flags_parser=parse)
+  try:
+    app.run(guarded, flags_parser=parse)
+  except SystemExit as end:
+    _leave(end.code)
+  except BaseException:
+    traceback.print_exc()
+    _leave(1)
+
+
+def _leave(status: int | str | None) -> NoReturn:
+  """Ends the process as `sys.exit(status)` does, without the interpreter's teardown."""
+  if isinstance(status, str):
+    status = _print('error', status, 1)
+  atexit._run_exitfuncs()  # those that remove temporary directories, for instance
+  console.flush()
+  os._exit(status or 0)
 
 
 def print_error(error: ExpectedError) -> int:

@@ -14,6 +14,10 @@ class InputError(ExpectedError, ValueError):
   status = 2
 
 
+class DiskError(InputError, OSError):
+  """A file cannot be written; the message names it and says what to do."""
+
+
 class MissingData(InputError):
   """A data set is not on disk, and nothing else is wrong: its evaluation can be skipped."""
 

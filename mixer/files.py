@@ -6,10 +6,13 @@ import csv
 import fcntl
 import io
 import os
+import socket
 from typing import IO
 
 from absl import logging
 from etils import epath
+
+from mixer.errors import DiskError
 
 CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
 
@@ -20,10 +23,35 @@ def absolute(path: str) -> epath.Path:
 
 
 def write(path: epath.Path, content: bytes) -> None:
-  """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
+  """Writes a file under a temporary name and renames it, so that it is never seen half-written.
+
+  Makes its directory if that is missing.
+
+  Raises:
+    DiskError: the file cannot be written there.
+  """
   partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(content)
-  partial.replace(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(path)
+  except OSError as fault:
+    raise DiskError(
+      f'{path} cannot be written: {fault}. Free disk space (quotas count too), or give a place '
+      'that can be written to.'
+    ) from fault
+
+
+def is_writable(directory: epath.Path) -> bool:
+  """Whether files can be written in a directory, which is made if it is missing."""
+  probe = directory / f'.probe-{socket.gethostname()}-{os.getpid()}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_text('probe')
+    probe.unlink()
+  except OSError:
+    return False
+  return True
 
 
 def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:

@@ -51,6 +51,20 @@ def run(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> tuple[int, 
   return ends(process)[0]
 
 
+def small_digits(**changes) -> dict:
+  """The digits at a size that takes seconds; keys as on the command line."""
+  from configs import digits  # others start processes only
+
+  found = digits.get_config()
+  small = {
+    'model.num_blocks': 1, 'model.hidden_dim': 16, 'model.tokens_mlp_dim': 8,
+    'model.channels_mlp_dim': 32, 'train_input.batch_size': 64, 'total_steps': 6, 'every.log': 4,
+    'every.evaluate': 6, 'every.checkpoint': 3,
+  }  # fmt: skip
+  found.update_from_flattened_dict({**small, **changes})
+  return found.to_dict()
+
+
 def train_here(config, workdir, **options) -> None:
   """Trains in this process, without TensorBoard; `config` is a ConfigDict or plain dicts."""
   from mixer.run import session  # others start processes only

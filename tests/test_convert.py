@@ -117,7 +117,7 @@ def test_a_run_is_read_and_converted(tmp_path, capsys):
   saved = manager.Checkpoints(epath.Path(tmp_path) / 'checkpoints', keep_last=2)
   for step in (10, 20):
     stacked = jax.tree.map(jax.numpy.asarray, scanning.stack_blocks(tree(seed=step)))
-    saved.save(step, {'params': stacked, 'step': np.int32(step)}, {})
+    saved.save(step, {'params': stacked, 'step': np.int32(step)})
   saved.close()
   equal(pretrained.load(tmp_path), tree(seed=20))
   identity = pretrained.open(tmp_path).identity
@@ -220,4 +220,4 @@ def test_programs(tmp_path):
   assert status == 0, output
   sha256 = pretrained.open(target).identity['sha256']
   assert f'sha256 {sha256}' in output
-  assert json.loads((tmp_path / 'a.evaluation.json').read_text())['sha256'] == sha256
+  assert json.loads((tmp_path / 'a.evaluation' / 'digits.json').read_text())['sha256'] == sha256

@@ -192,7 +192,7 @@ def test_a_folder_from_start_to_end(tmp_path):
 
   status, output = runs.run('evaluate.py', config, f'--checkpoint={workdir}/model.npz', env=env)
   assert status == 0, output
-  result = json.loads((workdir / 'model.evaluation.json').read_text())
+  result = json.loads((workdir / 'model.evaluation' / 'finetune.json').read_text())
   assert result['test/top1'] == last['test/top1'] and result['test/n'] == 9
 
   status, output = runs.run(

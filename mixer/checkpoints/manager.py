@@ -2,9 +2,14 @@
 
 from concurrent import futures
 import contextlib
+import glob
 import json
+import os
+import shutil
+import tempfile
 import time
 import traceback
+import weakref
 
 from absl import logging
 from etils import epath
@@ -52,8 +57,9 @@ class Checkpoints:
     if keep_last < 1:
       raise InputError(f'checkpoints.keep_last is {keep_last}; keep at least 1.')
     self.directory = epath.Path(directory)
+    self._link: epath.Path | None = None  # to the directory, see `_orbax_path`
     self.copies = keep_last + (keep_best is not None) + 1  # on disk at once, while saving
-    self._keep_last, self._keep_best = keep_last, keep_best
+    self.keep_best, self._keep_last = keep_best, keep_last
     self._read_only, self._cluster = read_only, cluster
     self._damaged_directory = self.directory.with_name(self.directory.name + '.damaged')
     self._restored_step = self._saving_step = None
@@ -77,6 +83,11 @@ class Checkpoints:
     with self._resources:
       self.wait()
 
+  @property
+  def is_multiprocess(self) -> bool:
+    """Whether several processes save together."""
+    return self._cluster.is_multiprocess
+
   def check(self) -> None:
     """Raises the fault of a save that has failed by now, as InputError if the disk is to blame."""
     if self._save is not None and self._save.done():
@@ -88,45 +99,49 @@ class Checkpoints:
       with self._explained():
         self._save.result()
 
-  def save(self, step: int, state, results: dict[str, float]) -> None:
-    """Starts to save `state`; `results` are this step's evaluation, or {}.
+  def save(self, step: int, state) -> None:
+    """Starts to save `state`, unless the run was restored from this step.
 
-    For the step that the run was restored from, adds only the results. Raises the fault of an
-    earlier save.
+    Raises the fault of an earlier save.
     """
     self.wait()
     if self._cluster.process_id == 0:  # others may see the files of a network filesystem later
       self._check_directory(step)
-    if self._keep_best is None:
-      results = {}
-    elif results and self._keep_best not in results:
-      raise InputError(
-        f'config.checkpoints.keep_best={self._keep_best!r} is no result of an evaluation; '
-        f'use one of {sorted(results)}.'
-      )
     if step == self._restored_step:
-      self._add_results(results)
       return
     self._saving_step = step
     if self._checkpointer is None:
       self._open()
-    items = {'state': ocp.args.StandardSave(state)}
-    if results:
-      items['metrics'] = ocp.args.JsonSave(results)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     with self._explained():
-      self._checkpointer.save(self._path(step), args=ocp.args.Composite(**items), force=True)
+      self._checkpointer.save(self._orbax_path(step), args=args, force=True)
     self._save = self._thread.submit(self._finish_save)
+
+  def add_results(self, step: int, results: dict[str, float]) -> None:
+    """Adds the results of an evaluation to the checkpoint of `step`, for `keep_best`.
+
+    Waits until that checkpoint is complete.
+    """
+    if self.keep_best is None or not results:
+      return
+    if self.keep_best not in results:
+      raise InputError(
+        f'config.checkpoints.keep_best={self.keep_best!r} is no result of an evaluation; '
+        f'use one of {sorted(results)}.'
+      )
+    self.wait()
+    self._cluster.on_process_0(lambda: self._write_results(step, results))
 
   def restore(self, step: int, like):
     """The state saved at `step`, as `like`: ShapeDtypeStructs that carry shardings."""
     self._restored_step = step
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-      return checkpointer.restore(self._path(step), args=args)['state']
+      return checkpointer.restore(self._orbax_path(step), args=args)['state']
 
   def restore_params(self, step: int) -> dict:
     """The parameters alone of the state saved at `step`, as numpy arrays."""
-    path = self._path(step)
+    path = self._orbax_path(step)
     handler = ocp.CompositeCheckpointHandler(
       state=ocp.PyTreeCheckpointHandler(), metrics=ocp.JsonCheckpointHandler()
     )
@@ -166,6 +181,19 @@ class Checkpoints:
   def _path(self, step: int) -> epath.Path:
     return self.directory / str(step)
 
+  def _orbax_path(self, step: int) -> epath.Path:
+    """The same by a path without the characters `*?[`: orbax uses paths as glob patterns."""
+    if glob.escape(str(self.directory)) == str(self.directory):
+      return self._path(step)
+    if '://' in str(self.directory):
+      raise InputError(f'{self.directory} has one of the characters *?[ in its name; use another.')
+    if self._link is None:
+      parent = tempfile.mkdtemp(prefix='mixer-')
+      weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+      self._link = epath.Path(parent) / 'checkpoints'
+      os.symlink(self.directory, self._link)
+    return self._link / str(step)
+
   def _find_latest_intact(self) -> int | None:
     intact = []
     for step in reversed(self.steps()):
@@ -192,9 +220,9 @@ class Checkpoints:
     for step in self.steps():
       results = self._results(step)
       if results and integrity.damage(self._path(step)) is None:
-        if self._keep_best not in results:
+        if self.keep_best not in results:
           raise InputError(
-            f'config.checkpoints.keep_best={self._keep_best!r} is no result of step {step} in '
+            f'config.checkpoints.keep_best={self.keep_best!r} is no result of step {step} in '
             f'{self.directory}; it has {sorted(results)}.'
           )
         evaluated[step] = results
@@ -202,30 +230,26 @@ class Checkpoints:
 
   def _best_of(self, evaluated: dict[int, dict[str, float]]) -> int | None:
     """Of steps with the same result, the newest."""
-    return max(evaluated, key=lambda step: (evaluated[step][self._keep_best], step), default=None)
+    return max(evaluated, key=lambda step: (evaluated[step][self.keep_best], step), default=None)
 
   def _results(self, step: int) -> dict[str, float]:
     """The results that were saved with the checkpoint of `step`; {} if there are none."""
     path = self._path(step) / 'metrics' / 'metrics'
     return json.loads(path.read_text()) if path.exists() else {}
 
-  def _add_results(self, results: dict[str, float]) -> None:
-    """Adds the results of an evaluation to the checkpoint that the run was restored from."""
-    if results and self._cluster.process_id == 0:
-      root = self._path(self._restored_step)
-      (root / 'metrics').mkdir(exist_ok=True)
-      files.write(root / 'metrics' / 'metrics', json.dumps(results).encode())
-      files.write(root / integrity.FILE, integrity.content(root))
-    self._cluster.on_process_0(lambda: None)  # wait until the files are written
+  def _write_results(self, step: int, results: dict[str, float]) -> None:
+    """Writes the results, then the manifest: a kill between them leaves an intact checkpoint."""
+    root = self._path(step)
+    (root / 'metrics').mkdir(exist_ok=True)
+    files.write(root / 'metrics' / 'metrics', json.dumps(results).encode())
+    files.write(root / integrity.FILE, integrity.content(root))
+    self._remove_superseded()
 
   def _open(self) -> None:
     """Starts what saving needs; `close` ends it."""
     self._resources.enter_context(save_faults.hidden_tracebacks())
     self._thread = self._resources.enter_context(futures.ThreadPoolExecutor(1, 'save'))
-    handler = ocp.CompositeCheckpointHandler(
-      state=ocp.StandardCheckpointHandler(),
-      metrics=ocp.JsonCheckpointHandler(filename='metrics'),
-    )
+    handler = ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
     options = ocp.AsyncOptions(timeout_secs=600, post_finalization_callback=self._write_manifest)
     self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
     self._resources.callback(self._close_checkpointer)
@@ -258,13 +282,17 @@ class Checkpoints:
     """In a thread: waits until the checkpoint is complete, then removes those not to be kept."""
     self._checkpointer.wait_until_finished()
     if self._cluster.process_id == 0:
-      steps = self.steps()
-      results = {step: self._results(step) for step in steps}
-      best = self._best_of({s: found for s, found in results.items() if self._keep_best in found})
-      kept = {*steps[-self._keep_last :], best}
-      for step in steps:
-        if step not in kept:
-          self._remove(step)
+      self._remove_superseded()
+
+  def _remove_superseded(self) -> None:
+    """Removes the checkpoints that are neither among the newest ones nor the best."""
+    steps = self.steps()
+    results = {step: self._results(step) for step in steps}
+    best = self._best_of({s: found for s, found in results.items() if self.keep_best in found})
+    kept = {*steps[-self._keep_last :], best}
+    for step in steps:
+      if step not in kept:
+        self._remove(step)
 
   def _remove(self, step: int) -> None:
     """Removes a checkpoint; it is marked as incomplete first, so a kill leaves no damaged one."""

@@ -46,7 +46,7 @@ def build(
   features: Callable,
   loss: str,
   mesh: Mesh,
-  records: epath.Path,
+  records: epath.Path | None,
   total_steps: int = 0,
 ) -> Callable[..., dict[str, float]]:
   """One evaluator for all sections: (params, step=None) -> {'<section>/<result>': float}.
@@ -63,7 +63,7 @@ def build(
     loss: the training loss, a name in `losses.LOSSES`.
     mesh: the devices that share the work.
     records: facts of an evaluation besides its results are written to
-      '<records>.<section>.json'.
+      '<records>.<section>.json'; with None, they are not.
     total_steps: the last step.
   """
   parts = {}
@@ -72,7 +72,8 @@ def build(
     kind = _kind(name, section)
     network = {'apply': apply, 'features': features, 'loss': loss, 'mesh': mesh}
     sources = {'data': section['input'], 'support_set': section.get('train_input')}
-    record = functools.partial(_record, records.with_name(f'{records.name}.{name}.json'), name)
+    path = records and records.with_name(f'{records.name}.{name}.json')
+    record = functools.partial(_record, path, name)
     have = {**network, **inputs, 'sources': sources, 'record': record}
     wanted = {'data', 'support_set'} & set(kind.given)
     if wanted != set(inputs):
@@ -112,7 +113,9 @@ def _kind(name: str, section: Mapping) -> Kind:
   return EVALUATORS[section['kind']]
 
 
-def _record(path: epath.Path, name: str, facts: dict, line: str) -> None:
+def _record(path: epath.Path | None, name: str, facts: dict, line: str) -> None:
   if jax.process_index() == 0:
-    files.write(path, json.dumps(facts).encode())
-    console.print_line(f'{name}: {line}; all in {path}')
+    if path:
+      files.write(path, json.dumps(facts).encode())
+      line += f'; all in {path}'
+    console.print_line(f'{name}: {line}')

@@ -100,7 +100,7 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh):
     }
 
   sums = jax.jit(sums, out_shardings=replicated)
-  compiled: list[jax.stages.Compiled] = []
+  compiled: list[Callable] = []
 
   def evaluate(params) -> dict[str, float]:
     shard = {'shard': jax.process_index(), 'num_shards': jax.process_count()}
@@ -111,7 +111,8 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh):
       batch = sharding.put(batch, mesh)
       if not compiled:
         with jax.set_mesh(mesh):  # for `layers.shard_batch`
-          compiled.append(sums.lower(params, batch).compile())
+          lowered = sums.lower(params, batch)
+          compiled.append(sums if jax.config.jax_disable_jit else lowered.compile())
         begin = time.perf_counter()  # images_per_sec excludes compilation
       pending.append(compiled[0](params, batch))
       if len(pending) == 2:  # the host is at most one batch ahead of the device

@@ -1,6 +1,7 @@
 """The tf.data pipeline of every source of encoded images: order, crops, RandAugment, batches."""
 
 from collections.abc import Callable, Iterator
+import threading
 import weakref
 
 import numpy as np
@@ -237,17 +238,22 @@ class Images:
 
 
 class _NumpyBatches:
-  """An iterator over a dataset that is freed before Python exits.
-
-  Later, its threads would wait for the interpreter to call `fetch`, and the exit for its threads.
-  """
+  """An iterator over a dataset. Nothing waits until it is freed, except the interpreter's exit."""
 
   def __init__(self, dataset: tf.data.Dataset):
     self._held = [dataset.as_numpy_iterator()]
-    weakref.finalize(self, self._held.clear)
+    weakref.finalize(self, _free, self._held)
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
     return next(self._held[0])
+
+
+def _free(held: list) -> None:
+  """Frees an iterator. TensorFlow waits for the elements under way, which can take seconds."""
+  if threading.main_thread().is_alive():
+    threading.Thread(target=held.clear, name='free dataset', daemon=True).start()
+  else:  # Python exits: later, the elements would wait for the interpreter, and it for them
+    held.clear()

@@ -131,12 +131,20 @@ def _first_available(sections: Mapping[str, Mapping]) -> tuple[str, inputs.Input
 def table_of_metrics(runs: Sequence[Run]) -> list[dict]:
   """A row for each run, with the last value of every metric that any of them has."""
   names = sorted({name for run in runs for name in run.final})
-  evaluated = sorted({name for run in runs for name in run.evaluation})
+  evaluated = {
+    run.label: {
+      f'{evaluation}: {name}': value
+      for evaluation, results in run.evaluations.items()
+      for name, value in results.items()
+    }
+    for run in runs
+  }
+  columns = sorted({name for found in evaluated.values() for name in found})
   return [
     {'run': run.label, 'workdir': run.path, 'model': run.config['model']['name'],
      'training_data': run.data, 'finished': bool(run.description)}
     | {name: run.final.get(name, '') for name in names}
-    | {f'evaluate.py: {name}': run.evaluation.get(name, '') for name in evaluated}
+    | {name: evaluated[run.label].get(name, '') for name in columns}
     for run in runs
   ]  # fmt: skip
 

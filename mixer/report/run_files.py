@@ -28,7 +28,7 @@ class Run:
     config: the config of train.py.
     rows: of metrics.jsonl.
     description: model.json; None for an unfinished run.
-    evaluation: {result: value} of evaluation.json, which evaluate.py writes.
+    evaluations: {name: {result: value}} of the files that evaluate.py writes.
   """
 
   label: str
@@ -36,7 +36,7 @@ class Run:
   config: Mapping
   rows: Sequence[Mapping]
   description: Mapping | None
-  evaluation: Mapping[str, float]
+  evaluations: Mapping[str, Mapping[str, float]]
 
   @property
   def final(self) -> dict[str, float]:
@@ -123,10 +123,22 @@ def _read(path: epath.Path, label: str) -> Run:
     rows = metrics_log.read_rows(path)
   except json.JSONDecodeError as fault:
     raise InputError(f'{path / metrics_log.METRICS_FILE} is damaged: {fault}.') from fault
-  evaluation = _json(path / 'evaluation.json') or {}
   description = descriptions.read_model_file(path)
-  numbers = {k: v for k, v in evaluation.items() if '/' in k and isinstance(v, int | float)}
-  return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, numbers)
+  return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, _evaluations(path))
+
+
+def _evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:
+  """The results of each evaluation by evaluate.py; earlier versions wrote one evaluation.json."""
+  paths = {'evaluation': workdir / 'evaluation.json'}
+  for directory, prefix in (('evaluation', ''), ('model.evaluation', 'model.npz ')):
+    if (workdir / directory).is_dir():
+      paths |= {f'{prefix}{path.stem}': path for path in sorted((workdir / directory).iterdir())}
+  found = {}
+  for name, path in paths.items():
+    content = _json(path) if path.suffix == '.json' else None
+    if content and 'checkpoint' in content:  # and not a record of sample ids
+      found[name] = {k: v for k, v in content.items() if '/' in k and isinstance(v, int | float)}
+  return found
 
 
 def _json(path: epath.Path) -> dict | None:

@@ -98,13 +98,15 @@ def results(runs: Sequence[Run]) -> Table:
     'epoch': [_number(run.final.get('epoch'), '{:.2f}') for run in runs],
     'train/loss': [_number(run.final.get('train/loss')) for run in runs],
   }
-  for source, suffix in (('results', ''), ('evaluation', ' (evaluate.py)')):
-    for name in sorted({name for run in runs for name in getattr(run, source)}):
+  sources = {'': [run.results for run in runs]}
+  for evaluation in sorted({name for run in runs for name in run.evaluations}):
+    sources[f' ({evaluation})'] = [run.evaluations.get(evaluation, {}) for run in runs]
+  for suffix, found in sources.items():
+    for name in sorted({name for results in found for name in results}):
       kind = name.rpartition('/')[2]
       if kind != 'images_per_sec':
         title = f'{name} %' if _SHARE.fullmatch(kind) else name
-        values = [getattr(run, source).get(name) for run in runs]
-        facts[title + suffix] = [_result(kind, value) for value in values]
+        facts[title + suffix] = [_result(kind, results.get(name)) for results in found]
   rows = [[name, *values] for name, values in facts.items()]
   return Table(['', *(run.label for run in runs)], rows)
 

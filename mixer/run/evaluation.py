@@ -1,6 +1,8 @@
 """Evaluates a checkpoint: what evaluate.py does."""
 
+from collections.abc import Mapping
 import dataclasses
+import itertools
 import json
 
 from etils import epath
@@ -23,7 +25,10 @@ class Options:
       read.
     checkpoint: a file of parameters, or the workdir of a run.
     which: 'newest' or 'best' checkpoint of a workdir.
-    output: a JSON file; None for evaluation.json in the workdir, or beside the file.
+    name: of this evaluation, such as that of its config file.
+    output: a JSON file for the results. None for NAME-step_STEP.json in the directory 'evaluation'
+      of the workdir, or NAME.json in the directory FILE.evaluation beside a file; with a number
+      added if another evaluation has that name. If that place is read-only, nothing is written.
     require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
     require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
     cluster: how this process joins the others.
@@ -32,6 +37,7 @@ class Options:
   config: dict
   checkpoint: str
   which: str = 'newest'
+  name: str = 'evaluation'
   output: str | None = None
   require: str | None = None
   require_evals: bool = False
@@ -71,7 +77,9 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)
   runtime.check_backend(options.require)
   mesh = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
-  output = epath.Path(options.output) if options.output else _default_output(path)
+  used = {key: config.get(key) for key in ('evals', 'model', 'permutation', 'loss')}
+  output = cluster.on_process_0(lambda: _output(options, path, trained.identity.get('step'), used))
+  output = output and epath.Path(output)
   evaluator = evaluators.build(
     config['evals'],
     tests,
@@ -79,7 +87,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
     features=models.features_function(net, permutation, sizes[0]),
     loss=config['loss'],
     mesh=mesh,
-    records=output.with_suffix(''),
+    records=output and output.with_suffix(''),
   )
   cluster.check_same(inputs.identity(tests))
   results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
@@ -93,8 +101,11 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
     report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
     if skipped:
       report['left_out'] = sorted(skipped)
-    files.write(output, json.dumps(report, indent=1).encode())
-    print(f'written to {output}')
+    if output:
+      files.write(output, json.dumps({**report, 'config': used}, indent=1).encode())
+      print(f'written to {output}')
+    else:
+      print(f'not written: {_directory(path)} is read-only; --output=FILE gives another place')
   return results
 
 
@@ -109,5 +120,35 @@ def _open_tests(options: Options) -> tuple[dict[str, dict], dict[str, str]]:
   return tests, skipped
 
 
-def _default_output(path: epath.Path) -> epath.Path:
-  return path / 'evaluation.json' if path.is_dir() else path.with_suffix('.evaluation.json')
+def _output(options: Options, path: epath.Path, step: int | None, used: Mapping) -> str | None:
+  """The file for the results; None if no place is given and the default one is read-only.
+
+  Raises:
+    InputError: the given place cannot be written to.
+  """
+  if options.output:
+    output = files.absolute(options.output)
+    if output.is_dir() or not files.is_writable(output.parent):
+      raise InputError(f'--output={output} cannot be written; give a JSON file in a directory.')
+    return str(output)
+  directory = _directory(path)
+  if not files.is_writable(directory):
+    return None
+  stem = options.name if step is None else f'{options.name}-step_{step}'
+  wanted = json.loads(json.dumps(used))
+  for number in itertools.count(1):
+    output = directory / f'{stem}{f"-{number}" * (number > 1)}.json'
+    if not output.exists() or _config_of(output) == wanted:
+      return str(output)
+
+
+def _config_of(output: epath.Path) -> Mapping | None:
+  """What was evaluated for the results in a file; None if it cannot be read."""
+  try:
+    return json.loads(output.read_text())['config']
+  except (OSError, KeyError, TypeError, ValueError):
+    return None
+
+
+def _directory(path: epath.Path) -> epath.Path:
+  return path / 'evaluation' if path.is_dir() else path.with_suffix('.evaluation')

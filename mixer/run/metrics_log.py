@@ -64,8 +64,9 @@ class MetricsLog:
         with self._path.open('a') as file:
           file.write(json.dumps(row) + '\n')
     except OSError as fault:
+      cause = fault.__cause__ or fault
       raise InputError(
-        f'step {row["step"]} could not be written to {self._path}: {fault}. Free disk space '
+        f'step {row["step"]} could not be written to {self._path}: {cause}. Free disk space '
         '(quotas count too), then start the same command again.'
       ) from fault
     self.last = dict(row)

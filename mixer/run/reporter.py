@@ -84,7 +84,7 @@ class Reporter:
     self.eval_deferred = self._log.last.get('postponed', False)
     if self.eval_deferred:
       self._pending = (first_step, {}, True)
-      self._row = {k: v for k, v in self._log.last.items() if k != 'postponed'}
+      self._row = dict(self._log.last)
     self._last_step = self._first_step = first_step
     self._started = time.perf_counter()
     self._restart_clock(first_step)
@@ -112,15 +112,16 @@ class Reporter:
     self._pending = (step, metrics, keep)
     self._more = more
 
-  def add(self, results: dict[str, float]) -> None:
-    """Adds the results of an evaluation to the pending row."""
-    self._fetch()
-    self._row.update(results)
-
   def defer_eval(self) -> None:
-    """Marks the pending row: its evaluation is made at the next start."""
+    """Checks the pending step, and marks its row: without `add`, the next start evaluates it."""
     self._fetch()
     self._row['postponed'] = True
+
+  def add(self, results: dict[str, float]) -> None:
+    """Adds the results of an evaluation to the pending row, or to the deferred one."""
+    self._fetch()
+    self._row.pop('postponed', None)
+    self._row.update(results)
 
   def write(self, *, stopping: bool = False) -> None:
     """Checks the pending step and writes its row, if it has one.
@@ -130,7 +131,8 @@ class Reporter:
     self._fetch()
     if self._row:
       self._write_row(self._row)
-    self._pending = self._row = None
+    if not (self._row or {}).get('postponed'):
+      self._pending = self._row = None
     if stopping and self._averages.count:
       self._log.write_partial(self._last_step, self._averages.to_json())
 
@@ -197,8 +199,8 @@ class Reporter:
 
   def _write_row(self, row: dict) -> None:
     self._log.append(row, replace=self.eval_deferred)
-    self.eval_deferred = False
-    if not self._is_writer or row.get('postponed'):
+    self.eval_deferred = row.get('postponed', False)
+    if not self._is_writer or self.eval_deferred:
       return
     scalars = {k: v for k, v in row.items() if k != 'step'}
     self._to_tensorboard(
@@ -237,11 +239,10 @@ class Reporter:
 
   def _draw_picture(self) -> None:
     if self._draw is not None and self._is_writer:
-      rows = metrics_log.read_rows(self._workdir)
       try:
-        if rows:
+        if rows := metrics_log.read_rows(self._workdir):
           self._draw(rows)
-      except OSError as fault:
+      except Exception as fault:  # of the disk, or matplotlib's
         logging.warning('the curves were not drawn: %s', fault)
     self._drawn = time.monotonic()
 

@@ -15,7 +15,7 @@ from mixer import console, evaluators, files, pretrained, runtime, settings
 from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
-from mixer.errors import Diverged
+from mixer.errors import Diverged, InputError
 from mixer.pretrained import warm_start
 from mixer.run import build, metrics_log, workdirs
 from mixer.run.profile import Profile
@@ -37,6 +37,7 @@ class Options:
     tensorboard: also write WORKDIR/tensorboard.
     profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
     stall_seconds: report a step that takes longer; 0 for never.
+    finish: train no further, and write the model of a checkpoint: 'latest', 'best' or its step.
     exit_early: a signal before the first step ends the process at once, as suits a program.
       Otherwise the run stops after its first step.
     cluster: how this process joins the others.
@@ -49,6 +50,7 @@ class Options:
   tensorboard: bool = True
   profile_steps: str | None = None
   stall_seconds: float = 600.0
+  finish: str | None = None
   exit_early: bool = False
   cluster: coordination.Options = dataclasses.field(default_factory=coordination.Options)
 
@@ -100,7 +102,13 @@ def _train(
     'config.checkpoints', manager.Checkpoints, config.checkpoints,
     directory=workdir / 'checkpoints', cluster=cluster,
   )  # fmt: skip
-  first = _claim(options.config, workdir, data, saved, cluster)
+  first = _claim(options.config, workdir, program, saved, cluster)
+  if options.finish is not None:
+    step = _step_to_finish(options.finish, workdir, saved, cluster)
+    params = sharding.gather(saved.restore(step, program.like).params)
+    _export(options.config, program, tests, workdir, params, step, cluster)
+    cluster.on_process_0(lambda: _draw(metrics_log.read_rows(workdir), workdir))
+    return
   if first >= program.total_steps and cluster.on_process_0((workdir / 'model.npz').exists):
     console.print_line(
       f'{workdir} is finished: {first} of {program.total_steps} steps are done, see model.npz, '
@@ -141,12 +149,13 @@ def _train(
     watchdog.boundary(first)
     state = loop.fit(
       state, step_fn=step_fn, batches=itertools.chain([batch], batches),
-      total_steps=program.total_steps, every=every, evaluate=evaluate, save=saved.save,
+      total_steps=program.total_steps, every=every, evaluate=evaluate, checkpoints=saved,
       report=report, boundary=boundary,
     )  # fmt: skip
 
   # Leave.
-  _export(options.config, program, tests, workdir, sharding.gather(state.params), cluster)
+  params = sharding.gather(state.params)
+  _export(options.config, program, tests, workdir, params, program.total_steps, cluster)
 
 
 def _interruptible(
@@ -182,7 +191,7 @@ def _intervals(config: build.TrainConfig, skipped: Mapping[str, str]) -> dict[st
 def _claim(
   config: dict,
   workdir: epath.Path,
-  data: inputs.Input,
+  program: build.Program,
   saved: manager.Checkpoints,
   cluster: coordination.Cluster,
 ) -> int:
@@ -190,14 +199,57 @@ def _claim(
 
   Returns the step of the newest intact checkpoint, or 0.
   """
+  model, interval = workdir / 'model.npz', config['every']['checkpoint']
+  is_remote = '://' in str(workdir)  # and has no empty directories
 
   def claim() -> None:
-    started = bool(metrics_log.read_rows(workdir) or saved.steps())
-    workdirs.claim(workdir, config, started=started)
-    workdirs.claim_classes(workdir, data.class_names, started=started)
+    rows = metrics_log.read_rows(workdir)
+    workdirs.claim(
+      workdir, config, started=bool(rows or saved.steps() or model.exists()),
+      finished=model.exists(),
+    )  # fmt: skip
+    workdirs.claim_classes(workdir, program.data.class_names, started=bool(rows or saved.steps()))
+
+  def check_not_finished() -> None:
+    """A run without checkpoints begins at step 0, unless it had some."""
+    logged = max((row['step'] for row in metrics_log.read_rows(workdir)), default=0)
+    # The directory is made before the first step, and a save waits for the one before it.
+    had_directory = logged and not is_remote and not saved.directory.exists()
+    if model.exists() or had_directory or 0 < 2 * interval < logged:
+      there = f'{model} and metrics.jsonl' if model.exists() else f'{logged} steps in metrics.jsonl'
+      raise InputError(
+        f'{workdir} has the results of a run, {there}, and no checkpoint to resume from: training '
+        'would begin at step 0 and replace them. Give another --workdir, restore '
+        f'{saved.directory}, or remove {workdir} to train again.'
+      )
 
   cluster.on_process_0(claim)
-  return saved.latest_intact() or 0
+  first = saved.latest_intact() or 0
+  if not first:
+    cluster.on_process_0(check_not_finished)
+    if not is_remote:
+      cluster.on_process_0(lambda: saved.directory.mkdir(exist_ok=True))
+  return first
+
+
+def _step_to_finish(
+  which: str, workdir: epath.Path, saved: manager.Checkpoints, cluster: coordination.Cluster
+) -> int:
+  """The step of the checkpoint from which the model is written."""
+  if which == 'best' and not saved.keep_best:
+    raise InputError('--finish=best needs config.checkpoints.keep_best, such as val/top1.')
+  if which not in ('latest', 'best') and not which.isdigit():
+    raise InputError(f'--finish={which}: give latest, best or the number of a step.')
+  if which.isdigit():
+    step = cluster.on_process_0(lambda: int(which) if int(which) in saved.steps() else None)
+  else:
+    step = saved.latest_intact() if which == 'latest' else saved.best()
+  if step is None:
+    raise InputError(
+      f'--finish={which}: {workdir} has no such checkpoint; it has those of the steps '
+      f'{saved.steps()}.'
+    )
+  return step
 
 
 def _make_room(
@@ -282,11 +334,16 @@ def _reporter(
     first_step=first,
     cluster=cluster,
     tensorboard=options.tensorboard,
-    draw=lambda rows: plots.curves(rows, workdir / 'curves.png'),
+    draw=lambda rows: _draw(rows, workdir),
     once={'compile_seconds': compile_seconds},
     counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
     lags=watchdog.lags,
   )
+
+
+def _draw(rows: list[dict], workdir: epath.Path) -> None:
+  if rows:
+    plots.curves(rows, workdir / 'curves.png')
 
 
 @contextlib.contextmanager
@@ -306,12 +363,14 @@ def _export(
   tests: Mapping[str, Mapping],
   workdir: epath.Path,
   params: dict,
+  step: int,
   cluster: coordination.Cluster,
 ) -> None:
-  """Writes model.npz and model.json, on process 0."""
+  """Writes model.npz and model.json of the parameters of a step, on process 0."""
   if cluster.process_id != 0:
     return
   data = program.data
+  rows = [row for row in metrics_log.read_rows(workdir) if row['step'] <= step]
   pretrained.save_model(workdir, params, {
     'model': {**config['model'], 'num_classes': data.num_classes},
     'image_size': data.image_size,
@@ -320,7 +379,8 @@ def _export(
     'preprocessing': _preprocessing(tests, data),
     'loss': config['loss'],
     'class_names': data.class_names,
-    'metrics': metrics_log.read_rows(workdir)[-1],
+    'step': step,
+    'metrics': rows[-1] if rows else {},
     'config': config,
     'versions': runtime.versions(),
   })  # fmt: skip
@@ -329,6 +389,8 @@ def _export(
       f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
       'them, and python -m mixer.input.check finds all.'
     )
+  if step < program.total_steps:
+    console.print_line(f'the model is that of step {step} of {program.total_steps}.')
   console.print_line(f'done: {workdir}/model.npz, model.json, metrics.jsonl, curves.png')
 
 

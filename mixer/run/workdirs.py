@@ -84,8 +84,11 @@ def check_space(workdir: epath.Path, needed: int) -> None:
     )
 
 
-def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
-  """Writes `config`; raises InputError in the workdir of a run `started` with another config."""
+def claim(workdir: epath.Path, config: Mapping, *, started: bool, finished: bool = False) -> None:
+  """Writes `config`; raises InputError in the workdir of a run `started` with another config.
+
+  Its model can be trained further if it is `finished`, which the message says.
+  """
   path = workdir / files.CONFIG_FILE
   old = json.loads(path.read_text()) if started and path.exists() else config
   old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
@@ -96,10 +99,12 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool) -> None:
     if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
   ]
   if differing:
+    init = f'--config.init.path={workdir}/model.npz'
     raise InputError(
       f'{workdir} belongs to a run with another config:\n'
       + '\n'.join(differing)
       + '\nGive each run its own --workdir, or use the same config to resume this run.'
+      + f' To train its model further, give a new --workdir and {init}.' * finished
     )
   files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
 

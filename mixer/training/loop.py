@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mixer.errors import Interrupted
+from mixer.errors import InputError, Interrupted
 from mixer.training.plan import due
 from mixer.training.train_step import TrainState
 
@@ -16,7 +16,7 @@ def fit(
   total_steps: int,
   every: dict[str, int],
   evaluate: Callable[[Any, int], dict[str, float]],
-  save: Callable[[int, TrainState, dict[str, float]], None],
+  checkpoints,
   report,
   boundary: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
@@ -26,7 +26,7 @@ def fit(
     batches: those of the steps to come, on the device.
     every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
     evaluate: (params, step) -> results by name.
-    save: (step, state, results of an evaluation at this very step or {}).
+    checkpoints: a `mixer.checkpoints.manager.Checkpoints`. A step is saved before it is evaluated.
     report: a `mixer.run.reporter.Reporter`; it raises Diverged one step late, but always before
       the state of that step is evaluated or saved.
     boundary: step -> whether to save now and stop; called when the step has been dispatched. It
@@ -35,23 +35,47 @@ def fit(
   Raises:
     Interrupted: `boundary` returned True, or `evaluate` raised it; the state is saved. An
       evaluation that was due is made at the next start.
+    InputError: `evaluate` raised it. As for any other exception of `evaluate`, the state is saved,
+      and the evaluation is made at the next start.
   """
 
+  def save(step: int, state: TrainState, *, stopping: bool) -> None:
+    report.write(stopping=stopping)
+    with report.pause_timer():
+      checkpoints.save(step, state)
+
   def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> None:
-    results = {}
-    if now['evaluate'] and not stop:
+    evaluating = now['evaluate'] and not stop
+    # A fault of one of several processes leaves no time to save: they save before they evaluate.
+    all_save = evaluating and checkpoints.is_multiprocess
+    saving = stop or all_save or now['checkpoint']
+    if now['evaluate']:
+      report.defer_eval()
+    if saving:
+      save(step, state, stopping=stop)
+    if all_save:
+      checkpoints.wait()
+    if evaluating:
       try:
         with report.pause_timer():
           results = evaluate(state.params, step)
+          if saving:
+            checkpoints.add_results(step, results)
+      except Exception as fault:
+        if not saving:
+          save(step, state, stopping=True)
+        if isinstance(fault, Interrupted):
+          stop = True
+        elif isinstance(fault, InputError):
+          checkpoints.wait()
+          raise InputError(
+            f'{fault} The state of step {step} is saved; the same command repeats this evaluation '
+            'and continues.'
+          ) from fault
+        else:
+          raise
+      else:
         report.add(results)
-      except Interrupted:
-        stop = True
-    if stop and now['evaluate']:
-      report.defer_eval()
-    if stop or now['checkpoint']:
-      report.write(stopping=stop)
-      with report.pause_timer():
-        save(step, state, results)
     if stop:
       raise Interrupted(f'at step {step} of {total_steps}; its state is saved.')
 

@@ -29,6 +29,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] = 
       f'a mesh of data={data} x fsdp={fsdp} does not cover the {count} devices; '
       'set data=-1 and fsdp to a divisor of their number.'
     )
+  if count > 1 and jax.config.jax_disable_jit:
+    raise InputError(
+      f'JAX_DISABLE_JIT is set, and there are {count} devices: single operations run on one device '
+      'only. Unset it, or use one device.'
+    )
   # Process by process, since `put` takes each process's rows in that order. `jax.make_mesh` would
   # scatter them over a TPU slice's torus, and refuse sizes of `fsdp` that split one of its sides.
   ordered = sorted(devices or jax.devices(), key=lambda device: device.process_index)

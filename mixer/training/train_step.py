@@ -132,8 +132,18 @@ def make_step(
   return step
 
 
-def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> jax.stages.Compiled:
-  """The step, compiled for states and batches of these shapes; it donates the state."""
+def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> Callable:
+  """The step, compiled for states and batches of these shapes; it donates the state.
+
+  Under JAX_DISABLE_JIT, a function that runs it operation by operation.
+  """
+  if jax.config.jax_disable_jit:
+
+    def run(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+      with jax.set_mesh(mesh):
+        return step(state, batch)
+
+    return run
   shardings = jax.tree.map(lambda x: x.sharding, like)
   jitted = jax.jit(
     step,
@@ -150,12 +160,12 @@ def state_bytes(like: TrainState) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
 
 
-def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
+def compiled_bytes(compiled: jax.stages.Compiled | Callable) -> int | None:
   """Bytes of one device for a compiled step, its arguments, results and temporaries.
 
-  None if the compiler does not report them.
+  None if the compiler does not report them, or the step is not compiled.
   """
-  memory = compiled.memory_analysis()
+  memory = compiled.memory_analysis() if isinstance(compiled, jax.stages.Compiled) else None
   if memory is None:
     return None
   return (
@@ -173,7 +183,7 @@ def describe_shapes(like: TrainState, batch: dict) -> str:
   return f'per device: {text.format(*per_device)}'
 
 
-def describe_memory(compiled: jax.stages.Compiled) -> str:
+def describe_memory(compiled: jax.stages.Compiled | Callable) -> str:
   """The memory that one device needs during a step, as the compiler reports it."""
   total, limit = compiled_bytes(compiled), hardware.memory_limit()
   needed = 'unknown' if total is None else f'{total / 2**20:.1f} MiB'

@@ -97,7 +97,7 @@ def fault_of(saved, seconds: float = 60.0) -> Exception:
 def fill(directory, steps, over=None, **options) -> None:
   saved = manager.Checkpoints(directory, **options)
   for step in steps:
-    saved.save(step, state(step, over or mesh(1, 1)), {})
+    saved.save(step, state(step, over or mesh(1, 1)))
   saved.close()
 
 
@@ -122,13 +122,15 @@ def test_restores_on_other_devices(directory, monkeypatch, saved_on, restored_on
 def test_the_newest_and_the_best_stay(directory):
   saved = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
   for step, top1 in enumerate([0.1, 0.9, 0.2, 0.3]):
-    saved.save(step, state(step, mesh(1, 1)), {'val/top1': top1, 'val/n': 5.0})
-  saved.save(4, state(4, mesh(1, 1)), {})
+    saved.save(step, state(step, mesh(1, 1)))
+    saved.add_results(step, {'val/top1': top1, 'val/n': 5.0})
+  saved.save(4, state(4, mesh(1, 1)))
   saved.close()
   assert on_disk(directory) == [1, 4]
   again = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
   assert again.best() == 1 and again.latest_intact() == 4
-  again.save(5, state(5, mesh(1, 1)), {'val/top1': 0.95, 'val/n': 5.0})
+  again.save(5, state(5, mesh(1, 1)))
+  again.add_results(5, {'val/top1': 0.95, 'val/n': 5.0})
   again.close()
   assert on_disk(directory) == [5] and again.best() == 5
   other = manager.Checkpoints(directory, keep_best='few/5shot', read_only=True)
@@ -139,13 +141,15 @@ def test_the_newest_and_the_best_stay(directory):
 def test_results_come_to_a_checkpoint_that_had_none(directory):
   """As when a run was stopped in an evaluation, and makes up for it."""
   saved = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
-  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.save(1, state(1, mesh(1, 1)))
   saved.close()
   again = manager.Checkpoints(directory, keep_last=1, keep_best='val/top1')
   again.restore(1, like(mesh(1, 1)))
-  again.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+  again.save(1, state(1, mesh(1, 1)))
+  again.add_results(1, {'val/top1': 0.5})
   assert integrity.damage(directory / '1') is None and again.best() == 1
-  again.save(2, state(2, mesh(1, 1)), {'val/top1': 0.25})
+  again.save(2, state(2, mesh(1, 1)))
+  again.add_results(2, {'val/top1': 0.25})
   again.close()
   assert on_disk(directory) == [1, 2] and again.best() == 1
   assert_holds(manager.Checkpoints(directory).restore(1, like(mesh(1, 1))), 1)
@@ -154,14 +158,14 @@ def test_results_come_to_a_checkpoint_that_had_none(directory):
 def test_keep_best_must_be_a_result(directory):
   saved = manager.Checkpoints(directory, keep_best='val/top2')
   with pytest.raises(errors.InputError, match=r"'val/top2' is no result .* \['val/top1'\]"):
-    saved.save(1, state(1, mesh(1, 1)), {'val/top1': 0.5})
+    saved.add_results(1, {'val/top1': 0.5})
 
 
 def test_a_step_is_not_saved_twice(directory):
   fill(directory, [3])
   saved = manager.Checkpoints(directory)
   with pytest.raises(RuntimeError, match='step 2 was not saved: .* holds a checkpoint of step 3'):
-    saved.save(2, state(2, mesh(1, 1)), {})
+    saved.save(2, state(2, mesh(1, 1)))
 
 
 def test_every_file_is_in_the_manifest(directory):
@@ -208,7 +212,7 @@ def test_damage_is_noticed_and_the_one_before_used(directory, text, caplog):
   saved = manager.Checkpoints(directory, keep_last=2)
   assert saved.latest_intact() == 1 and on_disk(directory) == [1]
   assert_holds(saved.restore(1, like(mesh(1, 1))), 1)
-  saved.save(2, state(20, mesh(1, 1)), {})  # the step that was damaged can be saved again
+  saved.save(2, state(20, mesh(1, 1)))  # the step that was damaged can be saved again
   saved.close()
   assert_holds(manager.Checkpoints(directory).restore(2, like(mesh(1, 1))), 20)
 
@@ -278,7 +282,7 @@ def test_a_store_without_renames(directory, monkeypatch):
     assert saved.latest_intact() == (1 if step == 2 else None)
   assert not directory.with_name('checkpoints.damaged').exists()
   saved.remove_unfinished()
-  saved.save(1, state(10, mesh(1, 1)), {})
+  saved.save(1, state(10, mesh(1, 1)))
   saved.close()
   assert_holds(manager.Checkpoints(directory).restore(1, like(mesh(1, 1))), 10)
 
@@ -287,14 +291,14 @@ def test_a_store_without_renames(directory, monkeypatch):
 def test_nothing_is_saved_where_the_directory_is_gone(directory, opened, before):
   saved = opened()
   if before == 'saved':
-    saved.save(1, state(1, mesh(1, 1)), {})
+    saved.save(1, state(1, mesh(1, 1)))
     saved.wait()
   else:
     fill(directory, [1])
     saved.restore(1, like(mesh(1, 1)))
   directory.rename(directory.with_name('elsewhere'))
   with pytest.raises(errors.InputError, match='checkpoints is gone: .* Step 2 was not saved'):
-    saved.save(2, state(2, mesh(1, 1)), {})
+    saved.save(2, state(2, mesh(1, 1)))
   assert not directory.exists()
 
 
@@ -306,7 +310,7 @@ def test_the_directory_is_removed_during_a_save(directory, opened, monkeypatch):
     raise FileNotFoundError(errno.ENOENT, 'No such file')
 
   monkeypatch.setattr(integrity, 'content', remove_and_fail)
-  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.save(1, state(1, mesh(1, 1)))
   fault = fault_of(saved)
   assert isinstance(fault, errors.InputError)
   assert 'checkpoints is gone: ' in str(fault) and 'Step 1 was not saved' in str(fault)
@@ -352,17 +356,17 @@ FULL = OSError(errno.ENOSPC, 'No space left on device')
 def test_a_full_disk_is_an_error_for_the_user(directory, opened, monkeypatch):
   """Which each call raises, from the end of the save on."""
   saved = opened()
-  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.save(1, state(1, mesh(1, 1)))
   saved.wait()
   fail_in(monkeypatch, directory, FULL)
-  saved.save(2, state(2, mesh(1, 1)), {})
+  saved.save(2, state(2, mesh(1, 1)))
   text = (
     r'the checkpoint of step 2 could not be written to .*: \[Errno 28\] No space left on device\. '
     r'The checkpoint of step 1 is intact\. [\d,.]+ MB are free there\. Check free space, quotas '
     r'and permissions, then start the same command again\.$'
   )
   assert re.match(text, str(fault_of(saved)))
-  for call in (saved.wait, saved.close, lambda: saved.save(3, state(3, mesh(1, 1)), {})):
+  for call in (saved.wait, saved.close, lambda: saved.save(3, state(3, mesh(1, 1)))):
     with pytest.raises(errors.InputError, match=text):
       call()
   assert manager.Checkpoints(directory).latest_intact() == 1
@@ -371,7 +375,7 @@ def test_a_full_disk_is_an_error_for_the_user(directory, opened, monkeypatch):
 def test_a_fault_that_is_not_of_the_disk_stays_itself(directory, opened, monkeypatch):
   saved = opened()
   fail_in(monkeypatch, directory, KeyError('a bug'))
-  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.save(1, state(1, mesh(1, 1)))
   assert isinstance(fault_of(saved), KeyError)
 
 
@@ -381,7 +385,7 @@ def test_a_full_disk_before_a_save_goes_to_the_background(opened, monkeypatch):
 
   monkeypatch.setattr(ocp.AsyncCheckpointer, 'save', save)
   with pytest.raises(errors.InputError, match='step 1 could not .* No other was saved yet'):
-    opened().save(1, state(1, mesh(1, 1)), {})
+    opened().save(1, state(1, mesh(1, 1)))
 
 
 def test_a_fault_is_noticed_without_a_log_or_another_save(directory, opened, monkeypatch):
@@ -389,7 +393,7 @@ def test_a_fault_is_noticed_without_a_log_or_another_save(directory, opened, mon
   fail_in(monkeypatch, directory, FULL)
   logging.disable(logging.CRITICAL)
   try:
-    saved.save(1, state(1, mesh(1, 1)), {})
+    saved.save(1, state(1, mesh(1, 1)))
     assert isinstance(fault_of(saved), errors.InputError)
   finally:
     logging.disable(logging.NOTSET)
@@ -400,9 +404,9 @@ def test_two_directories_do_not_share_faults(directory, opened, monkeypatch):
   fail_in(monkeypatch, directory, FULL)
   for step in (1, 2):
     if step == 1:
-      failing.save(step, state(step, mesh(1, 1)), {})
+      failing.save(step, state(step, mesh(1, 1)))
     assert isinstance(fault_of(failing), errors.InputError)
-    working.save(step, state(step, mesh(1, 1)), {})
+    working.save(step, state(step, mesh(1, 1)))
     working.check()
   working.close()
   assert working.latest_intact() == 2 and failing.steps() == []
@@ -430,7 +434,7 @@ def test_tracebacks_are_hidden_only_while_saves_may_fail(
   assert process_wide_state() == before
   if fails:
     fail_in(monkeypatch, directory, FULL)
-  saved.save(1, state(1, mesh(1, 1)), {})
+  saved.save(1, state(1, mesh(1, 1)))
   assert process_wide_state() != before
   close_quietly(saved)
   assert process_wide_state() == before

@@ -176,12 +176,12 @@ def test_the_sets_of_the_paper(tmp_path):
     env=env,
   )
   assert status == 0, output
-  result = json.loads((tmp_path / 'model.evaluation.json').read_text())
+  result = json.loads((tmp_path / 'model.evaluation' / 'small.json').read_text())
   assert result['val/n'] == 13 and (result['real/n'], result['real/n_without_labels']) == (9, 4)
   assert result['uc_merced/n'] == 100 and 0 <= result['uc_merced/25shot'] <= 1
   assert result['left_out'] == ['caltech', 'cars', 'cifar100', 'dtd', 'pets', 'v2']
   for name in ('caltech101', 'cars196:2.1.0', 'oxford_iiit_pet', 'imagenet_v2/matched-frequency'):
     assert f'no prepared data set {name!r} in {data_dir}' in output
-  facts = json.loads((tmp_path / 'model.evaluation.uc_merced.json').read_text())
+  facts = json.loads((tmp_path / 'model.evaluation' / 'small.uc_merced.json').read_text())
   assert facts['l2'] == 1024 and facts['preprocessing']['resize'] == [18, 18]
   assert all(max(of) < 1000 for of in facts['ids']['0'])

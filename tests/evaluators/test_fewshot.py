@@ -294,12 +294,12 @@ def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
     env={**env, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
   )
   assert status == 0, output
-  result = json.loads((tmp_path / 'headless.evaluation.json').read_text())
+  result = json.loads((tmp_path / 'headless.evaluation' / 'fewshot.json').read_text())
   for k in (1, 5):
     for name in (f'{k}shot', *(f'{k}shot_seed{seed}' for seed in range(3))):
       assert result[f'digits/{name}'] == rows[-1][f'few/{name}']
   there = json.loads((workdir / 'evals.few.json').read_text())
-  later = json.loads((tmp_path / 'headless.evaluation.digits.json').read_text())
+  later = json.loads((tmp_path / 'headless.evaluation' / 'fewshot.digits.json').read_text())
   for seed in '012':  # 25 shots there, of which the first five are the same
     assert there['ids'][seed] == [of[:5] for of in later['ids'][seed]]
   assert 0.3 < rows[-1]['few/5shot'] <= 1

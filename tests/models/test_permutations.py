@@ -258,7 +258,7 @@ def test_training_and_evaluation_permute_alike(tmp_path):
     'evaluate.py', config, f'--checkpoint={workdir}/model.npz', *TINY, env=env
   )
   assert status == 0, output
-  found = json.loads((workdir / 'model.evaluation.json').read_text())
+  found = json.loads((workdir / 'model.evaluation' / 'permutations_small.json').read_text())
   row = runs.rows(workdir)[-1]
   assert found['test/n'] == row['test/n'] == 360
   assert found['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)

@@ -29,7 +29,8 @@ def make_run(path, *steps, keep_best=None, scores=()):
   for step, score in zip(steps, [*scores, *[None] * len(steps)]):
     params = jax.tree.map(jax.numpy.asarray, tree(seed=step))
     results = {} if score is None else {keep_best: score}
-    saved.save(step, {'params': params, 'step': np.int32(step)}, results)
+    saved.save(step, {'params': params, 'step': np.int32(step)})
+    saved.add_results(step, results)
   saved.close()
   return path
 
@@ -252,7 +253,7 @@ def test_another_fault_is_raised(tmp_path, monkeypatch):
 def test_a_run_with_stacked_blocks(tmp_path):
   saved = manager.Checkpoints(epath.Path(tmp_path) / 'checkpoints')
   stacked = jax.tree.map(jax.numpy.asarray, scanning.stack_blocks(tree()))
-  saved.save(1, {'params': stacked, 'step': np.int32(1)}, {})
+  saved.save(1, {'params': stacked, 'step': np.int32(1)})
   saved.close()
   found = pretrained.open(tmp_path)
   equal(found.params, tree())

@@ -76,7 +76,7 @@ def workdirs(tmp_path_factory):
   write_run(stopped, digits_config(seed=7, mixup=0.5), [row(10), row(20)])
   saved = manager.Checkpoints(stopped / 'checkpoints')
   state = train_step.TrainState(step=jnp.int32(20), params=digits_params(1), opt_state={})
-  saved.save(20, state, {})
+  saved.save(20, state)
   saved.close()
   return [str(done), str(stopped)]
 
@@ -152,7 +152,7 @@ def test_tables_have_the_numbers_of_the_files(written):
   assert table['step'] == ['30', '20'] and table['training data'] == ['digits', 'digits']
   assert table['train/loss'] == ['0.06667', '0.1']
   assert table['test/top1 %'] == ['62.50', '-'] and table['test/n'] == ['360', '-']
-  assert table['test/top1 % (evaluate.py)'] == ['75.00', '-']
+  assert table['test/top1 % (evaluation)'] == ['75.00', '-']
   assert table['first/run'] == ['8', '0.300', '0.0125', '-', '800', '100', '-', '25 %']
   assert table['seed'] == ['0', '7'] and table['mixup'] == ['0.2', '0.5']
   assert 'loss' not in table  # the same in both
@@ -167,7 +167,7 @@ def test_csv(written):
   done, stopped = csv.DictReader(written.with_suffix('.csv').read_text().splitlines())
   assert done['run'] == 'first/run' and done['finished'] == 'True' and done['step'] == '30'
   assert float(done['test/top1']) == 0.625 and float(done['train/loss']) == 2 / 30
-  assert float(done['evaluate.py: test/top1']) == 0.75
+  assert float(done['evaluation: test/top1']) == 0.75
   assert stopped['finished'] == 'False' and stopped['test/top1'] == ''
 
 

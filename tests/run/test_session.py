@@ -10,27 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from mixer import pretrained
 from mixer.errors import Diverged, InputError, Interrupted
 from mixer.input.sources import arrays
 from mixer.run import evaluation
 from mixer.training import train_step
 import runs
+from runs import small_digits as config
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
-
-
-def config(**changes) -> dict:
-  """The digits at a size that takes seconds; keys as on the command line."""
-  found = digits.get_config()
-  small = {
-    'model.num_blocks': 1, 'model.hidden_dim': 16, 'model.tokens_mlp_dim': 8,
-    'model.channels_mlp_dim': 32, 'train_input.batch_size': 64, 'total_steps': 6, 'every.log': 4,
-    'every.evaluate': 6, 'every.checkpoint': 3,
-  }  # fmt: skip
-  found.update_from_flattened_dict({**small, **changes})
-  return found.to_dict()
 
 
 def train(workdir, values=None, **options) -> None:

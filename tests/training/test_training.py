@@ -551,9 +551,18 @@ def test_check_batch_size():
 
 
 class Events(list):
-  """A report that keeps what it is told, in order."""
+  """A report and checkpoints that keep the calls, in order."""
 
-  eval_deferred = False
+  eval_deferred = is_multiprocess = False
+
+  def save(self, step, state):
+    self.append(('save', step, int(state.step)))
+
+  def wait(self):
+    self.append(('wait',))
+
+  def add_results(self, step, results):
+    self.append(('add_results', step, results))
 
   def timed(self, batches):
     return batches
@@ -575,10 +584,10 @@ class Events(list):
     yield
 
 
-def fit(first, total, every, batches, *, eval_deferred=False, **more):
-  """(the last step, or what was said on being stopped; events)."""
+def fit(first, total, every, batches, *, eval_deferred=False, is_multiprocess=False, **more):
+  """(the last step, or the message of the end; events)."""
   events = Events()
-  events.eval_deferred = eval_deferred
+  events.eval_deferred, events.is_multiprocess = eval_deferred, is_multiprocess
   arguments = {
     'step_fn': lambda state, batch: (
       state.replace(step=state.step + 1, params=state.params + 1), {'batch': batch}
@@ -587,19 +596,19 @@ def fit(first, total, every, batches, *, eval_deferred=False, **more):
     'total_steps': total,
     'every': every,
     'evaluate': lambda params, step: {'val/top1': params / 10} if params == step else {},
-    'save': lambda step, state, results: events.append(('save', step, int(state.step), results)),
+    'checkpoints': events,
     'report': events,
   }  # fmt: skip
   begin = train_step.TrainState(step=jnp.int32(first), params=first, opt_state=None)
   try:
     state = loop.fit(begin, **{**arguments, **more})
-  except Interrupted as stop:
-    return str(stop), events
+  except (InputError, Interrupted) as end:
+    return str(end), events
   return int(state.step), events
 
 
 def test_loop():
-  """Evaluations precede the saves of their steps, and no batch is taken that is not used."""
+  """A step is saved before it is evaluated, and no batch is taken that is not used."""
   batches = iter(range(100))
   step, events = fit(0, 5, {'log': 2, 'evaluate': 4, 'checkpoint': 2}, batches)
   assert step == 5 and next(batches) == 5
@@ -607,9 +616,11 @@ def test_loop():
   assert kept == {1: False, 2: True, 3: False, 4: True, 5: True}
   assert [event[2]['batch'] for event in events if event[0] == 'step'] == [0, 1, 2, 3, 4]
   assert [event for event in events if event[0] != 'step'] == [
-    ('write',), ('save', 2, 2, {}),
-    ('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4, {'val/top1': 0.4}),
-    ('add', {'val/top1': 0.5}), ('write',), ('save', 5, 5, {'val/top1': 0.5}),
+    ('write',), ('save', 2, 2),
+    ('defer_eval',), ('write',), ('save', 4, 4),
+    ('add_results', 4, {'val/top1': 0.4}), ('add', {'val/top1': 0.4}),
+    ('defer_eval',), ('write',), ('save', 5, 5),
+    ('add_results', 5, {'val/top1': 0.5}), ('add', {'val/top1': 0.5}),
     ('write',),
   ]  # fmt: skip
 
@@ -627,7 +638,7 @@ def test_loop_saves_where_it_is_told_to_stop():
   text, events = fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 3)
   assert text == 'at step 3 of 5; its state is saved.'
   assert [event for event in events if event[0] != 'step'] == [
-    ('write', 'stopping'), ('save', 3, 3, {}),
+    ('write', 'stopping'), ('save', 3, 3),
   ]  # fmt: skip
 
 
@@ -638,11 +649,47 @@ def test_an_evaluation_that_is_left_is_made_up_for():
   every = {'log': 0, 'evaluate': 2, 'checkpoint': 4}
   text, events = fit(0, 5, every, iter(range(9)), evaluate=left)
   assert text == 'at step 2 of 5; its state is saved.'
-  assert events[-3:] == [('defer_eval',), ('write', 'stopping'), ('save', 2, 2, {})]
+  assert events[-3:] == [('defer_eval',), ('write', 'stopping'), ('save', 2, 2)]
   # Told to stop when the evaluation was due: it is not begun.
   assert fit(0, 5, every, iter(range(9)), boundary=lambda step: step == 2) == (text, events)
 
   step, events = fit(2, 3, every, iter([2]), eval_deferred=True)
-  assert step == 3 and events[:2] == [('add', {'val/top1': 0.2}), ('step', 3, {'batch': 2}, True)]
+  made = [('defer_eval',), ('add', {'val/top1': 0.2}), ('step', 3, {'batch': 2}, True)]
+  assert step == 3 and events[:3] == made
   step, events = fit(4, 5, every, iter([4]), eval_deferred=True)
-  assert events[:3] == [('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4, {'val/top1': 0.4})]
+  results = {'val/top1': 0.4}
+  assert events[:5] == [
+    ('defer_eval',), ('write',), ('save', 4, 4), ('add_results', 4, results), ('add', results),
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('is_multiprocess', [False, True])
+@pytest.mark.parametrize('checkpoint', [0, 2])
+@pytest.mark.parametrize('fault', [InputError('bad.jpg is truncated.'), MemoryError('no room')])
+def test_a_step_whose_evaluation_fails_is_saved(fault, checkpoint, is_multiprocess):
+  events = []
+
+  def fail(params, step):
+    raise fault
+
+  def run():
+    return fit(
+      0, 5, {'log': 0, 'evaluate': 2, 'checkpoint': checkpoint}, iter(range(9)), evaluate=fail,
+      is_multiprocess=is_multiprocess, report=events, checkpoints=events,
+    )  # fmt: skip
+
+  events = Events()
+  events.is_multiprocess = is_multiprocess
+  if isinstance(fault, InputError):
+    text, _ = run()
+    assert text == (
+      'bad.jpg is truncated. The state of step 2 is saved; the same command repeats this '
+      'evaluation and continues.'
+    )
+  else:
+    with pytest.raises(MemoryError, match='^no room$'):
+      run()
+  names = [event[0] for event in events if event[0] != 'step']
+  assert names[0] == 'defer_eval' and names.count('save') == 1
+  assert names.index('write') < names.index('save') and 'add' not in names
+  assert ('wait' in names) == (is_multiprocess or isinstance(fault, InputError))

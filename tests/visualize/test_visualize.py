@@ -182,7 +182,7 @@ def test_the_grid_is_that_of_the_description_or_a_square(model, tmp_path):
 def test_the_grid_of_a_run_that_goes_on_is_that_of_its_config(model, tmp_path):
   """96 patches of 4 x 4: 8 x 12, and with others as many make 16 x 6."""
   saved = manager.Checkpoints(tmp_path / 'checkpoints')
-  saved.save(1, {'params': model}, {})
+  saved.save(1, {'params': model})
   saved.close()
   for size, grid in (([32, 48], (8, 12)), ([64, 24], (16, 6))):
     (tmp_path / 'config.json').write_text(json.dumps({'train_input': {'image_size': size}}))
