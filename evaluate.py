@@ -8,13 +8,12 @@ and written as JSON.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from mixer import cli, settings
+from mixer import cli, config_file
 from mixer.cluster import coordination
 from mixer.run import evaluation
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
+config_file.define_flags()
 flags.DEFINE_string('checkpoint', None, 'A file of parameters, or the workdir of a run.')
 flags.DEFINE_enum(
   'which', 'newest', ['newest', 'best'], 'Of a workdir: the newest checkpoint or the best.'
@@ -30,14 +29,14 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Fail on any other backend.')
 coordination.define_flags()
-flags.mark_flags_as_required(['config', 'checkpoint'])
+flags.mark_flags_as_required(['checkpoint'])
 
 
 def main() -> None:
   given = flags.FLAGS
   evaluation.evaluate(
     evaluation.Options(
-      config=settings.config(_CONFIG),
+      config=config_file.load(),
       checkpoint=given.checkpoint,
       which=given.which,
       name=pathlib.PurePath(config_flags.get_config_filename(given['config'])).stem,

@@ -1,15 +1,14 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=/tmp/digits"""
 
 from absl import flags
-from ml_collections import config_flags
 
-from mixer import cli, runtime, settings
+from mixer import cli, config_file, runtime
 from mixer.cluster import coordination
 from mixer.cost import dry_run
 from mixer.errors import InputError
 from mixer.run import session
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
+config_file.define_flags()
 flags.DEFINE_string('workdir', None, 'Directory for everything that the run writes.')
 flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Fail on any other backend.')
 flags.DEFINE_bool(
@@ -37,7 +36,6 @@ flags.DEFINE_bool(
 flags.DEFINE_string('topology', None, 'With --dry_run: a TPU slice to compile for: v5e:16x16.')
 flags.DEFINE_string('dry_run_output', None, 'With --dry_run: a JSON file for what it prints.')
 coordination.define_flags()
-flags.mark_flags_as_required(['config'])
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def main() -> None:
   if not (given.workdir or given.dry_run):
     raise InputError('--workdir=DIR is missing: the directory for everything that the run writes.')
   runtime.configure(deterministic=given.deterministic, compilation_cache=given.compilation_cache)
-  config = settings.config(_CONFIG)
+  config = config_file.load()
   if given.dry_run:
     dry_run.run(
       dry_run.Options(config=config, topology=given.topology, output=given.dry_run_output)

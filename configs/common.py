@@ -1,25 +1,45 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
+from collections.abc import Collection
+import difflib
+import re
+
 from ml_collections import ConfigDict
 
 RELEASED_SIZE = 224  # pixels that the released files are trained at
 
 
 def parse(argument: str, defaults: dict[str, str], choices: dict) -> dict[str, str]:
-  """The options of 'KEY=VALUE,...' over `defaults`; `choices` has the allowed values of some."""
-  options = dict(defaults)
+  """The options of 'KEY=VALUE,...' over `defaults`; `choices` has the allowed values of some.
+
+  The path of `data` may have commas: a part that does not begin with a key continues it.
+  """
+  given: dict[str, str] = {}
+  last = ''
   for part in filter(None, argument.split(',')):
     key, equals, value = part.partition('=')
-    if key not in options or not equals:
-      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(options)}.')
+    if key in defaults and equals:
+      given[key], last = value, key
+    elif last == 'data' and _continues(given['data'], part, defaults):
+      given['data'] += f',{part}'
+    else:
+      raise ValueError(f'{part!r} is not KEY=VALUE with a key of {sorted(defaults)}.')
+  for key, value in given.items():
     if key in choices and value not in choices[key]:
       raise ValueError(f'{key}={value!r}; use one of {choices[key]}.')
-    options[key] = value
-  return options
+  return {**defaults, **given}
+
+
+def _continues(path: str, part: str, keys: Collection[str]) -> bool:
+  """Whether `part` is the rest of a path, and not KEY=VALUE with a mistyped key."""
+  key, equals, _ = part.partition('=')
+  return '/' in path + part and not (equals and difflib.get_close_matches(key, keys))
 
 
 def image_size(resolution: str) -> tuple[int, int]:
   """'224' or 'HEIGHTxWIDTH' -> (height, width)."""
+  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', resolution):
+    raise ValueError(f'resolution={resolution!r}; write pixels, as in 224, or HEIGHTxWIDTH.')
   height, width = (resolution.split('x') * 2)[:2]
   return int(height), int(width)
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mixer import console
+from mixer import config_file, console
 from mixer.errors import ExpectedError, InputError, Interrupted
 
 
@@ -34,14 +34,21 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
       return _exit(print_error(error))
     except KeyboardInterrupt:
       return _exit(_print('error', 'stopped by Ctrl-C.', 130))
+    except (AssertionError, RuntimeError) as error:
+      if not _is_of_backend(error):
+        raise
+      return _exit(_print('error', _backend_error(error), InputError.status))
     return _exit(0)
 
   def parse(argv):
     try:
-      return flags.FLAGS(argv, known_only=keep_unknown)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      # From the config file as well: it is loaded, and overridden, while flags are parsed.
-      sys.exit(_print('error', _flag_error(error), 2))
+      return flags.FLAGS(config_file.rewrite(argv), known_only=keep_unknown)
+    except (flags.Error, OSError) as error:
+      is_unknown = isinstance(error, flags.UnrecognizedFlagError | flags.IllegalFlagValueError)
+      hint = ' (--help lists the flags)' if is_unknown else ''
+      sys.exit(_print('error', f'{error}{hint}', InputError.status))
+    except SystemExit:  # after --help, for which absl's status is 1
+      sys.exit(0)
 
   try:
     app.run(guarded, flags_parser=parse)
@@ -81,19 +88,20 @@ def _exit(status: int) -> int:
   return status
 
 
-def _flag_error(error: Exception) -> str:
-  """The message of an error in a flag."""
-  cause = error.args[0] if error.args else error
-  if isinstance(error, AttributeError) and isinstance(cause, KeyError):  # from ml_collections
-    return f'the config has no key {cause.args[0]}'
-  first = error
-  while first.__context__ is not None:
-    first = first.__context__
-  if 'whilst parsing config file' in str(error) and type(first) is ValueError:
-    return str(first)  # a config file's own message on its argument, without the traceback
-  if isinstance(error, flags.UnrecognizedFlagError | flags.IllegalFlagValueError):
-    return f'{error} (--help lists the flags)'
-  return str(cause if isinstance(error, KeyError) else error)
+def _is_of_backend(error: Exception) -> bool:
+  """Whether JAX raised the error while it looked for devices."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return any(frame.filename.endswith('xla_bridge.py') for frame in frames)
+
+
+def _backend_error(error: Exception) -> str:
+  platforms = os.environ.get('JAX_PLATFORMS')
+  asked = f'JAX_PLATFORMS={platforms}' if platforms else 'JAX_PLATFORMS is not set'
+  return (
+    f'JAX finds no devices, and {asked}: {str(error) or "its plugin is not installed"}. Use '
+    'JAX_PLATFORMS=cpu, or unset it for the best that there is; for a GPU or TPU, install '
+    'jax[cuda13] or jax[tpu] (README, "Install").'
+  )
 
 
 def _check_arguments(main: Callable[..., None], given: list[str]) -> None:

@@ -1,10 +1,22 @@
 """Sizes of images, patches and grids: an int for a square, or (height, width)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from mixer import values
 from mixer.errors import InputError
 
-Size = int | Sequence[int]
+
+def _is_size(value) -> bool:
+  sides = [value] if isinstance(value, int) else value
+  return len(sides) == 2 - isinstance(value, int) and all(
+    values.accepts(values.Count, side) for side in sides
+  )
+
+
+Size = Annotated[
+  int | Sequence[int], values.Where(_is_size, 'a positive int or a tuple (height, width)')
+]
 
 
 def pair(size: Size) -> tuple[int, int]:

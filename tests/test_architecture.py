@@ -18,8 +18,8 @@ LAYERS = [
   'mixer.training',
   'mixer.cluster',
   'mixer.cli mixer.labels mixer.paper mixer.runtime mixer.settings',
-  'mixer.console mixer.files mixer.hardware mixer.sizes',
-  'mixer.errors',
+  'mixer.config_file mixer.console mixer.files mixer.hardware mixer.sizes',
+  'mixer.errors mixer.values',
 ]
 LAYER = {package: i for i, line in enumerate(LAYERS) for package in line.split()}
 # package -> where it may be imported

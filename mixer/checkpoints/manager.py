@@ -21,6 +21,7 @@ from mixer import files
 from mixer.checkpoints import integrity, save_faults
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import Diverged, InputError, Interrupted
+from mixer.values import Count
 
 
 class Checkpoints:
@@ -39,7 +40,7 @@ class Checkpoints:
     self,
     directory: epath.Path,
     *,
-    keep_last: int = 1,
+    keep_last: Count = 1,
     keep_best: str | None = None,
     read_only: bool = False,
     cluster: Cluster = SINGLE,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from etils import epath
 import jax
 
-from mixer import files, hardware, paper, runtime, settings
+from mixer import files, hardware, paper, runtime
 from mixer import input as inputs
 from mixer.cost import hlo, hlo_traffic
 from mixer.errors import InputError
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
   path = None if options.output is None else _prepare_output(options.output)
   if options.topology:
     configure()
-  config = settings.call('config', build.TrainConfig, options.config)
+  config = build.check(options.config)
   data = _open_data(config.train_input)
   program = build.build(
     config, data, topology_devices(options.topology) if options.topology else jax.devices()

@@ -9,7 +9,7 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 
-from mixer import console, files, settings
+from mixer import console, files, settings, values
 from mixer.errors import InputError
 from mixer.evaluators import classification, fewshot
 from mixer.training import plan
@@ -94,6 +94,22 @@ def build(
     return results
 
   return evaluate
+
+
+def faults(sections: Mapping[str, Mapping]) -> list[str]:
+  """What is wrong with the sections of `config.evals`, without their inputs."""
+  found = []
+  for name, section in sections.items():
+    if not isinstance(section, Mapping):
+      continue  # `input.evals_faults` says so
+    path, kind = f'config.evals.{name}', section.get('kind')
+    if kind not in EVALUATORS:
+      found.append(f'{path}.kind is {kind!r}; use one of {sorted(EVALUATORS)}.')
+      continue
+    own = {key: value for key, value in section.items() if key not in _COMMON_KEYS}
+    found += settings.faults(path, [EVALUATORS[kind].make], own, EVALUATORS[kind].given)
+    found += filter(None, [values.fault(f'{path}.every', values.Steps, section.get('every', 1))])
+  return found
 
 
 def higher_is_better(sections: Mapping[str, Mapping]) -> list[str]:

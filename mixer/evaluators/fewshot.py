@@ -13,6 +13,7 @@ import numpy as np
 
 from mixer.errors import InputError
 from mixer.evaluators import features as extraction
+from mixer.values import Count, Positive, Steps
 
 BIAS = 100.0  # the constant feature; so large that the penalty hardly touches its weight
 _ROWS = 8192  # of test images that are scored at once
@@ -26,11 +27,11 @@ def make(
   mesh: Mesh,
   sources: Mapping[str, Mapping],
   record: Callable[[dict, str], None],
-  shots: Sequence[int],
-  seeds: Sequence[int],
-  l2: float,
-  images_per_device: int,
-  l2_sweep: Sequence[float] = (),
+  shots: Sequence[Count],
+  seeds: Sequence[Steps],
+  l2: Positive,
+  images_per_device: Count,
+  l2_sweep: Sequence[Positive] = (),
   cache_dir: str | None = None,
 ) -> Callable[[Mapping], dict[str, float]]:
   """A function params -> {'<k>shot_seed<s>', '<k>shot' (the mean over seeds), 'n'}.

@@ -68,19 +68,66 @@ def build(*, source: str, **arguments) -> Input:
     InputError: an argument is unknown, missing or wrong, or a package is not installed.
     MissingData: the data are not on disk.
   """
+  functions = _functions(source)
+  section = f'input source {source!r}'
+  settings.check(settings.faults(section, functions, arguments, prefix=f'{section}: '))
+  *opens, make = functions
+  *own, shared = settings.divide(functions, arguments)
+  return make(*(partial(opening, **given) for opening, given in zip(opens, own)), **shared)
+
+
+def faults(name: str, section: Mapping) -> list[str]:
+  """What is wrong with the arguments of a source, the section `name`; opens nothing."""
+  if 'source' not in section:
+    return [f"{name}: 'source' is missing; use one of {sorted(SOURCES)}."]
+  arguments = {key: value for key, value in section.items() if key != 'source'}
+  try:
+    return settings.faults(name, _functions(section['source']), arguments)
+  except InputError as fault:
+    return [f'{name}: {fault}']
+
+
+def without_effect(name: str, section: Mapping) -> list[str]:
+  """What in the section `name` changes nothing, because of other keys there."""
+  found = []
+  if not section.get('randaugment_layers'):
+    for key, unset in (('randaugment_magnitude', 0), ('randaugment_on', 'host')):
+      if section.get(key, unset) != unset:
+        found.append(f'{name}.{key}={section[key]} has no effect with randaugment_layers=0.')
+  if section.get('subset_seed') and section.get('subset_fraction', 1) == 1:
+    found.append(
+      f'{name}.subset_seed={section["subset_seed"]} has no effect with subset_fraction=1.'
+    )
+  return found
+
+
+def evals_faults(sections: Mapping[str, Mapping]) -> list[str]:
+  """The `faults` of all inputs of the sections of `config.evals`."""
+  found = []
+  for name, section in sections.items():
+    path = f'config.evals.{name}'
+    if not isinstance(section, Mapping):
+      found.append(f'{path} is {section!r}; use a section.')
+      continue
+    for key in ('input', 'train_input'):
+      if key in section and not isinstance(section[key], Mapping):
+        found.append(f'{path}.{key} is {section[key]!r}; use a section.')
+      elif key in section:
+        found += faults(f'{path}.{key}', _with_batch_size(name, section, key))
+  return found
+
+
+def _functions(source: str) -> list[Callable]:
+  """What opens the data of a source and makes an `Input` of them."""
   if source not in SOURCES:
     raise InputError(f'unknown input source {source!r}; use one of {sorted(SOURCES)}.')
-  section, batch_size = f'input source {source!r}', arguments.get('batch_size', 1)
-  if not isinstance(batch_size, int) or batch_size < 1:
-    raise InputError(f'{section}: batch_size is {batch_size!r}; use a positive int.')
   try:
-    *opens, make = map(pkgutil.resolve_name, SOURCES[source])
+    return [pkgutil.resolve_name(name) for name in SOURCES[source]]
   except ImportError as fault:
     raise InputError(
-      f'the {section} needs a package that is not installed: {fault}. Install requirements.txt.'
+      f'the input source {source!r} needs a package that is not installed: {fault}. Install '
+      'requirements.txt.'
     ) from fault
-  *own, shared = settings.divide(section, [*opens, make], arguments)
-  return make(*(partial(opening, **given) for opening, given in zip(opens, own)), **shared)
 
 
 def open_evals(
@@ -130,17 +177,10 @@ def open_evals(
 
 def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
   """What must be the same on all processes of a run: {config key: description of its data}."""
-  keys = {'data': 'input', 'support_set': 'train_input'}
-  inputs = {
-    f'config.evals.{name}.{keys[role]}': one
-    for name, of in tests.items()
-    for role, one in of.items()
-  }
-  inputs |= {} if trained is None else {'config.train_input': trained}
   return {
     key: f'{one.num_examples} images of {one.num_classes} classes, whose names have the sha256 '
     + hashlib.sha256(repr(tuple(one.class_names)).encode()).hexdigest()[:16]
-    for key, one in inputs.items()
+    for key, one in _by_key(tests, trained).items()
   }
 
 
@@ -161,14 +201,7 @@ def _open(name: str, section: Mapping) -> dict[str, Input]:
   for key, role in (('input', 'data'), ('train_input', 'support_set')):
     if key not in section:
       continue
-    arguments = dict(section[key])
-    if 'images_per_device' in section:
-      if 'batch_size' in arguments:
-        raise InputError(
-          f'config.evals.{name} has images_per_device, so {key} takes no batch_size.'
-        )
-      arguments['batch_size'] = section['images_per_device']
-    inputs[role] = build(**arguments)
+    inputs[role] = build(**_with_batch_size(name, section, key))
     if not inputs[role].for_evaluation:
       raise InputError(
         f'config.evals.{name}.{key}: an evaluation needs a crop without randomness; '
@@ -180,6 +213,16 @@ def _open(name: str, section: Mapping) -> dict[str, Input]:
         'on_bad_image.'
       )
   return inputs
+
+
+def _with_batch_size(name: str, section: Mapping, key: str) -> dict:
+  """The arguments of an input of an evaluation; `images_per_device` is the batch size of all."""
+  arguments = dict(section[key])
+  if 'images_per_device' in section:
+    if 'batch_size' in arguments:
+      raise InputError(f'config.evals.{name} has images_per_device, so {key} takes no batch_size.')
+    arguments['batch_size'] = section['images_per_device']
+  return arguments
 
 
 def _compare(name: str, data: Input, other_name: str, other: Input, facts) -> None:
@@ -213,6 +256,31 @@ def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) 
     )
   listed = ', '.join(f'{size / 2**20:.1f} MiB {part}' for part, size in parts.items() if size)
   return f'input: about {total / 2**20:.1f} MiB of {limit / 2**20:.0f}, without libraries: {listed}'
+
+
+def check_batches(
+  tests: Mapping[str, Mapping[str, Input]], num_shards: int, trained: Input | None = None
+) -> None:
+  """Raises InputError if the batches of an input do not fit into the memory of this host."""
+  limit = hardware.host_memory()
+  for key, one in _by_key(tests, trained).items():
+    size = one.host_bytes(num_shards)['batches']
+    if size > limit:
+      raise InputError(
+        f'{key}: batches of {one.batch_size} images take about {size / 2**30:,.1f} GiB in each '
+        f'process, and this host has {limit / 2**30:,.1f}. Use a smaller batch, or more hosts.'
+      )
+
+
+def _by_key(tests: Mapping[str, Mapping[str, Input]], trained: Input | None) -> dict[str, Input]:
+  """The inputs of a run by their config keys."""
+  keys = {'data': 'input', 'support_set': 'train_input'}
+  inputs = {
+    f'config.evals.{name}.{keys[role]}': one
+    for name, of in tests.items()
+    for role, one in of.items()
+  }
+  return inputs if trained is None else inputs | {'config.train_input': trained}
 
 
 def _short(value) -> str:

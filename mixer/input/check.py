@@ -13,9 +13,8 @@ import json
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from mixer import cli, files, settings
+from mixer import cli, config_file, files, settings
 from mixer import input as inputs
 from mixer.errors import InputError
 
@@ -23,7 +22,7 @@ _PRINTED = 20  # bad images
 
 
 def define_flags() -> None:
-  config_flags.DEFINE_config_file('config', None, 'FILE[:ARGUMENT]', lock_config=True)
+  config_file.define_flags()
   flags.DEFINE_enum('source', None, ['folder', 'tfds'], 'Instead of --config.')
   flags.DEFINE_string('path', None, 'With --source=folder: the folder.')
   flags.DEFINE_string('name', None, 'With --source=tfds: the data set.')
@@ -37,7 +36,7 @@ def main() -> None:
   if (given.config is None) == (given.source is None):
     raise InputError('give either --config or --source.')
   if given.source is None:
-    opened = open_config(settings.config(given['config']))
+    opened = open_config(config_file.load())
   elif given.source == 'folder':
     opened = open_folder(given.path, given.split)
   else:
@@ -60,6 +59,10 @@ def main() -> None:
 
 def open_config(config: dict) -> dict[str, inputs.Input]:
   """The inputs of a config by their names in it; prints which evaluations are skipped."""
+  faults = inputs.evals_faults(config['evals'])
+  if 'train_input' in config:
+    faults += inputs.faults('config.train_input', config['train_input'])
+  settings.check(faults)
   opened = {}
   if 'train_input' in config:  # not in a config of evaluations alone
     opened['train_input'] = inputs.build(**config['train_input'])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import threading
+from typing import Annotated
 import weakref
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixer.errors import InputError
 from mixer.input import bad_images, crops, order, randaugment, reading
 from mixer.sizes import Size, pair
 from mixer.training import randaugment as device_randaugment
+from mixer.values import Count, Fraction, NotNegative, OneOf, Seed, Steps
 
 tf = runtime.tensorflow()
 
@@ -29,16 +31,16 @@ class Images:
     open_examples: Callable[[], reading.Examples],
     /,
     *,
-    batch_size: int,
+    batch_size: Count,
     image_size: Size,
-    crop: str,
+    crop: Annotated[str, OneOf(crops.CROPS)],
     resize: Size | None = None,
-    randaugment_layers: int = 0,
-    randaugment_magnitude: float = 0,
-    randaugment_on: str = 'host',
-    on_bad_image: str = 'fail',
-    subset_fraction: float = 1.0,
-    subset_seed: int = 0,
+    randaugment_layers: Steps = 0,
+    randaugment_magnitude: NotNegative = 0,
+    randaugment_on: Annotated[str, OneOf(('host', 'device'))] = 'host',
+    on_bad_image: Annotated[str, OneOf(bad_images.CHOICES)] = 'fail',
+    subset_fraction: Fraction = 1.0,
+    subset_seed: Seed = 0,
   ):
     """Checks that the arguments go together, then opens the examples.
 
@@ -58,8 +60,6 @@ class Images:
     Raises:
       InputError: an argument is unknown, or does not go with the others.
     """
-    if on_bad_image not in bad_images.CHOICES:
-      raise InputError(f'on_bad_image={on_bad_image!r}; use one of {bad_images.CHOICES}.')
     self._crop = crops.find(crop, image_size, resize)
     if randaugment_layers and not self._crop.random:
       random = [name for name, known in crops.CROPS.items() if known.random]
@@ -67,8 +67,6 @@ class Images:
         f'randaugment_layers={randaugment_layers} after crop={crop!r}, which has no randomness: '
         f'use one of {random}, or 0 layers.'
       )
-    if randaugment_on not in ('host', 'device'):
-      raise InputError(f"randaugment_on={randaugment_on!r}; use 'host' or 'device'.")
     self._randaugment = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
     self.augment = None
     if randaugment_on == 'device' and randaugment_layers:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer import values
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, permutations, scanning, vit
 
@@ -45,17 +46,59 @@ def build(name: str, num_classes: int | None, **options) -> nn.Module:
   """
   family, preset = _parse(name)
   module = FAMILIES[family].module
-  fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ('name', 'parent')}
+  fields = _fields(module)
   for option in options:
     if option not in fields:
       close = difflib.get_close_matches(option, fields, n=1)
       hint = f' Did you mean {close[0]!r}?' if close else ''
       raise InputError(f'{family} has no option {option!r}; it has {sorted(fields)}.{hint}')
-  values = {**preset, **options, 'num_classes': num_classes}
-  missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+  arguments = {**preset, **options, 'num_classes': num_classes}
+  missing = [
+    n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in arguments
+  ]
   if missing:
     raise InputError(f'model {name!r} names no size, so it needs {missing} too.')
-  return module(**values)
+  return module(**arguments)
+
+
+def faults(section: Mapping) -> list[str]:
+  """What is wrong with the section `config.model`; a sentence for each fault."""
+  if 'name' not in section:
+    return ["config.model: 'name' is missing, such as 'Mixer-B/16'."]
+  try:
+    family, _ = _parse(section['name'])
+    fields = _fields(FAMILIES[family].module)
+    own = {key: value for key, value in section.items() if key in fields}
+    found = [values.fault(f'config.model.{key}', fields[key].type, own[key]) for key in own]
+    found = [fault for fault in found if fault]
+    if not found:
+      build(**section, num_classes=None)
+  except InputError as fault:
+    return [f'config.model: {fault}']
+  return found
+
+
+def without_effect(section: Mapping) -> list[str]:
+  """What in `config.model` changes nothing, because of other options there; a sentence for each."""
+  _, preset = _parse(section['name'])
+  named = {key: value for key, value in preset.items() if section.get(key, value) != value}
+  found = []
+  if named:
+    used = ', '.join(f'{key}={section[key]}' for key in named)
+    meant = ', '.join(f'{key}={value}' for key, value in named.items())
+    found.append(
+      f'config.model.name={section["name"]} stands for {meant}, but the config has {used}, which '
+      'come first. Leave out those keys, or write a name without a size.'
+    )
+  blocks = {**preset, **section}.get('num_blocks')
+  depth = section.get('stochastic_depth')
+  if depth and blocks == 1:
+    found.append(f'config.model.stochastic_depth={depth} has no effect on one block.')
+  if section.get('rescale_drop_path') and not depth:
+    found.append('config.model.rescale_drop_path has no effect without stochastic_depth.')
+  if section.get('grouping', 'concat') != 'concat' and section.get('channel_groups', 1) == 1:
+    found.append(f'config.model.grouping={section["grouping"]} has no effect with one group.')
+  return found
 
 
 def in_released_layout(model: nn.Module) -> nn.Module:
@@ -146,9 +189,14 @@ def train_flops(model: nn.Module, image_size: layers.Size, channels: int = 3) ->
   return 3 * sum(parts.values()) - parts['stem']
 
 
+def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:
+  """The options of a family's module."""
+  return {f.name: f for f in dataclasses.fields(module) if f.name not in ('name', 'parent')}
+
+
 def _parse(name: str) -> tuple[str, dict]:
   """(the family, the options that its size stands for) of a model's name."""
-  parsed = re.fullmatch(r'([A-Za-z]+)(?:-(\w+)(?:/([1-9]\d*))?)?', name)
+  parsed = re.fullmatch(r'([A-Za-z]+)(?:-(\w+)(?:/([1-9]\d*))?)?', str(name))
   family, size, patch = parsed.groups() if parsed else (None, None, None)
   if family in FAMILIES:
     module, sizes, _ = FAMILIES[family]

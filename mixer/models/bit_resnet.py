@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mixer.errors import InputError
 from mixer.models import layers
+from mixer.values import Count
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 # The sizes in the tables and figures of the Mixer, ViT (R101x1) and BiT (R152x4) papers.
@@ -126,18 +127,18 @@ class BitResNet(nn.Module):
   """
 
   num_classes: int | None
-  stage_sizes: Sequence[int]
-  width: int
-  groups: int = 32
+  stage_sizes: Sequence[Count]
+  width: Count
+  groups: Count = 32
   head_bias: float = 0.0
-  dtype: str = 'float32'
+  dtype: layers.Dtype = 'float32'
   remat: bool = False
 
   def __post_init__(self):
     layers.check_fields(self)
-    if not self.stage_sizes or min(self.stage_sizes) < 1:
-      raise InputError(f'stage_sizes is {self.stage_sizes}; give each stage at least 1 unit.')
-    if self.width < 1 or self.groups < 1 or self.width % self.groups:
+    if not self.stage_sizes:
+      raise InputError('stage_sizes is empty; give the number of units of each stage.')
+    if self.width % self.groups:
       raise InputError(
         f'width is {self.width} and groups {self.groups}: each normalisation needs equal groups '
         'of channels, so use a width that is a multiple of the groups.'

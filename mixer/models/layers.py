@@ -1,30 +1,28 @@
 """Building blocks and checks that the architectures share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from mixer import settings, values
 from mixer.errors import InputError
 from mixer.sizes import Size, pair
 
-DTYPES = ('float32', 'bfloat16')
+Dtype = Annotated[str, values.OneOf(('float32', 'bfloat16'))]
 
 
-def check_fields(model: nn.Module, sizes: Sequence[str] = ()) -> None:
-  """Raises InputError for a dtype, rate, patch size or one of the fields `sizes` out of range."""
-  if model.dtype not in DTYPES:
-    raise InputError(f'unknown dtype {model.dtype!r}; use one of {DTYPES}.')
-  if hasattr(model, 'patch_size'):
-    pair(model.patch_size)
-  for name in ('stochastic_depth', 'dropout'):
-    if not 0 <= getattr(model, name, 0.0) < 1:
-      raise InputError(f'{name} is {getattr(model, name)}; it is a rate, at least 0 and below 1.')
-  for name in sizes:
-    if getattr(model, name) < 1:
-      raise InputError(f'{name} is {getattr(model, name)}; it is at least 1.')
+def check_fields(model: nn.Module) -> None:
+  """Raises InputError for fields that do not agree with their annotations."""
+  found = [
+    values.fault(field.name, field.type, getattr(model, field.name))
+    for field in dataclasses.fields(model)
+  ]
+  settings.check([fault for fault in found if fault])
 
 
 def patch_grid(image_size: Size, patch_size: Size) -> tuple[int, int]:

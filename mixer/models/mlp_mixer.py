@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mixer.models import layers, variants
+from mixer.values import Count, OneOf, Rate
 
 # Table 1 of the paper: num_blocks, hidden_dim C, tokens_mlp_dim D_S, channels_mlp_dim D_C.
 SIZES = {
@@ -92,27 +94,26 @@ class MlpMixer(nn.Module):
   """
 
   num_classes: int | None
-  num_blocks: int
-  hidden_dim: int
-  tokens_mlp_dim: int
-  channels_mlp_dim: int
+  num_blocks: Count
+  hidden_dim: Count
+  tokens_mlp_dim: Count
+  channels_mlp_dim: Count
   patch_size: layers.Size
   tiles: layers.Size = 1
   head_bias: float = 0.0
-  stochastic_depth: float = 0.0
+  stochastic_depth: Rate = 0.0
   rescale_drop_path: bool = False
-  dropout: float = 0.0
-  dtype: str = 'float32'
+  dropout: Rate = 0.0
+  dtype: layers.Dtype = 'float32'
   remat: bool = False
   scan: bool = False
   untie_tokens: bool = False
-  channel_groups: int = 1
-  grouping: str = 'concat'
+  channel_groups: Count = 1
+  grouping: Annotated[str, OneOf(variants.GROUPINGS)] = 'concat'
   pyramid: Sequence[Sequence[int]] = ()
 
   def __post_init__(self):
-    sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
-    layers.check_fields(self, sizes)
+    layers.check_fields(self)
     variants.check(self)
     super().__post_init__()
 

@@ -7,6 +7,7 @@ with `batch_ops.normalize` and mixup.
 
 from collections.abc import Callable, Mapping
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from mixer import settings
 from mixer.errors import InputError
 from mixer.input import order
 from mixer.models import layers
+from mixer.values import OneOf, Seed
 
 
 def patch_pixel(image_size: tuple[int, int], patch_size: layers.Size, seed: int) -> np.ndarray:
@@ -48,7 +50,12 @@ KINDS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def wrap(
-  function: Callable, *, image_size: layers.Size, kind: str, seed: int, patch_size: layers.Size
+  function: Callable,
+  *,
+  image_size: layers.Size,
+  kind: Annotated[str, OneOf(('none', *KINDS))],
+  seed: Seed,
+  patch_size: layers.Size,
 ) -> Callable:
   """`function(params, images, *rest)`, given permuted images (n, height, width, channels).
 

@@ -91,9 +91,7 @@ def active(model: nn.Module) -> list[str]:
 
 def check(model: nn.Module) -> None:
   """Raises InputError for a value out of range or a combination that is not supported."""
-  if model.grouping not in GROUPINGS:
-    raise InputError(f'grouping is {model.grouping!r}; use one of {GROUPINGS}.')
-  if model.channel_groups < 1 or model.hidden_dim % model.channel_groups:
+  if model.hidden_dim % model.channel_groups:
     raise InputError(
       f'channel_groups is {model.channel_groups}; use a divisor of hidden_dim={model.hidden_dim}.'
     )

@@ -5,6 +5,7 @@ Parameter names are those in the files released with vision_transformer, so thes
 
 from collections.abc import Callable
 import functools
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from mixer.errors import InputError
 from mixer.models import attention, layers
+from mixer.values import Count, OneOf, Rate
 
 # B, L and H are in Table 1 of the ViT paper; Ti and S are later.
 SIZES = {
@@ -133,26 +135,24 @@ class VisionTransformer(nn.Module):
   """
 
   num_classes: int | None
-  num_blocks: int
-  hidden_dim: int
-  mlp_dim: int
-  num_heads: int
+  num_blocks: Count
+  hidden_dim: Count
+  mlp_dim: Count
+  num_heads: Count
   patch_size: layers.Size
-  pool: str = 'token'
+  pool: Annotated[str, OneOf(POOLS)] = 'token'
   representation_layer: bool = False
   head_bias: float = 0.0
-  stochastic_depth: float = 0.0
+  stochastic_depth: Rate = 0.0
   rescale_drop_path: bool = False
-  dropout: float = 0.0
-  dtype: str = 'float32'
+  dropout: Rate = 0.0
+  dtype: layers.Dtype = 'float32'
   remat: bool = False
   scan: bool = False
   fused_attention: bool = True
 
   def __post_init__(self):
-    layers.check_fields(self, ('num_blocks', 'hidden_dim', 'mlp_dim', 'num_heads'))
-    if self.pool not in POOLS:
-      raise InputError(f'pool is {self.pool!r}; use one of {POOLS}.')
+    layers.check_fields(self)
     if self.hidden_dim % self.num_heads:
       raise InputError(
         f'num_heads is {self.num_heads}; use a divisor of hidden_dim={self.hidden_dim}.'

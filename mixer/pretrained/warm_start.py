@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import math
+from typing import Annotated
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, position_tables, variants, vit
 from mixer.pretrained import growth, inference, trees
+from mixer.values import OneOf
 
 Model = mlp_mixer.MlpMixer | vit.VisionTransformer | bit_resnet.BitResNet
 HEAD_POLICIES = ('auto', 'keep', 'reset')
@@ -17,9 +19,9 @@ HEAD_POLICIES = ('auto', 'keep', 'reset')
 
 def load(
   *,
-  path: str,
-  head: str,
-  from_size: layers.Size,
+  path: str | None,
+  head: Annotated[str, OneOf(HEAD_POLICIES)],
+  from_size: layers.Size | tuple[()] | None,
   model: Model,
   image_size: tuple[int, int],
   channels: int,

@@ -2,35 +2,113 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+import inspect
+from typing import Annotated, Any
 
+from absl import logging
 import jax
 from jax.sharding import Mesh
 
+from mixer import evaluators, models, settings
 from mixer import input as inputs
-from mixer import models, settings
-from mixer.training import optimizers, plan, sharding, train_step
+from mixer.checkpoints import manager
+from mixer.models import permutations
+from mixer.pretrained import warm_start
+from mixer.training import losses, optimizers, plan, sharding, train_step
+from mixer.values import Count, NotNegative, OneOf, Seed
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The keys of a training config; each section is the keyword arguments of one function."""
 
-  seed: int
+  seed: Seed
   train_input: Mapping  # of `mixer.input.build`
   evals: Mapping  # of `mixer.evaluators.build`, by name
   model: Mapping  # of `mixer.models.build`
-  loss: str
-  mixup: float
+  loss: Annotated[str, OneOf(losses.LOSSES)]
+  mixup: NotNegative
   optim: Mapping  # of `optimizers.make`
-  total_epochs: float
-  total_steps: int | None
-  microbatches: int
+  total_epochs: NotNegative | None
+  total_steps: Count | None
+  microbatches: Count
   mesh: Mapping  # of `sharding.make_mesh`
   every: Mapping  # of `plan.intervals`
   checkpoints: Mapping  # of `mixer.checkpoints.manager.Checkpoints`
   init: Mapping | None = None  # of `mixer.pretrained.warm_start.load`
   permutation: Mapping | None = None  # of `mixer.models.permutations.wrap`
+
+
+def check(config: Mapping) -> TrainConfig:
+  """The config of a training run, of which all keys are checked; opens no data.
+
+  Raises:
+    InputError: a key is missing or unknown or has a wrong value; names all of them.
+  """
+  settings.check(settings.faults('config', [TrainConfig], config) + _section_faults(config))
+  for text in _without_effect(config):
+    logging.warning('%s', text)
+  return TrainConfig(**config)
+
+
+def check_evaluation(config: Mapping) -> None:
+  """Raises InputError as `check`; keys that only training needs may be missing, others be there."""
+  keys = inspect.signature(TrainConfig).parameters
+  known = {key: value for key, value in config.items() if key in keys}
+  absent = keys - known.keys() - {'evals', 'model', 'loss', 'mesh', 'checkpoints'}
+  settings.check(settings.faults('config', [TrainConfig], known, absent) + _section_faults(known))
+
+
+def _section_faults(config: Mapping) -> list[str]:
+  """What is wrong within the sections of a config."""
+  plain = {
+    'mesh': (sharding.make_mesh, ['devices']),
+    'every': (plan.intervals, ['keep_best', 'evals', 'higher_is_better', 'skipped']),
+    'checkpoints': (manager.Checkpoints, ['directory', 'read_only', 'cluster']),
+    'init': (warm_start.load, ['model', 'image_size', 'channels', 'permutation', 'cluster']),
+    'permutation': (permutations.wrap, ['function', 'image_size']),
+  }
+  others = {
+    'train_input': lambda section: inputs.faults('config.train_input', section),
+    'evals': lambda sections: inputs.evals_faults(sections) + evaluators.faults(sections),
+    'model': models.faults,
+    'optim': optimizers.faults,
+  }
+  found = []
+  for name, section in config.items():
+    if not isinstance(section, Mapping):
+      continue
+    if name in plain:
+      function, computed = plain[name]
+      found += settings.faults(f'config.{name}', [function], section, computed)
+    elif name in others:
+      found += others[name](section)
+  return found
+
+
+def _without_effect(config: Mapping) -> list[str]:
+  """The settings that change nothing under the values of others; a sentence for each."""
+  found = inputs.without_effect('config.train_input', config['train_input'])
+  for name, section in config['evals'].items():
+    found += [
+      f'config.evals.{name}.input.{key} has no effect: evaluations take images as they are.'
+      for key in ('shift_pixels', 'flip')
+      if section.get('input', {}).get(key)
+    ]
+  found += models.without_effect(config['model'])
+  init, batch_size = config.get('init') or {}, config['train_input'].get('batch_size')
+  if not init.get('path'):
+    found += [
+      f'config.init.{key}={init[key]!r} has no effect without config.init.path: the run starts '
+      'from fresh parameters.'
+      for key, unset in (('head', 'auto'), ('from_size', None))
+      if init.get(key, unset) not in (unset, (), [])
+    ]
+  if config['mixup'] and batch_size == 1:
+    found.append(
+      f'config.mixup={config["mixup"]} has no effect with a batch of 1, which is its own partner.'
+    )
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +151,7 @@ def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]
   mesh = settings.call('config.mesh', sharding.make_mesh, config.mesh, devices=devices)
   plan.check_batch_size(data.batch_size, config.microbatches, mesh)
   total_steps = plan.count_steps(config.total_steps, config.total_epochs, data)
+  optimizers.warn_of_warmup(config.optim, total_steps)
 
   model = models.build(**config.model, num_classes=data.num_classes)
   apply, features = (

@@ -13,6 +13,7 @@ from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
 from mixer.pretrained import warm_start
+from mixer.run import build
 from mixer.training import sharding
 
 
@@ -57,7 +58,9 @@ def evaluate(options: Options) -> dict[str, float]:
 
 def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, float]:
   config, path = options.config, files.absolute(options.checkpoint)
+  build.check_evaluation(config)
   tests, skipped = _open_tests(options)
+  inputs.check_batches(tests, jax.process_count())
   # An evaluation with its own training images uses the features and not the head.
   classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
   permutation = config.get('permutation')

@@ -82,7 +82,7 @@ def _train(
   stop: preemption.StopRequests,
 ) -> None:
   # Open and check: what can be wrong is looked at first, the cheapest first.
-  config = settings.call('config', build.TrainConfig, options.config)
+  config = build.check(options.config)
   data = inputs.build(**config.train_input)
   runtime.check_backend(options.require)
 
@@ -93,6 +93,7 @@ def _train(
   tests, skipped = inputs.open_evals(config.evals, data, require=options.require_evals)
   if skipped:
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
+  inputs.check_batches(tests, jax.process_count(), data)
   cluster.check_same(inputs.identity(tests, data))
   evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
   every = _intervals(config, skipped)

@@ -1,26 +1,30 @@
 """Optimisers, the learning-rate schedule and weight decay, as one optax chain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
+from typing import Annotated
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
 
 from mixer import settings
 from mixer.errors import InputError
+from mixer.values import NotNegative, OneOf, Positive, Rate, Share, Steps
 
 Schedule = Callable[[jax.Array], jax.Array]
+Dtype = Annotated[str, OneOf(('float32', 'bfloat16', 'float16'))]
 
 
 def adam(
-  b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, moment_dtype: str = 'float32'
+  b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, moment_dtype: Dtype = 'float32'
 ) -> optax.GradientTransformation:
   """Adam's direction; the second moment is always float32. The paper's for pre-training."""
   return optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
 
 
-def sgd(momentum: float = 0.9, accumulator_dtype: str = 'float32') -> optax.GradientTransformation:
+def sgd(momentum: Rate = 0.9, accumulator_dtype: Dtype = 'float32') -> optax.GradientTransformation:
   """Momentum without Nesterov. The paper's for fine-tuning."""
   return optax.trace(momentum, accumulator_dtype=accumulator_dtype)
 
@@ -42,7 +46,11 @@ DECAYS = {'linear': linear, 'cosine': cosine}
 
 
 def schedule_factor(
-  *, total_steps: int, warmup_steps: int, decay: str, linear_end: float = 0.0
+  *,
+  total_steps: int,
+  warmup_steps: Steps,
+  decay: Annotated[str, OneOf(DECAYS)],
+  linear_end: Share = 0.0,
 ) -> Schedule:
   """The factor on the base learning rate for the update after `step` earlier ones.
 
@@ -50,10 +58,6 @@ def schedule_factor(
   `linear_end` at `total_steps` (a fraction of the base rate, not a rate: big_vision's meaning).
   A run that ends within its warm-up only rises.
   """
-  if decay not in DECAYS:
-    raise InputError(f'unknown decay {decay!r}; use one of {sorted(DECAYS)}.')
-  if warmup_steps < 0:
-    raise InputError(f'warmup_steps is {warmup_steps}; use 0 for none.')
 
   def factor(step):
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
@@ -72,12 +76,12 @@ def is_kernel(params) -> dict:
 def make(
   *,
   optimizer: dict,
-  learning_rate: float,
+  learning_rate: Positive,
   schedule: dict,
   total_steps: int,
-  clip_norm: float | None,
-  weight_decay: float,
-  weight_decay_mode: str,
+  clip_norm: Positive | None,
+  weight_decay: NotNegative,
+  weight_decay_mode: Annotated[str, OneOf(('adamw', 'independent'))],
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """(the chain clip -> direction -> decay -> step size, the learning rate as a function).
 
@@ -93,10 +97,9 @@ def make(
     clip_norm: the gradient's global norm is scaled down to this first; None for no clipping.
     weight_decay, weight_decay_mode: see above; kernels only.
   """
-  name, arguments = optimizer.get('name'), {k: v for k, v in optimizer.items() if k != 'name'}
-  if name not in OPTIMIZERS:
-    raise InputError(f'unknown optimizer {name!r}; use one of {sorted(OPTIMIZERS)}.')
-  direction = settings.call('config.optim.optimizer', OPTIMIZERS[name], arguments)
+  settings.check(_optimizer_faults(optimizer))
+  arguments = {key: value for key, value in optimizer.items() if key != 'name'}
+  direction = OPTIMIZERS[optimizer['name']](**arguments)
   factor = settings.call(
     'config.optim.schedule', schedule_factor, schedule, total_steps=total_steps
   )
@@ -111,6 +114,24 @@ def make(
   return chain, lambda step: learning_rate * factor(step)
 
 
+def faults(section: Mapping) -> list[str]:
+  """What is wrong with the section `config.optim`, see `settings.faults`."""
+  found = settings.faults('config.optim', [make], section, ['total_steps'])
+  optimizer, schedule = section.get('optimizer'), section.get('schedule')
+  if isinstance(optimizer, Mapping):
+    found += _optimizer_faults(optimizer)
+  if isinstance(schedule, Mapping):
+    found += settings.faults('config.optim.schedule', [schedule_factor], schedule, ['total_steps'])
+  return found
+
+
+def _optimizer_faults(section: Mapping) -> list[str]:
+  name, arguments = section.get('name'), {k: v for k, v in section.items() if k != 'name'}
+  if name not in OPTIMIZERS:
+    return [f'config.optim.optimizer.name is {name!r}; use one of {sorted(OPTIMIZERS)}.']
+  return settings.faults('config.optim.optimizer', [OPTIMIZERS[name]], arguments)
+
+
 def independent_decay(weight_decay: float, mode: str, learning_rate: float) -> float:
   """The share of a kernel that one update at the peak learning rate removes."""
   factors = {'independent': 1.0, 'adamw': learning_rate}
@@ -122,16 +143,22 @@ def independent_decay(weight_decay: float, mode: str, learning_rate: float) -> f
 def describe(section: dict, total_steps: int) -> str:
   """A config's optimiser section in words, with the decay in both conventions."""
   rate, warmup = section['learning_rate'], section['schedule']['warmup_steps']
-  lines = [
+  return (
     f'{section["optimizer"]["name"]}, learning rate {rate:g} after {warmup} steps of warm-up, '
-    f'then {section["schedule"]["decay"]} decay to step {total_steps}',
-    describe_decay(section['weight_decay'], section['weight_decay_mode'], rate),
-  ]
+    f'then {section["schedule"]["decay"]} decay to step {total_steps}\n'
+    + describe_decay(section['weight_decay'], section['weight_decay_mode'], rate)
+  )
+
+
+def warn_of_warmup(section: Mapping, total_steps: int) -> None:
+  """Warns if the learning rate never reaches its value."""
+  warmup = section['schedule']['warmup_steps']
   if warmup >= total_steps:
-    lines.append(
-      f'WARNING: the run ends within its warm-up, at {total_steps / warmup:.3g} of that rate'
-    )
-  return '\n'.join(lines)
+    logging.warning(
+      'config.optim.schedule.warmup_steps=%d: the run ends within its warm-up, after %d steps, at '
+      '%.3g of the learning rate. Use fewer warm-up steps, or train longer.',
+      warmup, total_steps, total_steps / warmup,
+    )  # fmt: skip
 
 
 def describe_decay(weight_decay: float, mode: str, learning_rate: float) -> str:

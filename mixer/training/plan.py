@@ -4,26 +4,31 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from jax.sharding import Mesh
 
+from mixer import values
 from mixer.errors import InputError
 
 
-def count_steps(total_steps: int | None, total_epochs: float, data) -> int:
+def count_steps(total_steps: int | None, total_epochs: float | None, data) -> int:
   """`total_steps`, or if that is None the number nearest to `total_epochs` over the data."""
-  steps = round(total_epochs * data.num_examples / data.batch_size)
-  steps = steps if total_steps is None else total_steps
-  if steps < 1:
+  if total_steps is None and total_epochs is None:
+    raise InputError('config.total_steps and config.total_epochs are None; give one of them.')
+  steps = total_steps
+  if steps is None:
+    steps = round(total_epochs * data.num_examples / data.batch_size)
+  if not values.accepts(values.Count, steps):
+    bound = 'at least 1 is needed' if steps < 1 else 'at most 2**31 - 1 can be counted'
     raise InputError(
-      f'total_steps={total_steps}, total_epochs={total_epochs}: that is {steps} steps of '
-      f'{data.batch_size} over {data.num_examples} examples; at least 1 is needed.'
+      f'total_steps={total_steps}, total_epochs={total_epochs}: that is {steps:.6g} steps of '
+      f'{data.batch_size} over {data.num_examples} examples; {bound}.'
     )
   return steps
 
 
 def intervals(
   *,
-  log: int,
-  evaluate: int,
-  checkpoint: int,
+  log: values.Steps,
+  evaluate: values.Steps,
+  checkpoint: values.Steps,
   keep_best: str | None,
   evals: Mapping[str, Mapping],
   higher_is_better: Sequence[str],
@@ -43,8 +48,6 @@ def intervals(
       f'config.checkpoints.keep_best={keep_best!r} needs a checkpoint at each evaluation: '
       f'config.every.evaluate={evaluate} is not a multiple of config.every.checkpoint={checkpoint}.'
     )
-  if min(log, evaluate, checkpoint) < 0:
-    raise InputError('config.every has a negative number of steps; use 0 for at the end only.')
   own = {name: section['every'] for name, section in evals.items() if 'every' in section}
   for name, steps in own.items():
     if steps < 0 or (steps % evaluate if evaluate else steps):

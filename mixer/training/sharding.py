@@ -10,12 +10,13 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mixer.errors import InputError
+from mixer.values import Count
 
 BATCH_AXES = ('data', 'fsdp')
 _MIN_SHARDED_SIZE = 2**18  # smaller leaves cost more to gather than they take
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: Count = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
   """A ('data', 'fsdp') mesh over `devices`, or all devices; the batch is split over both axes.
 
   `fsdp` devices share one copy of the large parameters and optimiser moments; `data` such

@@ -259,7 +259,7 @@ def test_placed_digits():
     ),
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 3.0},
-      'subset_fraction is 3.0; use one above 0 and at most 1, such as 0.03.',
+      "input source 'digits': subset_fraction is 3.0; use a number above 0 and up to 1.",
     ),
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 1e-4},

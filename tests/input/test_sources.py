@@ -106,7 +106,7 @@ def test_all_faults_of_the_arguments_in_one_message(source, missing, own, shared
 
 @pytest.mark.parametrize('batch_size', [0, -8, 2.5, 'many', None])
 def test_a_batch_size_that_is_none(opened, batch_size):
-  text = f"input source 'folder': batch_size is {batch_size!r}; use a positive int."
+  text = f"input source 'folder': batch_size is {batch_size!r}; use an int from 1 to 2**31 - 1."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     opened('folder', batch_size=batch_size)
 
@@ -115,7 +115,9 @@ def test_a_batch_size_that_is_none(opened, batch_size):
 @pytest.mark.parametrize('key', ['image_size', 'resize'])
 def test_a_size_that_is_none(folder, key, size):
   section = {'path': str(folder / 'folder'), 'split': 'train', 'batch_size': 8, **EVALUATE}
-  text = f'a size is a positive int or (height, width); got {size!r}.'
+  none = ', or None' if key == 'resize' else ''
+  text = f'{key} is {size!r}; use a positive int or a tuple (height, width){none}.'
+  text = f"input source 'folder': {text}"
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     input.build(source='folder', **section | {key: size})
 

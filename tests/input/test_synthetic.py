@@ -53,7 +53,7 @@ def test_an_evaluation_counts_every_example(shards):
 
 
 def test_what_cannot_be():
-  with pytest.raises(InputError, match='num_examples=0.*must be at least 1'):
+  with pytest.raises(InputError, match='num_examples is 0; use an int from 1 to '):
     build(num_examples=0)
 
 

@@ -246,7 +246,11 @@ def test_remat_changes_no_value():
     ('BiT-R50', {}, "unknown model 'BiT-R50'; write one of Mixer-S/<patch>, "),
     ('BiT', {'width': 64}, "model 'BiT' names no size, so it needs ['stage_sizes'] too."),
     ('BiT', {'width': 48, 'stage_sizes': (1,)}, 'width is 48 and groups 32: each normalisation '),
-    ('BiT', {'width': 64, 'stage_sizes': (1, 0)}, 'stage_sizes is (1, 0); give each stage at '),
+    (
+      'BiT',
+      {'width': 64, 'stage_sizes': (1, 0)},
+      'stage_sizes is (1, 0); use a tuple of which each is an int from 1 to ',
+    ),
   ],
 )
 def test_build_faults(name, options, text):

@@ -330,12 +330,12 @@ BUILD_FAULTS = {
   'an unknown dtype': (
     'Mixer-B/16',
     dict(dtype='float16'),
-    "unknown dtype 'float16'; use one of ('float32', 'bfloat16').",
+    "dtype is 'float16'; use one of ['bfloat16', 'float32'].",
   ),
   'a patch of no size': (
     'Mixer-B/16',
     dict(patch_size=(16, 0)),
-    'a size is a positive int or (height, width); got (16, 0).',
+    'patch_size is (16, 0); use a positive int or a tuple (height, width).',
   ),
 }
 

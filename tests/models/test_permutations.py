@@ -208,7 +208,7 @@ def test_the_wrapper_passes_on_what_comes_after_the_images():
   [
     (
       {'kind': 'pixels', 'seed': 0, 'patch_size': 4},
-      "config.permutation.kind is 'pixels'; use one of ['none', 'global', 'patch_pixel'].",
+      "config.permutation.kind is 'pixels'; use one of ['global', 'none', 'patch_pixel'].",
     ),
     (
       {'kind': 'global', 'seed': 0},

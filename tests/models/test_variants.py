@@ -290,9 +290,9 @@ def test_flops_against_jax(change):
   'options,words',
   [
     (dict(channel_groups=3), 'channel_groups is 3; use a divisor of hidden_dim=8'),
-    (dict(channel_groups=0), 'channel_groups is 0; use a divisor'),
+    (dict(channel_groups=0), 'channel_groups is 0; use an int from 1 to '),
     (dict(grouping='both'), "grouping is 'both'; use one of"),
-    (dict(pyramid=(3, 4)), r'pyramid is \(3, 4\); give \(block, tokens\)'),
+    (dict(pyramid=(3, 4)), r'pyramid is \(3, 4\); use a tuple of which each is a tuple'),
     (dict(pyramid=((3, 2),)), 'blocks rising within 0 to 2'),
     (dict(pyramid=((2, 4), (1, 2))), 'blocks rising'),
     (dict(pyramid=((1, 4), (2, 4))), 'tokens falling'),

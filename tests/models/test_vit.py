@@ -593,12 +593,12 @@ def test_a_table_of_another_grid(old, text):
     ('ViT-B', {}, "unknown model 'ViT-B'; write one of Mixer-S/<patch>, "),
     ('ViT-G/14', {}, "unknown model 'ViT-G/14'; write one of Mixer-S/<patch>, "),
     ('ViT', {'hidden_dim': 8}, "model 'ViT' names no size, so it needs ['num_blocks', 'mlp_dim', "),
-    ('ViT-B/16', {'pool': 'map'}, "pool is 'map'; use one of ('token', 'gap')."),
+    ('ViT-B/16', {'pool': 'map'}, "pool is 'map'; use one of ['gap', 'token']."),
     ('ViT-B/16', {'num_heads': 5}, 'num_heads is 5; use a divisor of hidden_dim=768.'),
-    ('ViT-B/16', {'num_heads': 0}, 'num_heads is 0; it is at least 1.'),
-    ('ViT-B/16', {'dropout': 1.0}, 'dropout is 1.0; it is a rate, at least 0 and below 1.'),
+    ('ViT-B/16', {'num_heads': 0}, 'num_heads is 0; use an int from 1 to 2**31 - 1.'),
+    ('ViT-B/16', {'dropout': 1.0}, 'dropout is 1.0; use a number of at least 0 and below 1.'),
     ('ViT-B/16', {'tokens_mlp_dim': 8}, "ViT has no option 'tokens_mlp_dim'; it has ['dropout', "),
-    ('ViT-B/16', {'dtype': 'float16'}, "unknown dtype 'float16'; use one of "),
+    ('ViT-B/16', {'dtype': 'float16'}, "dtype is 'float16'; use one of "),
   ],
 )
 def test_build_faults(name, options, text):

@@ -67,7 +67,8 @@ def test_the_banner(finished):
     'cpu: 1 x cpu', f'jax {jax.__version__}', '"total_steps": 20', 'MixerBlock_1/token_mixing',
     'weight decay on kernels: 0.0003 times the schedule (big_vision, "independent") = 0.1 times '
     'the learning rate (AdamW, "adamw")', '1437 images of 10 classes; 20 steps of 64 are 0.89',
-    'WARNING: the run ends within its warm-up', 'of the compiled step: ', 'step 20/20 eta 0:00:00',
+    'config.optim.schedule.warmup_steps=100: the run ends within its warm-up',
+    'of the compiled step: ', 'step 20/20 eta 0:00:00',
   ):  # fmt: skip
     assert text in output
 
@@ -229,10 +230,10 @@ def digits_config() -> dict:
     (('optim',), "config.optim: nothing reads 'surprise'"),
     (('optim', 'optimizer'), "config.optim.optimizer: nothing reads 'surprise'"),
     (('optim', 'schedule'), "config.optim.schedule: nothing reads 'surprise'"),
-    (('model',), "Mixer has no option 'surprise'"),
-    (('train_input',), "input source 'digits': nothing reads 'surprise'"),
+    (('model',), "config.model: Mixer has no option 'surprise'"),
+    (('train_input',), "config.train_input: nothing reads 'surprise'"),
     (('evals', 'test'), "config.evals.test: nothing reads 'surprise'"),
-    (('evals', 'test', 'input'), "input source 'digits': nothing reads 'surprise'"),
+    (('evals', 'test', 'input'), "config.evals.test.input: nothing reads 'surprise'"),
     (('mesh',), "config.mesh: nothing reads 'surprise'"),
     (('every',), "config.every: nothing reads 'surprise'"),
     (('checkpoints',), "config.checkpoints: nothing reads 'surprise'"),
@@ -253,12 +254,12 @@ def test_a_key_that_nobody_reads(tmp_path, path, message):
   [
     ({'evals.train': {}}, "config.evals: the names ['train'] would mix with the training metrics"),
     ({'checkpoints.keep_best': 'test/loss'}, "keep_best='test/loss'; use one of ['test/top1',"),
-    ({'every.log': -1}, 'config.every has a negative number of steps'),
-    ({'mixup': -1.0}, 'mixup is -1.0; it is the p of Beta(p, p)'),
-    ({'train_input.batch_size': 0}, "input source 'digits': batch_size is 0"),
-    ({'train_input.shift_pixels': -1}, 'shift_pixels is -1; use 0 for none'),
-    ({'model.stochastic_depth': 2.0}, 'stochastic_depth is 2.0; it is a rate'),
-    ({'model.num_blocks': 0}, 'num_blocks is 0; it is at least 1'),
+    ({'every.log': -1}, 'config.every.log is -1; use an int from 0 to 2**31 - 1.'),
+    ({'mixup': -1.0}, 'config.mixup is -1.0; use a number of at least 0.'),
+    ({'train_input.batch_size': 0}, 'config.train_input.batch_size is 0; use an int from 1 to '),
+    ({'train_input.shift_pixels': -1}, 'config.train_input.shift_pixels is -1; use an int from 0'),
+    ({'model.stochastic_depth': 2.0}, 'config.model.stochastic_depth is 2.0; use a number of at '),
+    ({'model.num_blocks': 0}, 'config.model.num_blocks is 0; use an int from 1 to 2**31 - 1.'),
   ],
 )
 def test_values_that_make_no_sense(tmp_path, change, message):

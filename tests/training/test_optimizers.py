@@ -246,10 +246,11 @@ def test_paper_schedule():
 
 
 def test_schedule_errors():
-  text = "unknown decay 'rsqrt'; use one of ['cosine', 'linear']."
+  text = "config.optim.schedule.decay is 'rsqrt'; use one of ['cosine', 'linear']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(schedule={'warmup_steps': 3, 'decay': 'rsqrt'})
-  with pytest.raises(InputError, match=r'^warmup_steps is -1; use 0 for none\.$'):
+  text = 'config.optim.schedule.warmup_steps is -1; use an int from 0 to 2**31 - 1.'
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(schedule={'warmup_steps': -1, 'decay': 'linear'})
 
 
@@ -299,7 +300,7 @@ def test_accumulators_are_float32_unless_asked():
 
 
 def test_unknown_names():
-  text = "unknown optimizer 'lamb'; use one of ['adam', 'sgd']."
+  text = "config.optim.optimizer.name is 'lamb'; use one of ['adam', 'sgd']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(optimizer={'name': 'lamb'})
   text = "unknown weight_decay_mode 'l2'; use one of ['adamw', 'independent']."
@@ -308,7 +309,7 @@ def test_unknown_names():
 
 
 def test_no_optimizer():
-  text = "unknown optimizer None; use one of ['adam', 'sgd']."
+  text = "config.optim.optimizer.name is None; use one of ['adam', 'sgd']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(optimizer={'momentum': 0.9})
 
@@ -349,6 +350,14 @@ def test_description():
     'adam, learning rate 0.001 after 10000 steps of warm-up, then linear decay to step 92897'
   )
   assert second.startswith('weight decay on kernels: 0.0001 times the schedule')
-  assert optimizers.describe(section, 2_500).split('\n')[2:] == [
-    'WARNING: the run ends within its warm-up, at 0.25 of that rate'
+
+
+def test_a_run_that_ends_within_its_warm_up(caplog):
+  section = {'schedule': {'warmup_steps': 10_000}}
+  optimizers.warn_of_warmup(section, 10_001)
+  assert not caplog.messages
+  optimizers.warn_of_warmup(section, 2_500)
+  assert caplog.messages == [
+    'config.optim.schedule.warmup_steps=10000: the run ends within its warm-up, after 2500 steps, '
+    'at 0.25 of the learning rate. Use fewer warm-up steps, or train longer.'
   ]

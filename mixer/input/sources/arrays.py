@@ -9,6 +9,7 @@ import numpy as np
 
 from mixer.errors import InputError
 from mixer.input import order
+from mixer.values import Count, Fraction, Seed, Steps
 
 Held = tuple[np.ndarray, np.ndarray, Sequence[str]]  # images, labels, class names; see `Arrays`
 
@@ -23,11 +24,11 @@ class Arrays:
     open_arrays: Callable[[], Held],
     /,
     *,
-    batch_size: int,
-    shift_pixels: int = 0,
+    batch_size: Count,
+    shift_pixels: Steps = 0,
     flip: bool = False,
-    subset_fraction: float = 1.0,
-    subset_seed: int = 0,
+    subset_fraction: Fraction = 1.0,
+    subset_seed: Seed = 0,
   ):
     """Opens the arrays.
 
@@ -50,8 +51,11 @@ class Arrays:
         'images are uint8 (n, height, width, channels) with as many labels; '
         f'got {images.dtype} {images.shape} and {len(labels)} labels.'
       )
-    if shift_pixels < 0:
-      raise InputError(f'shift_pixels is {shift_pixels}; use 0 for none.')
+    if shift_pixels >= min(images.shape[1:3]):
+      raise InputError(
+        f'shift_pixels is {shift_pixels} and the images have {images.shape[1]} x {images.shape[2]} '
+        'pixels, which would be moved out of sight; use less than a side.'
+      )
     _check_labels(labels, len(class_names))
     self._chosen = None  # numbers of the images that are used; None for all
     if subset_fraction != 1.0:
@@ -140,7 +144,7 @@ def load(
   *,
   images: str,
   labels: str | None = None,
-  num_classes: int | None = None,
+  num_classes: Count | None = None,
   first: float = 0,
   last: float | None = None,
 ) -> Held:
@@ -202,7 +206,7 @@ def digits(*, split: str) -> Held:
   return _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
 
 
-def placed_digits(*, split: str, side: int, magnify: int, stride: int, copies: int) -> Held:
+def placed_digits(*, split: str, side: Count, magnify: Count, stride: Count, copies: Count) -> Held:
   """The digits, each `copies` times at random places of an otherwise black square.
 
   Image i shows digit i % n of the n of the split, at a place that is a function of the split and

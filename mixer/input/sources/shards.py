@@ -11,6 +11,7 @@ from mixer import labels, runtime
 from mixer.errors import InputError
 from mixer.input import order
 from mixer.input.records import readers
+from mixer.values import Count
 
 tf = runtime.tensorflow()
 
@@ -28,7 +29,7 @@ class Shards:
     self,
     *,
     files: str | Sequence[str] | None,
-    num_classes: int,
+    num_classes: Count,
     image_key: str = 'image/encoded',
     label_key: str = 'image/class/label',
     multi_label: bool = False,
@@ -54,8 +55,6 @@ class Shards:
       InputError: no file matches; or the sample lacks a feature, or has one of another kind, or a
         label that is not a class. Such a label in another record is an error when it is read.
     """
-    if num_classes < 1:
-      raise InputError(f'num_classes is {num_classes}; it is the number of classes of the label.')
     self._image_key, self._label_key, self.multi_label = image_key, label_key, multi_label
     self.num_classes = num_classes
     self.class_names = _names(class_names, num_classes)

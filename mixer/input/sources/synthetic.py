@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 
-from mixer.errors import InputError
 from mixer.input import order
 from mixer.sizes import Size, pair
+from mixer.values import Count
 
 
 class Synthetic:
@@ -18,11 +18,11 @@ class Synthetic:
   def __init__(
     self,
     *,
-    num_classes: int,
-    num_examples: int,
+    num_classes: Count,
+    num_examples: Count,
     image_size: Size,
-    batch_size: int,
-    channels: int = 3,
+    batch_size: Count,
+    channels: Count = 3,
     multi_label: bool = False,
   ):
     """Nothing is drawn yet.
@@ -34,11 +34,6 @@ class Synthetic:
       channels: of an image.
       multi_label: labels are vectors with about one class in a hundred, not class numbers.
     """
-    if min(num_classes, num_examples, channels) < 1:
-      raise InputError(
-        f'num_classes={num_classes}, num_examples={num_examples}, channels={channels}: all must '
-        'be at least 1.'
-      )
     self.num_classes, self.num_examples, self.batch_size = num_classes, num_examples, batch_size
     self.class_names = tuple(str(i) for i in range(num_classes))
     self.image_size, self.channels, self.multi_label = pair(image_size), channels, multi_label
