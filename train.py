@@ -1,6 +1,6 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=/tmp/digits"""
 
-from absl import flags
+from absl import flags, logging
 
 from mixer import cli, config_file, runtime
 from mixer.cluster import coordination
@@ -47,6 +47,9 @@ def main() -> None:
   runtime.configure(deterministic=given.deterministic, compilation_cache=given.compilation_cache)
   config = config_file.load()
   if given.dry_run:
+    unused = [name for name in ('profile_steps', 'require', 'require_evals') if given[name].present]
+    if unused:
+      logging.warning('--dry_run runs nothing, so --%s has no effect.', ', --'.join(unused))
     dry_run.run(
       dry_run.Options(config=config, topology=given.topology, output=given.dry_run_output)
     )

@@ -1,9 +1,5 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
-from collections.abc import Collection
-import difflib
-import re
-
 from ml_collections import ConfigDict
 
 RELEASED_SIZE = 224  # pixels that the released files are trained at
@@ -30,18 +26,19 @@ def parse(argument: str, defaults: dict[str, str], choices: dict) -> dict[str, s
   return {**defaults, **given}
 
 
-def _continues(path: str, part: str, keys: Collection[str]) -> bool:
+def _continues(path: str, part: str, keys) -> bool:
   """Whether `part` is the rest of a path, and not KEY=VALUE with a mistyped key."""
-  key, equals, _ = part.partition('=')
-  return '/' in path + part and not (equals and difflib.get_close_matches(key, keys))
+  word, equals, _ = part.partition('=')
+  is_like_a_key = equals and len(word) > 1 and any(word[0] == key[0] for key in keys)
+  return '/' in path + part and not is_like_a_key
 
 
 def image_size(resolution: str) -> tuple[int, int]:
   """'224' or 'HEIGHTxWIDTH' -> (height, width)."""
-  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', resolution):
+  sides = resolution.split('x')
+  if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
     raise ValueError(f'resolution={resolution!r}; write pixels, as in 224, or HEIGHTxWIDTH.')
-  height, width = (resolution.split('x') * 2)[:2]
-  return int(height), int(width)
+  return int(sides[0]), int(sides[-1])
 
 
 def resize(size: tuple[int, int]) -> tuple[int, int]:

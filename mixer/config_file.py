@@ -21,15 +21,16 @@ from ml_collections import ConfigDict
 
 from mixer.errors import InputError
 
-_OVERRIDES = 'config.KEY'
 OPTIONAL_SECTIONS = ('init', 'permutation')  # those that a config may leave out
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`
 
 
 def define_flags() -> None:
-  flags.DEFINE_string('config', None, 'FILE[:ARGUMENT]')
+  """Defines --config and --config.KEY, and lists them under the --help of the program."""
+  program = {'module_name': sys.argv[0]}
+  flags.DEFINE_string('config', None, 'FILE[:ARGUMENT]', **program)
   flags.DEFINE_multi_string(
-    _OVERRIDES, [], 'VALUE: changes a key, as in --config.optim.learning_rate=0.01 or =None.'
+    'config.KEY', [], 'VALUE: changes a key, as in --config.optim.clip_norm=None.', **program
   )
 
 
@@ -38,7 +39,7 @@ def rewrite(argv: Sequence[str]) -> list[str]:
 
   --config.KEY VALUE means the same; without a value, --config.KEY is True and --noconfig.KEY False.
   """
-  if _OVERRIDES not in flags.FLAGS:
+  if 'config.KEY' not in flags.FLAGS:
     return list(argv)
   given, rewritten = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False), []
   while given:
@@ -52,13 +53,13 @@ def rewrite(argv: Sequence[str]) -> list[str]:
     is_off, key, value = found.groups()
     if value is None and not is_off and given and not re.match(r'-[^\d.]', given[0]):
       value = f'={given.pop(0)}'
-    rewritten.append(f'--{_OVERRIDES}={key}{value or ("=False" if is_off else "=True")}')
+    rewritten.append(f'--config.KEY={key}{value or ("=False" if is_off else "=True")}')
   return rewritten
 
 
 def load() -> dict:
   """The config of the command line as plain dicts; raises as `read` does."""
-  return read(flags.FLAGS['config'].value, flags.FLAGS[_OVERRIDES].value)
+  return read(flags.FLAGS['config'].value, flags.FLAGS['config.KEY'].value)
 
 
 def read(given: str | None, changes: Sequence[str] = ()) -> dict:
@@ -189,8 +190,8 @@ def _value(name: str, text: str, old, kind: type):
     return ConfigDict(value)
   value = tuple(value) if isinstance(value, list) else value
   is_int = isinstance(value, int) and not isinstance(value, bool)
-  if kind is float and is_int and abs(value) < 2**53:
-    return float(value)
+  if kind is float and isinstance(value, int):  # of True, ConfigDict would make 1.0
+    return float(value) if is_int and abs(value) < 2**53 else text
   if isinstance(old, tuple) and isinstance(value, int | float | str):
     return (value, value) if name in _SIZES and is_int else (value,)
   return value

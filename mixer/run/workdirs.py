@@ -93,9 +93,10 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool, finished: bool
   old = json.loads(path.read_text()) if started and path.exists() else config
   old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
   absent = '(absent)'
+  unread = {'total_epochs'} if new.get('total_steps') is not None else set()
   differing = [
     f'  {key}: {old.get(key, absent)!r} in the workdir, {new.get(key, absent)!r} now'
-    for key in sorted(old.keys() | new.keys())
+    for key in sorted((old.keys() | new.keys()) - unread)
     if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
   ]
   if differing:
