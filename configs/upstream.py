@@ -173,7 +173,7 @@ def get_config(model: str, argument: str) -> ConfigDict:
   config.optim.weight_decay_mode = 'adamw'
 
   config.total_epochs = _EPOCHS.get((model, data), row['epochs'])
-  config.total_steps = config_dict.placeholder(int)  # if set, total_epochs is ignored
+  config.total_steps = config_dict.placeholder(int)  # if set, it comes before total_epochs
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
 

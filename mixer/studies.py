@@ -118,6 +118,7 @@ def means(table: Sequence[dict], x: str, **where) -> list[tuple[float, float]]:
 def main(study: str, *rest: str) -> None:
   if study not in STUDIES:
     raise InputError(f'unknown study {study!r}; use one of {sorted(STUDIES)}.')
+  sweep.refuse(rest, 'config.seed', instead='seeds')
   sweep.exit_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
   STUDIES[study](workdir, flags.FLAGS.seeds, rest)

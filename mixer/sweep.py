@@ -29,6 +29,7 @@ def sweep(config: str, workdir: epath.Path, rates: Sequence[str], rest: Sequence
   """{'dev': {rate: top-1}, 'learning_rate': the best, 'final': the last row of the final run}."""
   if 'stage=' in config:
     raise InputError(f'--config={config}: the sweep sets the stage itself; leave it out.')
+  refuse(rest, 'config.optim.learning_rate', instead='learning_rates')
 
   def run(stage: str, rate: str) -> dict:
     return train_stage(config, stage, rate, workdir / f'{stage}-{rate}', rest)
@@ -36,6 +37,12 @@ def sweep(config: str, workdir: epath.Path, rates: Sequence[str], rest: Sequence
   dev = {rate: run('dev', rate)['dev/top1'] for rate in rates}
   best = max(dev, key=dev.get)
   return {'dev': dev, 'learning_rate': best, 'final': run('final', best)}
+
+
+def refuse(rest: Sequence[str], flag: str, *, instead: str) -> None:
+  """Raises InputError if `rest` has a flag that would replace what differs between the runs."""
+  if any(part.lstrip('-').partition('=')[0] == flag for part in rest):
+    raise InputError(f'--{flag} would be the same in all runs; give --{instead}.')
 
 
 def train_stage(

@@ -104,6 +104,8 @@ def _without_effect(config: Mapping) -> list[str]:
       for key, unset in (('head', 'auto'), ('from_size', None))
       if init.get(key, unset) not in (unset, (), [])
     ]
+  if init.get('path') and init.get('from_size') and config['model']['name'].startswith('BiT'):
+    found.append('config.init.from_size has no effect on a ResNet, whose weights fit any size.')
   if config['mixup'] and batch_size == 1:
     found.append(
       f'config.mixup={config["mixup"]} has no effect with a batch of 1, which is its own partner.'
