@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import inspect
 import numbers
+import os
 import types
 import typing
 from typing import Annotated, Any
@@ -98,7 +99,7 @@ def accepts(annotation, value) -> bool:
   if kind in (None, type(None)):
     return value is None
   if kind is str:
-    return isinstance(value, str)
+    return isinstance(value, str | os.PathLike)
   if kind is bool:
     return isinstance(value, numbers.Integral) and value in (0, 1)
   if kind is int:

@@ -66,6 +66,7 @@ BAD = [
   ('total_steps', 'abc', 'an int from 1 to 2**31 - 1, or None'),
   ('total_steps', str(10**30), 'an int from 1 to 2**31 - 1, or None'),
   ('microbatches', '0', 'an int from 1 to 2**31 - 1'),
+  ('mesh.data', '0', 'a positive int, or -1 for the rest'),
   ('mesh.fsdp', '1.0', 'an int from 1 to 2**31 - 1'),
   ('every.log', '-1', 'an int from 0 to 2**31 - 1'),
   ('every.evaluate', 'never', 'an int from 0 to 2**31 - 1'),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+from typing import Annotated
 
 import jax
 from jax.experimental import multihost_utils
@@ -10,13 +11,14 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mixer.errors import InputError
-from mixer.values import Count
+from mixer.values import Count, Where
 
+Groups = Annotated[int, Where(lambda n: n == -1 or n > 0, 'a positive int, or -1 for the rest')]
 BATCH_AXES = ('data', 'fsdp')
 _MIN_SHARDED_SIZE = 2**18  # smaller leaves cost more to gather than they take
 
 
-def make_mesh(*, data: int = -1, fsdp: Count = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
+def make_mesh(*, data: Groups = -1, fsdp: Count = 1, devices: Sequence[jax.Device] = ()) -> Mesh:
   """A ('data', 'fsdp') mesh over `devices`, or all devices; the batch is split over both axes.
 
   `fsdp` devices share one copy of the large parameters and optimiser moments; `data` such
