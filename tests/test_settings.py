@@ -149,9 +149,9 @@ def test_more_pixels_than_the_image_has():
 def test_batches_that_do_not_fit_into_the_memory():
   section = {**read('digits.py')['train_input'], 'batch_size': 2_000_000_000}
   trained = inputs.build(**section)
-  with pytest.raises(InputError, match=r'^config\.train_input: batches of 2000000000 images take'):
+  with pytest.raises(InputError, match=r'^config\.train_input\.batch_size=2000000000: the batches'):
     inputs.check_batches({}, 1, trained)
-  with pytest.raises(InputError, match=r'^config\.evals\.a\.input: batches of 2000000000 images'):
+  with pytest.raises(InputError, match=r'^config\.evals\.a\.input\.batch_size=2000000000: the '):
     inputs.check_batches({'a': {'data': trained}}, 1)
   inputs.check_batches({'a': {'data': inputs.build(**{**section, 'batch_size': 64})}}, 1)
 

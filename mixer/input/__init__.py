@@ -267,7 +267,7 @@ def check_batches(
     size = one.host_bytes(num_shards)['batches']
     if size > limit:
       raise InputError(
-        f'{key}: batches of {one.batch_size} images take about {size / 2**30:,.1f} GiB in each '
+        f'{key}.batch_size={one.batch_size}: the batches take {size / 2**30:,.1f} GiB in each '
         f'process, and this host has {limit / 2**30:,.1f}. Use a smaller batch, or more hosts.'
       )
 
