@@ -5,8 +5,6 @@ layout that docs/weights.md lists. Every evaluation of the config is run; the re
 and written as JSON.
 """
 
-import pathlib
-
 from absl import flags
 
 from mixer import cli, config_file
@@ -39,7 +37,7 @@ def main() -> None:
       config=config_file.load(),
       checkpoint=given.checkpoint,
       which=given.which,
-      name=pathlib.PurePath(config_flags.get_config_filename(given['config'])).stem,
+      name=config_file.name(given.config),
       output=given.output,
       require=given.require,
       require_evals=given.require_evals,

@@ -87,8 +87,7 @@ def read(given: str | None, changes: Sequence[str] = ()) -> dict:
 
 def _config(given: str) -> ConfigDict:
   """What get_config of FILE[:ARGUMENT] returns."""
-  found = re.fullmatch(r'(.*?\.py)(?::(.*))?', given, re.DOTALL)
-  path, argument = found.groups() if found else (given, None)
+  path, argument = _divide(given)
   arguments = [] if argument is None else [argument]
   get_config = getattr(_executed(path), 'get_config', None)
   if not callable(get_config):
@@ -111,6 +110,17 @@ def _config(given: str) -> ConfigDict:
       'ml_collections.ConfigDict.'
     )
   return config
+
+
+def name(given: str) -> str:
+  """The name of the file in FILE[:ARGUMENT], without its ending."""
+  return pathlib.PurePath(_divide(given)[0]).stem
+
+
+def _divide(given: str) -> tuple[str, str | None]:
+  """(FILE, ARGUMENT or None) of FILE[:ARGUMENT]."""
+  found = re.fullmatch(r'(.*?\.py)(?::(.*))?', given, re.DOTALL)
+  return found.groups() if found else (given, None)
 
 
 def _executed(path: str) -> ModuleType:
