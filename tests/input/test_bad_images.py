@@ -295,6 +295,6 @@ def test_an_evaluation_that_is_told_to_skip(roots):
 
 
 def test_another_word(build):
-  text = "on_bad_image='ignore'; use one of ('fail', 'skip')."
+  text = "on_bad_image is 'ignore'; use one of ['fail', 'skip']."
   with pytest.raises(InputError, match=re.escape(text)):
     build(on_bad_image='ignore')

@@ -203,7 +203,10 @@ def test_records_that_are_no_examples(tmp_path):
       "...part-1, record 19 has the label 39 in 'image/class/label', which is not a class of 39 "
       'counted from 0; see num_classes.',
     ),
-    ({'num_classes': 0}, 'num_classes is 0; it is the number of classes of the label.'),
+    (
+      {'num_classes': 0},
+      "input source 'shards': num_classes is 0; use an int from 1 to 2**31 - 1.",
+    ),
   ],
 )
 def test_features_and_classes(write, arguments, text):

@@ -165,7 +165,7 @@ def test_randaugment_left_to_the_device(open_set):
   keys = jax.random.split(jax.random.key(0), len(images))
   assert (np.asarray(there.augment(images, keys)) != images).any(axis=(1, 2, 3)).mean() > 0.5
   assert plain.augment is None and open_set(**facts).augment is None
-  with pytest.raises(InputError, match="randaugment_on='gpu'; use 'host' or 'device'"):
+  with pytest.raises(InputError, match=r"randaugment_on is 'gpu'; use one of \['device', 'host'\]"):
     open_set(**facts, randaugment_on='gpu')
 
 
@@ -428,9 +428,16 @@ def test_features_that_are_not_there(open_set, arguments, text):
   fails_with(text, open_set, **arguments)
 
 
-@pytest.mark.parametrize(
-  ('crop', 'resize'), [('inception', 20), ('resize_small', None), ('centre', None), ('centre', 20)]
-)
+@pytest.mark.parametrize('resize', [None, 20])
+def test_a_crop_that_does_not_exist(open_set, resize):
+  text = (
+    "input source 'tfds': crop is 'centre'; use one of ['direct', 'direct_flip', 'inception', "
+    "'resize', 'resize_random', 'resize_random_unflipped', 'resize_small', 'resize_small_random']."
+  )
+  fails_with(text, open_set, crop='centre', resize=resize)
+
+
+@pytest.mark.parametrize(('crop', 'resize'), [('inception', 20), ('resize_small', None)])
 def test_crops_and_resizes_that_do_not_go_together(open_set, crop, resize):
   text = (
     f"crop={crop!r} with resize={resize!r}: use one of ['direct', 'direct_flip', 'inception'] "
