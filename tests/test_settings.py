@@ -178,6 +178,12 @@ def test_a_setting_without_effect(caplog, changes, told):
   assert len(caplog.messages) == 1 and told in caplog.messages[0]
 
 
+def test_a_named_model_from_the_command_line(caplog):
+  config = read('digits.py', "model={'name': 'Mixer-S/2'}")
+  check(config)
+  assert config['model'] == {'name': 'Mixer-S/2'} and not caplog.messages
+
+
 def test_randaugment_without_layers(caplog):
   off = ['train_input.randaugment_layers=0', 'train_input.randaugment_on=device']
   check(read('mixer_b16.py:imagenet2012', *off))

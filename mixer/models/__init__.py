@@ -88,7 +88,8 @@ def without_effect(section: Mapping) -> list[str]:
     meant = ', '.join(f'{key}={value}' for key, value in named.items())
     found.append(
       f'config.model.name={section["name"]} stands for {meant}, but the config has {used}, which '
-      'come first. Leave out those keys, or write a name without a size.'
+      'come first. For the named model, leave out those keys, as in '
+      f'--config.model="{{\'name\': {section["name"]!r}}}".'
     )
   blocks = {**preset, **section}.get('num_blocks')
   depth = section.get('stochastic_depth')
