@@ -28,7 +28,12 @@ ODD = {
 _TINY = 32  # pixels
 _BATCH = 256  # examples
 _NAMED, _KEPT = 10, 10_000  # unusual images of each kind, and bad images, that the report names
-_ENDINGS = {b'\xff\xd8': ('.jpg', '.jpeg'), b'\x89P': ('.png',), b'GI': ('.gif',), b'BM': ('.bmp',)}
+_ENDINGS = {
+  b'\xff\xd8': image_files.JPEG_ENDINGS,
+  b'\x89P': ('.apng', '.png'),
+  b'GI': ('.gif',),
+  b'BM': ('.bmp',),
+}
 
 
 @dataclasses.dataclass
@@ -139,8 +144,9 @@ def _add(found: Findings, where: str, row: dict) -> None:
   ending = os.path.splitext(where)[1].lower()
   known = image_files.ENDINGS
   if ending in known and ending not in _ENDINGS.get(row['begin'], known):
-    # `image_files.readable` converts some WebP files to BMP.
-    kinds += [] if row['begin'] == b'BM' and ending == '.webp' else ['ending']
+    # `image_files.readable` converts files of these endings to BMP, some of them or all.
+    converted = ending not in {one for of in _ENDINGS.values() for one in of}
+    kinds += [] if row['begin'] == b'BM' and converted else ['ending']
   for kind in kinds:
     found.add_odd(kind, where)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import image_files
+from mixer.input import folders, image_files
 from mixer.sizes import pair
 
 Decode = Callable[[bytes], np.ndarray]
@@ -17,7 +17,7 @@ Decode = Callable[[bytes], np.ndarray]
 def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   """The files among `paths`, and for each folder all images in it, sorted.
 
-  Folders are read recursively, without hidden files.
+  Folders are read at any depth; files in them that are no images are named in a warning.
 
   Raises:
     InputError: a path that does not exist, a folder without images, or no path at all.
@@ -26,10 +26,14 @@ def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   for path in (epath.Path(path).expanduser() for path in paths):
     if not path.exists():
       raise InputError(f'no file or folder {path}.')
-    files = sorted(image_files.walk(path)) if path.is_dir() else [path]
-    if not files:
+    if not path.is_dir():
+      found.append(path)
+      continue
+    names, others = folders.images(str(path))
+    folders.warn_left_out(str(path), others)
+    if not names:
       raise InputError(f'the folder {path} has no image: no {", ".join(image_files.ENDINGS)} file.')
-    found += files
+    found += sorted(path / name for name in names)
   if not found:
     raise InputError('no image is given; name image files or folders of them.')
   return found

@@ -13,7 +13,7 @@ import pytest
 
 from mixer import input
 from mixer.errors import InputError
-from mixer.input import order, single_images
+from mixer.input import image_files, order, single_images
 from mixer.training import loop
 import runs
 import sets
@@ -150,13 +150,140 @@ def test_all_endings_in_any_case_and_the_rest_is_told(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, 'absl'):
     assert len(find(tmp_path, val_fraction=0)[1]) == 9
   assert not caplog.messages
-  put_all(tmp_path, 'a/.DS_Store a/._1.jpg a/x.tiff b/notes.txt b/more/1.jpg README .git/config')
+  put_all(tmp_path, 'a/.DS_Store a/._1.jpg a/x.tga b/notes.txt b/more/.1.jpg README .git/config')
   with caplog.at_level(logging.WARNING, 'absl'):
     assert len(find(tmp_path, val_fraction=0)[1]) == 9
   assert caplog.messages == [
-    f'{tmp_path}: 7 entries are not read, since they are not '
-    'CLASS/*{.bmp,.gif,.jpeg,.jpg,.png,.webp}: .git, README, a/.DS_Store, a/._1.jpg, a/x.tiff, ...'
+    f'{tmp_path}: 7 files or folders are left out, since they are no images '
+    f'({", ".join(image_files.ENDINGS)}) in class folders: '
+    '.git, README, a/.DS_Store, a/._1.jpg, a/x.tga, ...'
   ]
+
+
+def test_images_in_the_folders_of_a_class_are_its_own(tmp_path, caplog):
+  put_all(tmp_path, 'a/2.jpg a/2/10.jpg a/2/deep/1.png a/odd.jpg/1.jpg b/all/of/them/1.jpg')
+  (tmp_path / 'b/all/again').symlink_to(tmp_path / 'b')  # leads to itself
+  (tmp_path / 'b/link').symlink_to(tmp_path / 'a/2')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    found = find(tmp_path, val_fraction=0)[1]
+  names = 'a/2.jpg a/2/10.jpg a/2/deep/1.png a/odd.jpg b/all/of/them/1.jpg b/link/10.jpg'
+  assert [path for path, _ in found] == [*names.split(), 'b/link/deep/1.png']
+  assert '1 files or folders are left out' in caplog.messages[0]
+  assert caplog.messages[0].endswith(': b/all/again')
+
+
+LEFTOVERS = '.ipynb_checkpoints .Trash-0 __MACOSX @eaDir #recycle $RECYCLE.BIN lost+found .thumbs'
+
+
+def test_leftovers_of_systems_and_programs_are_no_classes_and_no_images(tmp_path, caplog):
+  for name in LEFTOVERS.split():
+    put_all(tmp_path, f'{name}/a/1.jpg {name}/2.jpg a/{name}/3.jpg b/more/{name}/4.jpg')
+  put_all(tmp_path, 'a/5.jpg b/more/6.jpg Thumbs.db a/desktop.ini')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    assert find(tmp_path, val_fraction=0) == (('a', 'b'), [('a/5.jpg', 0), ('b/more/6.jpg', 1)])
+  count = 3 * len(LEFTOVERS.split()) + 2
+  assert caplog.messages[0].startswith(f'{tmp_path}: {count} files or folders are left out')
+  assert [path.name for path in single_images.find([tmp_path])] == ['5.jpg', '6.jpg']
+
+
+def test_an_image_without_a_decoder_is_named(tmp_path, caplog, monkeypatch):
+  put_all(tmp_path, 'a/1.jpg a/2.HEIC b/1.jpg b/more/3.heif a/4.avif')
+  monkeypatch.setattr(image_files, 'ENDINGS', ('.jpg',))
+  without = dict.fromkeys(('.heic', '.heif', '.avif'), False)
+  monkeypatch.setattr(image_files, '_WITH_DECODER', without)
+  with caplog.at_level(logging.WARNING, 'absl'):
+    assert len(find(tmp_path, val_fraction=0)[1]) == 2
+  (message,) = caplog.messages
+  assert message == (
+    f'{tmp_path}: 3 images are left out, since no decoder for .avif, .heic, .heif is installed '
+    '(HEIC: pip install pillow-heif; AVIF: pip install -U Pillow): a/2.HEIC, a/4.avif, '
+    'b/more/3.heif'
+  )
+
+
+@pytest.mark.parametrize(
+  ('train', 'val', 'test'),
+  [
+    ('train', 'valid', 'test'),
+    ('Train', 'Val', 'TEST'),
+    ('training_set', 'dev', 'test_set'),
+    ('TrainingData', 'validation-set', 'testing'),
+    ('train images', 'eval', 'Test Images'),
+  ],
+)
+def test_other_names_of_splits(tmp_path, train, val, test):
+  for folder_name, number in ((train, 1), (val, 2), (test, 3)):
+    for name in 'ab':
+      put(tmp_path, f'{folder_name}/{name}/{number}.jpg')
+  for split, folder_name in {'train': train, 'val': val, 'validation': val, 'test': test}.items():
+    paths = [path for path, _ in find(tmp_path, split)[1]]
+    number = {train: 1, val: 2, test: 3}[folder_name]
+    assert paths == [f'{folder_name}/{name}/{number}.jpg' for name in 'ab']
+  assert folder.splits(str(tmp_path)) == ['train', 'val', 'test']
+
+
+def test_two_folders_of_one_split_and_what_is_no_split_are_told(tmp_path, caplog):
+  put_all(tmp_path, 'train/a/1.jpg train/b/1.jpg val/a/1.jpg valid/b/2.jpg extra/a/1.jpg x.jpg')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    assert find(tmp_path, 'val')[1] == [('val/a/1.jpg', 0)]
+  assert "the split 'val' is val, and not ['valid']." in caplog.messages[1]
+  assert caplog.messages[0].endswith(' in class folders: extra, x.jpg')
+
+
+def test_classes_called_as_splits_with_folders_in_them(tmp_path):
+  put_all(tmp_path, 'train/1.jpg train/old/2.jpg bus/1.jpg tram/3.jpg')
+  assert find(tmp_path, val_fraction=0)[0] == ('bus', 'train', 'tram')
+
+
+def test_parts_of_the_training_split(tmp_path):
+  """Three parts that have no image in common, whatever the layout."""
+  for root in ('plain', 'divided/train'):
+    put_all(tmp_path, ' '.join(f'{root}/{name}/{i}.jpg' for name in 'ab' for i in range(20)))
+  put_all(tmp_path, 'divided/test/a/1.jpg divided/test/b/2.jpg')
+  for root, last in (('plain', 'val'), ('divided', 'test')):
+    whole, first, second, held_out = (
+      set(find(tmp_path / root, split)[1])
+      for split in ('train', 'train[:80%]', 'train[80%:]', last)
+    )
+    assert first | second == whole and not first & second and not whole & held_out
+    assert len(second) == {'plain': 8, 'divided': 8}[root] and first and held_out
+  put_all(tmp_path, 'few/a/1.jpg few/b/1.jpg')
+  fails_with(
+    f"{tmp_path}/few, split 'train[90%:]', is empty. Each class needs two training images.",
+    find, tmp_path / 'few', 'train[90%:]', 0,
+  )  # fmt: skip
+
+
+def test_the_classes_of_a_model(tmp_path, caplog):
+  """Of a folder to evaluate on, which may have fewer; all of its images count."""
+  put_all(tmp_path, 'set/b/1.jpg set/d/2.jpg set/d/3.jpg parts/test/d/1.jpg')
+  names = ('a', 'b', 'c', 'd')
+
+  def opened(path, split, classes=names):
+    given = {'val_fraction': 1.0, 'class_names': classes}
+    return folder.ImageFolder(path=str(tmp_path / path), split=split, **given)
+
+  for split in ('val', 'test'):
+    data = opened('set', split)
+    assert data.class_names == names and data.num_examples == 3
+    assert [int(label) for label in data._labels] == [1, 3, 3]
+  assert opened('parts', 'test').num_examples == 1
+  fails_with(
+    f"{tmp_path}/set has classes that the model does not have: ['d']. Remove them, or train a "
+    'model on them.', opened, 'set', 'val', ('a', 'b'),
+  )  # fmt: skip
+
+
+def test_what_a_folder_is_known_by(tmp_path):
+  """Its images' names below the class folders, and not its own."""
+  for root in ('one', 'two', 'other'):
+    put_all(tmp_path, f'{root}/a/1.jpg {root}/b/1.jpg {root}/b/2.jpg')
+  put_all(tmp_path, 'other/b/3.jpg')
+  of = {
+    root: folder.ImageFolder(path=str(tmp_path / root), split='train', val_fraction=0).fingerprint
+    for root in ('one', 'one/', 'two', 'other')
+  }
+  assert of['one'] == of['one/'] == of['two'] != of['other']
 
 
 def test_a_class_may_be_called_as_a_split(tmp_path):
@@ -250,6 +377,14 @@ def odd_images():
     'png_in_truth.jpg': saved(image, 'PNG'),
     'jpeg_in_truth.PNG': saved(image, 'JPEG', quality=95),
     'webp_in_truth.gif': saved(image, 'WEBP', lossless=True),
+    'RGB.jfif': saved(image, 'JPEG', quality=95),
+    'RGB.JPE': saved(image, 'JPEG', quality=95),
+    'RGB.tif': saved(image, 'TIFF'),
+    'CMYK.TIFF': saved(image.convert('CMYK'), 'TIFF', compression='tiff_lzw'),
+    'RGB.avif': saved(image, 'AVIF'),
+    'RGB.jp2': saved(image, 'JPEG2000'),
+    'L.pgm': saved(image.convert('L'), 'PPM'),
+    'RGB.ppm': saved(image, 'PPM'),
   }
 
 
@@ -349,18 +484,21 @@ def test_a_file_that_goes_away(tmp_path):
   ('names', 'split', 'text'),
   [
     ('a/1.jpg b/1.jpg', 'dev',
-     "unknown split 'dev' of a folder; use one of ['train', 'val', 'validation', 'test']."),
+     "unknown split 'dev' of a folder; use one of ['train', 'val', 'validation', 'test'], or a "
+     'part such as "train[:90%]" and "train[90%:]".'),
     ('test/a/1.jpg val/b/1.jpg', 'test',
      '{root} holds [\'test\', \'val\'] with class folders in them, but no "train" with class '
      'folders, from which the classes are taken.'),
     ('train/a/1.jpg train/b/1.jpg test/a/1.jpg', 'val',
-     "{root} has no split 'val' with class folders; it has ['test', 'train']. To hold out a "
-     'fraction of the training images as "val", give {root}/train as the path.'),
+     "{root} has no split 'val' with class folders; it has ['test', 'train']. To evaluate on one "
+     'of these, give its split, as in --config.evals.NAME.input.split=test. To hold out a fraction '
+     'of the training images as "val", give {root}/train as the path, as in '
+     '--config.train_input.path={root}/train.'),
     ('train/a/1.jpg train/b/1.jpg val/a/1.jpg val/c/1.jpg val/B/1.jpg', 'val',
      "{root}/val has classes that {root}/train does not have: ['B', 'c']. Remove them, or add "
      'training images.'),
-    ('train/a/1.jpg train/b/x.tiff train/c/', 'train',
-     '{root}/train has class folders without images (.bmp, .gif, .jpeg, .jpg, .png, .webp): '
+    ('train/a/1.jpg train/b/x.tga train/c/', 'train',
+     f'{{root}}/train has class folders without images ({", ".join(image_files.ENDINGS)}): '
      "['b', 'c']. Remove them, or add images."),
     ('a/1.jpg b/', 'val',
      '{root} has class folders without images (...): [\'b\']. Remove them, or add images.'),
@@ -390,9 +528,9 @@ def test_a_folder_that_is_not_there(tmp_path):
   fails_with(f'no folder {tmp_path}/none.', build, tmp_path / 'none')
 
 
-@pytest.mark.parametrize('fraction', [-0.1, 1, 10])
+@pytest.mark.parametrize('fraction', [-0.1, 1.01, 10])
 def test_a_fraction_that_is_none(tmp_path, fraction):
-  text = f'val_fraction={fraction}; it is at least 0 and below 1.'
+  text = f'val_fraction={fraction}; it is at least 0 and at most 1.'
   fails_with(text, build, tmp_path, val_fraction=fraction)
 
 

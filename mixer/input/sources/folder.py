@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import hashlib
 import os
+import re
 import sys
 
 from absl import logging
@@ -10,23 +11,18 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
-from mixer.input import image_files
+from mixer.input import folders, image_files
 
 tf = runtime.tensorflow()
 
-# split -> possible names of its folder
-SPLITS = {
-  'train': ('train',),
-  'val': ('val', 'validation'),
-  'validation': ('validation', 'val'),
-  'test': ('test',),
-}
-_MAX_NAMED = 5  # names in a warning
+_SPLITS = ('train', 'val', 'validation', 'test')
+_PART_OF_TRAIN = r'train\[(?:(\d{1,2})%:|:(\d{1,2})%)\]'
+_MODEL = 'the model'
 _SAMPLE = 100  # files whose sizes are taken for those of all
 
 
 class ImageFolder:
-  """The files PATH/SPLIT/CLASS/*, or a part of PATH/CLASS/*; see `reading.Examples`.
+  """The files PATH/SPLIT/CLASS/**, or a part of PATH/CLASS/**; see `reading.Examples`.
 
   The classes are the folders of the training split in sorted order, whichever split is read.
   """
@@ -34,23 +30,35 @@ class ImageFolder:
   dtypes = (tf.string, tf.int32)
   multi_label = False
 
-  def __init__(self, *, path: str, split: str, val_fraction: float = 0.1):
+  def __init__(
+    self,
+    *,
+    path: str,
+    split: str,
+    val_fraction: float = 0.1,
+    class_names: Sequence[str] | None = None,
+  ):
     """Lists the files.
 
     Args:
       path: the folder.
-      split: 'train', 'val' (or 'validation') or 'test'. Where PATH holds the class folders
-        themselves, 'train' and 'val' are fixed parts of each class and 'test' does not exist.
-      val_fraction: the part of each class that is 'val' if PATH/train does not exist; 0 puts
-        everything into 'train'.
+      split: 'train', 'val' (or 'validation') or 'test', whose folder may have any name of
+        `folders.split_of`. Where PATH holds the class folders themselves, 'train' and 'val' are
+        fixed parts of each class and 'test' does not exist. 'train[:90%]' and 'train[90%:]' are
+        fixed parts of each class of 'train', to choose settings on the second.
+      val_fraction: the part of each class that is 'val' if PATH is not divided; 0 puts everything
+        into 'train', and 1 everything into 'val' and 'test'.
+      class_names: of a model that is evaluated; None for those of the training split.
 
     Raises:
       MissingData: PATH does not exist.
       InputError: a folder in it is missing, or a class has no training images or is unknown in
         training.
     """
-    self.class_names, paths, labels = find(path, split, val_fraction)
+    where, files = _find(path, split, val_fraction, class_names)
+    self.class_names, paths, labels = _listed(where, files)
     self._paths, self._labels = paths, np.array(labels, np.int32)
+    self.fingerprint = _fingerprint(files)
     self.num_examples, self.num_classes = len(paths), len(self.class_names)
     self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
     sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
@@ -72,75 +80,124 @@ def find(path: str, split: str, val_fraction: float) -> tuple[tuple, list[str], 
 
   Raises InputError as `ImageFolder` does; warns of classes without images and of other files.
   """
+  return _listed(*_find(path, split, val_fraction))
+
+
+def _find(
+  path: str, split: str, val_fraction: float, class_names: Sequence[str] | None = None
+) -> tuple[str, dict[str, list[str]]]:
+  """(a folder of class folders, {class: its images in the split, as paths in the class folder})."""
   path = os.path.expanduser(path)
-  if split not in SPLITS:
-    raise InputError(f'unknown split {split!r} of a folder; use one of {list(SPLITS)}.')
-  if not 0 <= val_fraction < 1:
-    raise InputError(f'val_fraction={val_fraction}; it is at least 0 and below 1.')
-  if not _is_folder(path):
-    raise MissingData(f'no folder {path}.')
-  own = _split_folders(path)
-  if 'train' in own:
-    return _split_folder(path, split, own)
-  if own:
+  within = re.fullmatch(_PART_OF_TRAIN, split)
+  if split not in _SPLITS and not within:
     raise InputError(
-      f'{path} holds {own} with class folders in them, but no "train" with class '
+      f'unknown split {split!r} of a folder; use one of {list(_SPLITS)}, or a part such as '
+      '"train[:90%]" and "train[90%:]".'
+    )
+  if not 0 <= val_fraction <= 1:
+    raise InputError(f'val_fraction={val_fraction}; it is at least 0 and at most 1.')
+  if not folders.is_folder(path):
+    raise MissingData(f'no folder {path}.')
+  own = folders.split_folders(path)
+  base = 'train' if within else folders.split_of(split)
+  if 'train' in own or (own and class_names is not None):
+    where, files = _split_folder(path, base, split, own, class_names)
+  elif own:
+    raise InputError(
+      f'{path} holds {_folders_of(own)} with class folders in them, but no "train" with class '
       'folders, from which the classes are taken.'
     )
-  return _part(path, split, val_fraction)
+  else:
+    where, files = path, _part(path, base, val_fraction, class_names)
+  if within:
+    files = _part_of_train(where, split, files, within)
+  return where, files
 
 
 def splits(path: str) -> list[str]:
   """Those of 'train', 'val' and 'test' for which PATH has a folder with class folders."""
-  own = _split_folders(os.path.expanduser(path))
-  return [split for split in ('train', 'val', 'test') if set(SPLITS[split]) & set(own)]
+  own = folders.split_folders(os.path.expanduser(path))
+  return [split for split in ('train', 'val', 'test') if split in own]
 
 
-def _split_folders(path: str) -> list[str]:
-  return [name for name in sorted(SPLITS) if _folders(os.path.join(path, name))]
+def _folders_of(own: dict[str, list[str]]) -> list[str]:
+  return sorted(name for names in own.values() for name in names)
 
 
-def _split_folder(path: str, split: str, own: Sequence[str]):
-  classes = _classes(os.path.join(path, 'train'))
-  folder = next((name for name in SPLITS[split] if name in own), None)
-  if folder is None:
+def _split_folder(path: str, base: str, split: str, own: dict, class_names):
+  """(the folder of a split, {class: its images})."""
+  if base not in own:
+    train = os.path.join(path, own['train'][0]) if 'train' in own else None
     raise InputError(
-      f'{path} has no split {split!r} with class folders; it has {own}. To hold out a fraction of '
-      f'the training images as "val", give {os.path.join(path, "train")} as the path.'
+      f'{path} has no split {split!r} with class folders; it has {_folders_of(own)}. To evaluate '
+      'on one of these, give its split, as in --config.evals.NAME.input.split=test.'
+      + (
+        f' To hold out a fraction of the training images as "val", give {train} as the path, as in '
+        f'--config.train_input.path={train}.'
+        if train
+        else ''
+      )
     )
+  folder, *ignored = sorted(own[base], key=lambda name: name != split)
+  folders.warn_left_out(path, [name for name in _all(path) if name not in _folders_of(own)])
+  if ignored:
+    logging.warning('%s: the split %r is %s, and not %s.', path, split, folder, ignored)
   where = os.path.join(path, folder)
-  unknown = sorted(set(_folders(where)) - set(classes))
-  if unknown:
-    raise InputError(
-      f'{where} has classes that {os.path.join(path, "train")} does not have: {unknown}. '
-      'Remove them, or add training images.'
-    )
+  if class_names is None:
+    train = os.path.join(path, own['train'][0])
+    classes, origin = _classes(train), train
+  else:
+    classes, origin = class_names, _MODEL
+  _check_known(where, classes, origin)
   files = _files(where, classes)
-  _check(where, files, needed=folder == 'train')
-  return _listed(where, files)
+  _check(where, files, needed=base == 'train' and class_names is None)
+  return where, files
 
 
-def _part(path: str, split: str, val_fraction: float):
-  if split == 'test':
+def _check_known(where: str, classes: Sequence[str], origin: str) -> None:
+  unknown = sorted(set(folders.class_folders(where)) - set(classes))
+  if unknown:
+    cure = 'train a model on them' if origin == _MODEL else 'add training images'
     raise InputError(
-      f'{path} has no split {split!r}: it holds the class folders themselves, which are split into '
+      f'{where} has classes that {origin} does not have: {unknown}. Remove them, or {cure}.'
+    )
+
+
+def _part(path: str, base: str, val_fraction: float, class_names) -> dict[str, list[str]]:
+  """{class: its images in a split} of the class folders in `path`."""
+  if base == 'test' and val_fraction < 1:
+    raise InputError(
+      f'{path} has no split {base!r}: it holds the class folders themselves, which are split into '
       '"train" and "val". For others, make PATH/train/CLASS, PATH/val/CLASS and PATH/test/CLASS.'
     )
-  classes = _classes(path)
-  if set(classes) <= set(SPLITS):
+  if class_names is not None:
+    _check_known(path, class_names, _MODEL)
+  classes = _classes(path) if class_names is None else class_names
+  if all(map(folders.split_of, classes)) and not any(
+    folders.class_folders(os.path.join(path, name)) for name in classes
+  ):
     raise InputError(
       f'{path} holds {classes} without class folders in them; images belong in '
       'PATH/train/CLASS/image.jpg.'
     )
   files = _files(path, classes)
-  _check(path, files, needed=True)
-  files = {name: _half(name, of, split, val_fraction) for name, of in files.items()}
+  _check(path, files, needed=class_names is None)
+  files = {name: _half(name, of, base, val_fraction) for name, of in files.items()}
   if not any(files.values()):
     raise InputError(
-      f'{path}, split {split!r}, is empty with val_fraction={val_fraction}. Give another fraction.'
+      f'{path}, split {base!r}, is empty with val_fraction={val_fraction}. Give another fraction.'
     )
-  _check(f'{path}, split {split!r},', files, needed=False)
-  return _listed(path, files)
+  _check(f'{path}, split {base!r},', files, needed=False)
+  return files
+
+
+def _part_of_train(where: str, split: str, files: dict, within: re.Match) -> dict[str, list[str]]:
+  begin, end = within.groups()
+  part, fraction = 'train' if end else 'val', (100 - int(begin or end)) / 100
+  files = {name: _half(name, of, part, fraction) for name, of in files.items()}
+  if not any(files.values()):
+    raise InputError(f'{where}, split {split!r}, is empty. Each class needs two training images.')
+  return files
 
 
 def _half(class_name: str, files: list[str], split: str, val_fraction: float) -> list[str]:
@@ -150,7 +207,8 @@ def _half(class_name: str, files: list[str], split: str, val_fraction: float) ->
   images moves hardly any. With two images or more, both splits have one, unless the fraction is 0.
   """
   count = int(len(files) * val_fraction + 0.5)
-  count = min(max(count, 1), len(files) - 1) if val_fraction else 0
+  if 0 < val_fraction < 1:
+    count = min(max(count, 1), len(files) - 1)
 
   def digest(file):
     return hashlib.sha256(os.fsencode(f'{class_name}/{file}')).digest()
@@ -160,29 +218,31 @@ def _half(class_name: str, files: list[str], split: str, val_fraction: float) ->
 
 
 def _classes(folder: str) -> list[str]:
-  classes = _folders(folder)
+  classes = folders.class_folders(folder)
   if len(classes) < 2:
+    inner = [os.path.join(folder, name) for name in classes]
+    deeper = [path for path in inner if len(folders.class_folders(path)) > 1]
     raise InputError(
       f'{folder} must hold one folder per class, at least two; it holds {classes}. '
-      'PATH is the folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg.'
+      'PATH is the folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg'
+      + (f': is it {deeper[0]}?' if deeper else '.')
     )
   return classes
 
 
+def _all(path: str) -> list[str]:
+  return sorted(name for kind in folders.entries(path) for name in kind)
+
+
 def _files(folder: str, classes: Sequence[str]) -> dict[str, list[str]]:
   """{class: its image files, sorted}; warns of other files."""
-  files, others = {}, [name for name in _names(folder) if name not in set(classes)]
+  files, others = {}, [name for name in _all(folder) if name not in set(classes)]
+  present = set(folders.class_folders(folder))  # "val" and "test" need not have all classes
   for name in classes:
-    path = os.path.join(folder, name)
-    entries = _names(path) if _is_folder(path) else []  # "val" and "test" need not have all classes
-    files[name] = [file for file in entries if image_files.is_image(file)]
-    others += [os.path.join(name, file) for file in entries if not image_files.is_image(file)]
-  if others:
-    listed = ', '.join(others[:_MAX_NAMED]) + (', ...' if len(others) > _MAX_NAMED else '')
-    logging.warning(
-      '%s: %d entries are not read, since they are not CLASS/*{%s}: %s',
-      folder, len(others), ','.join(image_files.ENDINGS), listed,
-    )  # fmt: skip
+    of, rest = folders.images(os.path.join(folder, name)) if name in present else ([], [])
+    files[name] = of
+    others += [os.path.join(name, file) for file in rest]
+  folders.warn_left_out(folder, others)
   return files
 
 
@@ -203,24 +263,10 @@ def _listed(folder: str, files: dict[str, list[str]]):
   return tuple(files), paths, labels
 
 
-def _folders(path: str) -> list[str]:
-  """Names of the folders in `path` that are not hidden; none if `path` does not exist."""
-  if not _is_folder(path):
-    return []
-  visible = [name for name in _names(path) if not name.startswith('.')]
-  return [name for name in visible if _is_folder(os.path.join(path, name))]
-
-
-# Paths with a scheme, such as gs://, are read by TensorFlow, which is slower on a local disk.
-
-
-def _is_folder(path: str) -> bool:
-  return tf.io.gfile.isdir(path) if '://' in path else os.path.isdir(path)
-
-
-def _names(folder: str) -> list[str]:
-  listed = tf.io.gfile.listdir(folder) if '://' in folder else os.listdir(folder)
-  return sorted(name.rstrip('/') for name in listed)
+def _fingerprint(files: dict[str, list[str]]) -> str:
+  """A digest of the images' names, whatever the folder that holds them is called."""
+  names = '\0'.join(f'{name}/{file}' for name, of in files.items() for file in of)
+  return hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
 
 
 def _size(path: str) -> int:
