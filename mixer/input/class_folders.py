@@ -1,56 +1,76 @@
 """Makes a TensorFlow Datasets set of a folder with a folder or .tar of images per class."""
 
 from collections.abc import Iterator, Sequence
+import concurrent.futures
 import io
+import itertools
 import os
 import re
 import tarfile
 
+from absl import logging
 from etils import epath
+import tqdm
 
 from mixer import labels, runtime
 from mixer.errors import InputError
-from mixer.input import image_files
+from mixer.input import folders, image_files
 
-FORMATS = tuple(ending for ending in image_files.ENDINGS if ending != '.webp')  # TFDS takes no WebP
 _IMAGENET_21K = 'imagenet21k'
 _NAMED = 10  # classes in a message
+_LISTED = 20  # bad images in a message
+_AT_ONCE = 64  # images that are decoded together
+
+Classes = dict[str, epath.Path]  # class -> its folder or archive
 
 
 def prepare(
-  name: str, images: str, *, split: str | None, data_dir: str | None, file_format: str
+  name: str,
+  images: str,
+  *,
+  split: str | None,
+  data_dir: str | None,
+  file_format: str,
+  verify: bool = True,
+  on_bad_image: str = 'fail',
 ) -> None:
   """Writes the set, and prints what is in it.
 
-  Every file of FORMATS under IMAGES/CLASS/ or in IMAGES/CLASS.tar becomes an example with the
-  features 'image' (its bytes, or a BMP if TensorFlow cannot read them), 'label' and 'file_name'.
-  The classes are those found, in sorted order; for 'imagenet21k' they are always the 21,843 of
-  Google's heads, by WordNet id.
+  Every image under IMAGES/CLASS/ or in IMAGES/CLASS.tar becomes an example with the features
+  'image' (its bytes, or a BMP if TensorFlow cannot read them), 'label' and 'file_name'. The classes
+  are those found, in sorted order; for 'imagenet21k' they are always the 21,843 of Google's heads,
+  by WordNet id. Where IMAGES holds folders of splits, as `folders` reads them, the set has these
+  splits, and the classes of the training split.
 
   Args:
     name: of the set; lower-case letters, digits and _.
     images: the folder.
-    split: None for 'train', or 'full' for 'imagenet21k'.
+    split: of a folder of classes; None for 'train', or 'full' for 'imagenet21k'.
     data_dir: None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     file_format: 'tfrecord' or 'array_record'.
+    verify: decode every image before anything is written.
+    on_bad_image: 'fail' if one cannot be decoded, or 'skip' to leave it out.
 
   Raises:
-    InputError: the name or the folder is invalid, or the set exists.
+    InputError: the name or the folder is invalid, the set exists, or an image cannot be decoded.
   """
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
       f'the name {name!r} must be lower-case letters, digits and _ for TFDS to open.'
     )
+  if on_bad_image == 'skip' and not verify:
+    raise InputError('without --verify, no image is decoded, and none is found to be bad.')
   folder = epath.Path(images).expanduser()
   if not folder.is_dir():
     raise InputError(f'no folder {folder}.')
-  found = _classes(folder)
+  parts = _splits(folder, split, 'full' if name == _IMAGENET_21K else 'train')
+  found = next(iter(parts.values()))
   classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
-  split = split or ('full' if name == _IMAGENET_21K else 'train')
 
   runtime.tensorflow()
   import tensorflow_datasets as tfds  # takes seconds, so the checks come first
 
+  examples = {split: _Examples(of) for split, of in parts.items()}
   builder = tfds.dataset_builders.AdhocBuilder(
     name=name,
     version='1.0.0',
@@ -61,38 +81,87 @@ def prepare(
         'file_name': tfds.features.Text(),
       }
     ),
-    split_datasets={split: _Examples(found)},
+    split_datasets=examples,
     data_dir=os.path.expanduser(data_dir) if data_dir else None,
     file_format=file_format,
   )
   if builder.is_prepared():
     raise InputError(f'{name} exists; use another name, or remove {builder.data_dir}.')
   try:
+    if verify:
+      for of in examples.values():
+        of.leave_out_bad(on_bad_image)
     builder.download_and_prepare()
   except (OSError, tarfile.TarError) as fault:
     raise InputError(f'{name} was not prepared: {fault}') from fault
-  count = builder.info.splits[split].num_examples
-  print(f'{name}: {count} images of {len(classes)} classes in split {split!r}.')
+  for each, of in examples.items():
+    folders.warn_left_out(str(folder), sorted(of.others))
+    count = builder.info.splits[each].num_examples
+    print(f'{name}: {count} images of {len(classes)} classes in split {each!r}.')
 
 
-def _classes(folder: epath.Path) -> dict[str, epath.Path]:
-  """{class: its folder or archive}, sorted; each has an image."""
-  visible = [path for path in folder.iterdir() if not path.name.startswith('.')]
-  found = {path.name: path for path in visible if path.is_dir()}
-  archives = {path.stem: path for path in visible if path.suffix == '.tar' and not path.is_dir()}
-  both = sorted(found.keys() & archives.keys())
+def _splits(folder: epath.Path, split: str | None, default: str) -> dict[str, Classes]:
+  """{split: its classes}, the training split first; `default` if the folder is not divided."""
+  own = folders.split_folders(str(folder))
+  if not own:
+    return {split or default: _classes(folder, needed=True)}
+  listed = sorted(itertools.chain(*own.values()))
+  if split is not None:
+    raise InputError(
+      f'{folder} holds the splits {listed}, so --split={split} does not fit. Leave it out, or give '
+      'one of these folders as --images.'
+    )
+  if 'train' not in own:
+    raise InputError(
+      f'{folder} holds {listed} with class folders in them, but no "train" with class folders, '
+      'from which the classes are taken.'
+    )
+  twice = [names for names in own.values() if len(names) > 1]
+  if twice:
+    raise InputError(f'{folder} holds {twice[0]} for one split; keep one of them.')
+  every = itertools.chain(*folders.entries(str(folder)))
+  folders.warn_left_out(str(folder), sorted(set(every) - set(listed)))
+  parts = {'train': _classes(folder / own['train'][0], needed=True)}
+  for each in own.keys() - {'train'}:
+    parts[each] = _classes(folder / own[each][0], needed=False)
+    unknown = sorted(parts[each].keys() - parts['train'].keys())
+    if unknown:
+      raise InputError(
+        f'{folder / own[each][0]} has classes that {folder / own["train"][0]} does not have: '
+        f'{unknown[:_NAMED]}. Remove them, or add training images.'
+      )
+  return parts
+
+
+def _classes(folder: epath.Path, *, needed: bool) -> Classes:
+  """{class: its folder or archive}, sorted; each has an image, if `needed`."""
+  inner, files = folders.entries(str(folder))
+  visible = folders.class_folders(str(folder))
+  archives = {
+    name.removesuffix('.tar'): folder / name
+    for name in files
+    if name.endswith('.tar') and not folders.is_leftover(name)
+  }
+  both = sorted(archives.keys() & set(visible))
   if both:
     raise InputError(f'{folder} holds a folder and a .tar of {both[:_NAMED]}; keep one of them.')
-  found = dict(sorted((found | archives).items()))
+  found = dict(sorted(({name: folder / name for name in visible} | archives).items()))
   try:
-    empty = [name for name, path in found.items() if next(_images(path), None) is None]
+    empty = [name for name, path in found.items() if next(_images(path, set()), None) is None]
   except tarfile.TarError as fault:
     raise InputError(f'{folder} holds a .tar that cannot be read: {fault}.') from fault
-  if not found or empty:
+  if not found or (empty and needed) or len(empty) == len(found):
     raise InputError(
-      f'{folder} must hold one folder or .tar per class with {", ".join(FORMATS)} files; '
-      + (f'no such file in {empty[:_NAMED]}.' if found else 'it holds none.')
+      f'{folder} must hold one folder or .tar per class with {", ".join(image_files.ENDINGS)} '
+      f'files; ' + (f'no such file in {empty[:_NAMED]}.' if found else 'it holds none.')
     )
+  if len(found) == 1 and len(folders.class_folders(str(*found.values()))) > 1:
+    raise InputError(
+      f'{folder} holds one folder, which holds others. If these are the classes, give '
+      f'--images={next(iter(found.values()))}.'
+    )
+  taken = {path.name for path in found.values()}
+  folders.warn_left_out(str(folder), sorted({*inner, *files} - taken))
   return found
 
 
@@ -114,23 +183,64 @@ def _imagenet_21k(folder: epath.Path, found: Sequence[str]) -> list[str]:
 
 
 class _Examples:
-  """(key, example) pairs, made one at a time."""
+  """(key, example) pairs, made one at a time.
 
-  def __init__(self, classes: dict[str, epath.Path]):
-    self._classes = classes
+  Attributes:
+    others: files that are no images, which are left out.
+  """
 
-  def __iter__(self) -> Iterator[tuple[str, dict]]:
+  def __init__(self, classes: Classes):
+    self._classes, self._bad, self.others = classes, set(), set()
+
+  def __iter__(self) -> Iterator[tuple[bytes, dict]]:
+    for label, name, image in self._files():
+      if name not in self._bad:
+        if isinstance(image, OSError):
+          raise image
+        place = os.fsencode(name)  # a name need not be UTF-8
+        yield place, {'image': _stored(image), 'label': label, 'file_name': place}
+
+  def leave_out_bad(self, on_bad_image: str) -> None:
+    """Decodes every image; one that cannot be is an InputError, or is left out with a warning."""
+    bad: dict[str, str] = {}
+    files = self._files()
+    with concurrent.futures.ThreadPoolExecutor() as pool, tqdm.tqdm(unit=' images') as bar:
+      while part := list(itertools.islice(files, _AT_ONCE)):
+        faults = pool.map(_fault, [image for _, _, image in part])
+        bad |= {name: fault for (_, name, _), fault in zip(part, faults, strict=True) if fault}
+        bar.update(len(part))
+    if not bad:
+      return
+    lines = [f'\n  {name}: {fault}' for name, fault in bad.items()]
+    rest = f'\n  and {len(bad) - _LISTED} more' if len(bad) > _LISTED else ''
+    listed = ''.join(lines[:_LISTED]) + rest
+    if on_bad_image == 'fail':
+      raise InputError(
+        f'{len(bad)} images cannot be read; replace or remove them, or leave them out with '
+        f'--on_bad_image=skip:{listed}'
+      )
+    logging.warning('%d images are left out, since they cannot be read:%s', len(bad), listed)
+    self._bad = set(bad)
+
+  def _files(self) -> Iterator[tuple[str, str, bytes | OSError]]:
+    """(class, name with the class, content or why it cannot be read) of every image."""
     for label, path in self._classes.items():
-      for inside, image in _images(path):
-        name = f'{label}/{inside}'
-        yield name, {'image': image, 'label': label, 'file_name': name}
+      others: set[str] = set()
+      for inside, image in _images(path, others):
+        yield label, f'{label}/{inside}', image
+      self.others |= {f'{path.name}/{other}' for other in others}
 
 
-def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
-  """(name within `path`, file) of every image of a class."""
+def _images(path: epath.Path, others: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
+  """(name within `path`, content) of every image of a class; adds other files to `others`."""
   if path.is_dir():
-    for file in image_files.walk(path, FORMATS):
-      yield os.path.relpath(file, path), _stored(file.read_bytes())
+    names, rest = folders.images(str(path))
+    others |= set(rest)
+    for name in names:
+      try:
+        yield name, (path / name).read_bytes()
+      except OSError as fault:
+        yield name, fault
     return
   with path.open('rb') as file:
     file.seek(max(path.stat().length - tarfile.BLOCKSIZE, 0))
@@ -139,8 +249,28 @@ def _images(path: epath.Path) -> Iterator[tuple[str, io.BytesIO]]:
     file.seek(0)
     with tarfile.open(fileobj=file, mode='r|') as archive:
       for member in archive:
-        if member.isfile() and image_files.is_image(os.path.basename(member.name), FORMATS):
-          yield os.path.normpath(member.name), _stored(archive.extractfile(member).read())
+        name = os.path.normpath(member.name)
+        above, own = os.path.split(name)
+        leftover = any(map(folders.is_leftover, filter(None, above.split('/'))))
+        if member.isfile() and image_files.is_image(own) and not leftover:
+          yield name, archive.extractfile(member).read()
+        elif not member.isdir():
+          others.add(name)
+
+
+def _fault(image: bytes | OSError) -> str | None:
+  """Why an image cannot be decoded, or None."""
+  from mixer.input import reading  # loads TensorFlow
+
+  if isinstance(image, OSError):
+    return image.strerror or str(image)
+  tf = runtime.tensorflow()
+  try:
+    with tf.device('CPU'):
+      tf.io.decode_image(image_files.readable(image), channels=3, expand_animations=False)
+  except reading.ERRORS as fault:
+    return reading.error_text(fault)
+  return None
 
 
 def _stored(encoded: bytes) -> io.BytesIO:

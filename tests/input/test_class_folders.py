@@ -1,6 +1,7 @@
 """Folders of class folders and archives that become TFDS sets."""
 
 import io
+import logging
 import os
 import shutil
 import tarfile
@@ -22,7 +23,7 @@ pytest.importorskip('tensorflow_datasets', reason='needs TFDS')
 @pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
 def test_odd_images_of_a_prepared_set_are_read_as_pillow_reads_them(tmp_path, file_format):
   deep = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
-  files = {name: file for name, file in odd_images().items() if not name.lower().endswith('.webp')}
+  files = odd_images()
   for name, content in {**files, '~16.png': saved(Image.fromarray(deep), 'PNG')}.items():
     put(tmp_path, f'images/{name}/{name}', content)
   class_folders.prepare(
@@ -48,14 +49,113 @@ def test_a_bad_image_is_stored_and_stops_what_reads_it(tmp_path):
   for name, content in {'a/1.png': sets.encode(picture()), 'b/1.bmp': b'BM' + bytes(60)}.items():
     put(tmp_path, f'images/{name}', content)
   class_folders.prepare(
-    'bad', f'{tmp_path}/images', split='full', data_dir=str(tmp_path), file_format='tfrecord'
-  )
+    'bad', f'{tmp_path}/images', split='full', data_dir=str(tmp_path), file_format='tfrecord',
+    verify=False,
+  )  # fmt: skip
   data = input.build(
     source='tfds', name='bad', split='full', batch_size=2, image_size=32, crop='direct',
     data_dir=str(tmp_path),
   )  # fmt: skip
   with pytest.raises(input.InputError, match=r"bad/1.0.0, split 'full', example [01]: "):
     next(data.eval_batches(2))
+
+
+BAD = {
+  'ant/cut.jpg': 'Input is empty.',
+  'ant/gone.png': 'No such file or directory',
+  'bee/7.jpg': 'Is a directory',
+  'bee/page.webp': 'Unknown image file format.',
+}
+
+
+@pytest.fixture
+def bad(tmp_path):
+  """Three good images and as many bad ones as BAD names."""
+  for name in ('ant/1.jpg', 'ant/2.webp', 'bee/1.jpg'):
+    put(tmp_path, f'images/{name}', sets.encode(picture(), 'JPEG'))
+  put(tmp_path, 'images/ant/cut.jpg', b'')
+  (tmp_path / 'images/ant/gone.png').symlink_to('/nowhere')
+  put(tmp_path, 'images/bee/7.jpg/inside.txt')
+  put(tmp_path, 'images/bee/page.webp', b'<html>')
+  return tmp_path
+
+
+def prepare_bad(root, on_bad_image):
+  class_folders.prepare(
+    'bad', f'{root}/images', split=None, data_dir=str(root), file_format='tfrecord',
+    on_bad_image=on_bad_image,
+  )  # fmt: skip
+
+
+def test_bad_images_are_named_before_anything_is_written(bad):
+  with pytest.raises(InputError) as error:
+    prepare_bad(bad, 'fail')
+  first, *lines = str(error.value).splitlines()
+  assert first == (
+    '4 images cannot be read; replace or remove them, or leave them out with --on_bad_image=skip:'
+  )
+  for line, (name, reason) in zip(sorted(lines), BAD.items(), strict=True):
+    assert line.startswith(f'  {name}: {reason}')
+  assert not list(bad.glob('bad/*/*.tfrecord*'))
+
+
+def test_bad_images_are_left_out_if_asked(bad, capsys, caplog):
+  with caplog.at_level(logging.WARNING, 'absl'):
+    prepare_bad(bad, 'skip')
+  assert capsys.readouterr().out.endswith("bad: 3 images of 2 classes in split 'train'.\n")
+  (message,) = [text for text in caplog.messages if '4 images are left out' in text]
+  assert all(f'\n  {name}: {reason}' in message for name, reason in BAD.items())
+
+
+def test_a_divided_folder_becomes_a_set_with_its_splits(prepare, tmp_path, capsys, caplog):
+  """One understanding of a folder: that of source='folder'."""
+  import tensorflow_datasets as tfds
+
+  file = sets.encode(picture(), 'JPEG')
+  for name in ('Train/cat/1', 'Train/cat/more/2', 'Train/dog/3', 'valid/dog/4', 'valid/__MACOSX/5'):
+    put(tmp_path, f'images/{name}.jpg', file)
+  put(tmp_path, 'images/Train/dog/6.webp', odd_images()['still.webp'])
+  put(tmp_path, 'images/notes/list.txt')
+  put(tmp_path, 'images/Train/dog/notes.txt')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    class_folders.prepare(
+      'own', f'{tmp_path}/images', split=None, data_dir=str(tmp_path), file_format='tfrecord'
+    )
+  assert capsys.readouterr().out.endswith(
+    "own: 4 images of 2 classes in split 'train'.\nown: 1 images of 2 classes in split 'val'.\n"
+  )
+  told = '\n'.join(caplog.messages)
+  assert all(f': {name}' in told for name in ('notes', '__MACOSX', 'dog/notes.txt'))
+  builder = tfds.builder('own', data_dir=tmp_path)
+  assert builder.info.features['label'].names == ['cat', 'dog']
+  (example,) = tfds.load('own', split='val', data_dir=str(tmp_path)).as_numpy_iterator()
+  assert example['label'] == 1 and example['file_name'] == b'dog/4.jpg'
+
+
+@pytest.mark.parametrize(
+  ('names', 'split', 'fault'),
+  [
+    ('train/a/1 val/a/1', 'full',
+     "{0} holds the splits ['train', 'val'], so --split=full does not fit. Leave it out, or give "
+     'one of these folders as --images.'),
+    ('test/a/1 val/a/1', None,
+     '{0} holds [\'test\', \'val\'] with class folders in them, but no "train" with class '
+     'folders, from which the classes are taken.'),
+    ('train/a/1 val/b/1', None,
+     "{0}/val has classes that {0}/train does not have: ['b']. Remove them, or add training "
+     'images.'),
+    ('set/a/1 set/b/1', None,
+     '{0} holds one folder, which holds others. If these are the classes, give --images={0}/set.'),
+    ('train/a/1 Training/a/1', None,
+     "{0} holds ['train', 'Training'] for one split; keep one of them."),
+  ],
+)  # fmt: skip
+def test_divided_folders_that_make_no_set(tmp_path, names, split, fault):
+  for name in names.split():
+    put(tmp_path, f'{name}.jpg')
+  with pytest.raises(InputError) as error:
+    class_folders.prepare('x', str(tmp_path), split=split, data_dir=None, file_format='tfrecord')
+  assert str(error.value) == fault.format(tmp_path)
 
 
 def archive(folder, name):

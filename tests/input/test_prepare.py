@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mixer import input
+from mixer.input import image_files
 import runs
 import sets
 
@@ -45,7 +46,14 @@ def folder(tmp_path):
     for i, name in enumerate(files):
       path = tmp_path / 'images' / name
       path.parent.mkdir(parents=True, exist_ok=True)
-      kinds = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.bmp': 'BMP', '.gif': 'GIF'}
+      kinds = {
+        '.webp': 'WEBP',
+        '.jpg': 'JPEG',
+        '.jpeg': 'JPEG',
+        '.png': 'PNG',
+        '.bmp': 'BMP',
+        '.gif': 'GIF',
+      }
       kind = kinds.get(path.suffix.lower())
       image = sets.smooth(np.random.default_rng(i), 20, 20 + i)
       path.write_bytes(sets.encode(image, kind) if kind else b'no image')
@@ -59,6 +67,7 @@ def test_a_folder_of_class_folders_becomes_a_set(prepare, folder, tmp_path, monk
 
   expected = {
     'ant/one.jpg': 0, 'ant/two.JPEG': 0, 'ant/deep/er/three.PNG': 0,
+    'ant/four.webp': 0,
     'Zebra/one.jpg': None, '10/a.bmp': None, 'bee/one.jpg': None, 'bee/b.GIF': None,
   }  # fmt: skip
   classes = ['10', 'Zebra', 'ant', 'bee']
@@ -68,7 +77,10 @@ def test_a_folder_of_class_folders_becomes_a_set(prepare, folder, tmp_path, monk
     '--name=insects', '--split=full', f'--images={images}', '--data_dir=~/sets', HOME=str(tmp_path)
   )
   assert status == 0, errors
-  assert printed.endswith("insects: 7 images of 4 classes in split 'full'.\n")
+  assert f'{images}: 2 files or folders are left out' in errors
+  assert 'bee/Thumbs.db' in errors and 'ant/notes.txt' in errors
+  assert f'{images}: 1 files or folders are left out' in errors and ': README.md\n' in errors
+  assert printed.endswith("insects: 8 images of 4 classes in split 'full'.\n")
 
   data_dir = str(tmp_path / 'sets')
   decoders = {'image': tfds.decode.SkipDecoding()}
@@ -79,11 +91,11 @@ def test_a_folder_of_class_folders_becomes_a_set(prepare, folder, tmp_path, monk
     assert example['image'] == (images / name).read_bytes()
 
   data = input.build(
-    source='tfds', name='insects', split='full', batch_size=7, data_dir=data_dir,
+    source='tfds', name='insects', split='full', batch_size=8, data_dir=data_dir,
     crop='resize_small', image_size=16, resize=20,
   )  # fmt: skip
-  assert data.class_names == tuple(classes) and data.num_examples == 7
-  (batch,) = data.eval_batches(7)
+  assert data.class_names == tuple(classes) and data.num_examples == 8
+  (batch,) = data.eval_batches(8)
   assert sorted(batch['label']) == sorted(expected.values()) and batch['mask'].all()
 
 
@@ -96,13 +108,13 @@ def test_a_set_that_is_there_already(prepare, folder, tmp_path):
   assert status == 2 and errors.endswith(text)
 
 
-FORMATS = '.bmp, .gif, .jpeg, .jpg, .png'
+FORMATS = ', '.join(image_files.ENDINGS)
 
 
 @pytest.mark.parametrize(
   ('files', 'fault'),
   [
-    (['ant/one.jpg', 'bee/notes.txt', 'cow/deep/b.webp'], "no such file in ['bee', 'cow']."),
+    (['ant/one.jpg', 'bee/notes.txt', 'cow/deep/b.svg'], "no such file in ['bee', 'cow']."),
     (['one.jpg', 'two.png'], 'it holds none.'),
   ],
 )
