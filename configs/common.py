@@ -1,6 +1,10 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
+import os
+
 from ml_collections import ConfigDict
+
+from mixer.input import folders
 
 RELEASED_SIZE = 224  # pixels that the released files are trained at
 
@@ -31,6 +35,17 @@ def _continues(path: str, part: str, keys) -> bool:
   word, equals, _ = part.partition('=')
   is_like_a_key = equals and len(word) > 1 and any(word[0] == key[0] for key in keys)
   return '/' in path + part and not is_like_a_key
+
+
+def is_folder(data: str) -> bool:
+  """Whether `data=` is a path, or a folder that is there."""
+  return '/' in data or os.path.isdir(data)
+
+
+def held_out(path: str) -> list[str]:
+  """Those of 'val' and 'test' that a folder has; 'val' of one that is not divided, or not there."""
+  own = folders.split_folders(os.path.expanduser(path))
+  return [split for split in ('val', 'test') if split in own] or ['val']
 
 
 def image_size(resolution: str) -> tuple[int, int]:

@@ -8,7 +8,8 @@ docs/evaluation.md has the rules and their sources. The argument is a list of KE
 
   model       S/32 ... H/14, the model of the checkpoint
   data        all (big_vision's six sets and ImageNet), one of caltech, cars, cifar100, dtd,
-              imagenet, pets, uc_merced, or digits: a run of configs/digits.py
+              imagenet, pets, uc_merced; digits: a run of configs/digits.py; or a folder of class
+              folders, or of train and test or val with class folders in them
   resolution  224, or the size that the checkpoint was grown to (448), or HEIGHTxWIDTH
   sweep       no, or yes: also try l2 = 2^-10 ... 2^20, and report the best for the test images
 
@@ -37,23 +38,31 @@ DATA = {
 }
 SHOTS = (1, 5, 10, 25)
 _DEFAULTS = {'model': 'B/16', 'data': 'all', 'resolution': '224', 'sweep': 'no'}
-_CHOICES = {'data': ('all', 'digits', *DATA), 'sweep': ('no', 'yes')}
+_CHOICES = {'sweep': ('no', 'yes')}
 
 
 def get_config(argument: str = '') -> ConfigDict:
   options = common.parse(argument, _DEFAULTS, _CHOICES)
+  data, named = options['data'], ('all', 'digits', *DATA)
+  if data not in named and not common.is_folder(data):
+    raise ValueError(
+      f'data={data!r}; use one of {named}, or a folder: a path with a "/", or one that is here.'
+    )
   config = ConfigDict()
   config.data_dir = config_dict.placeholder(str)  # None for $TFDS_DATA_DIR
   config.cache_dir = config_dict.placeholder(str)
-  if options['data'] == 'digits':
+  if data == 'digits':
     config.model = digits.get_config().model
     config.evals = ConfigDict({'digits': _digits()})
   else:
     size = common.image_size(options['resolution'])
     config.model = common.mixer(options['model'], size)
     sizes = {'image_size': size, 'resize': common.resize(size)}
-    names = DATA if options['data'] == 'all' else (options['data'],)
-    config.evals = ConfigDict({name: section(name, config, **sizes) for name in names})
+    names = DATA if data == 'all' else (data,)
+    if data in named:
+      config.evals = ConfigDict({name: section(name, config, **sizes) for name in names})
+    else:
+      config.evals = ConfigDict({'folder': _folder(data, **sizes)})
   for each in config.evals.values():
     each.l2_sweep = tuple(2.0**k for k in range(-10, 21)) if options['sweep'] == 'yes' else ()
     each.cache_dir = config.get_ref('cache_dir')
@@ -86,6 +95,16 @@ def section(name: str, shared: ConfigDict, *, image_size, resize, shots=SHOTS) -
 
 # big_vision's values, except the number of images, which affects only the last bits of features.
 _RULES = {'kind': 'fewshot', 'seeds': (0, 1, 2), 'l2': 2.0**10, 'images_per_device': 64}
+
+
+def _folder(path: str, **sizes) -> ConfigDict:
+  """The section of a folder: samples of train, tested on test, or on val if it has no test."""
+  images = {'source': 'folder', 'path': path, 'val_fraction': 0.1, 'crop': 'resize', **sizes}
+  found = ConfigDict({**_RULES, 'train_input': {**images, 'split': 'train'}, 'shots': SHOTS})
+  found.input = ConfigDict({**images, 'split': common.held_out(path)[-1]})
+  for key in ('path', 'val_fraction'):
+    found.input[key] = found.train_input.get_ref(key)
+  return found
 
 
 def _digits() -> ConfigDict:

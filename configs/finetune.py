@@ -9,11 +9,13 @@ The argument is a list of KEY=VALUE:
 
   model       S/32 ... H/14, the model of the file
   data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by
-              TFDS), or the path of a folder with one subfolder per class
+              TFDS), or a folder of class folders, or of the splits train, val and test with class
+              folders in them
   resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs
-              dev for each learning rate and then final
+              dev for each learning rate and then final. A folder's val and test are reported under
+              these names; dev is its val if it has a test as well, else a tenth of its train
   crop        of the evaluation: resize_small (ii, the paper's table 3) or resize (i, its table 2)
   recipe      paper, or vision_transformer: that repository's for CIFAR-10, which reports 96.72 %
               (B/16) and 96.59 % (L/16) from the ImageNet files, 96.82 % and 98.34 % from those of
@@ -63,7 +65,8 @@ def get_config(argument: str = '') -> ConfigDict:
   config.seed = 0
 
   config.train_input = _input(options)
-  config.train_input.split = _splits(options, facts)[0]
+  train_split, held_out = _splits(options, facts)
+  config.train_input.split = train_split
   config.train_input.batch_size = 512
   config.train_input.image_size = size
   config.train_input.crop = 'inception' if theirs else 'resize_random'
@@ -71,15 +74,16 @@ def get_config(argument: str = '') -> ConfigDict:
     config.train_input.resize = common.resize(size)
   config.train_input.on_bad_image = 'fail'  # or 'skip', see docs/data.md
 
-  test = _input(options, config.train_input)
-  test.split = _splits(options, facts)[1]
-  test.batch_size = config.train_input.get_ref('batch_size')
-  test.image_size = config.train_input.get_ref('image_size')
-  test.crop = 'direct' if theirs else options['crop']
-  if not theirs:
-    test.resize = common.resize(size)
-  name = 'dev' if options['stage'] == 'dev' else 'test'
-  config.evals = ConfigDict({name: {'kind': 'classification', 'input': test}})
+  config.evals = ConfigDict()
+  for name, split in held_out.items():
+    test = _input(options, config.train_input)
+    test.split = split
+    test.batch_size = config.train_input.get_ref('batch_size')
+    test.image_size = config.train_input.get_ref('image_size')
+    test.crop = 'direct' if theirs else options['crop']
+    if not theirs:
+      test.resize = common.resize(size)
+    config.evals[name] = ConfigDict({'kind': 'classification', 'input': test})
 
   config.init = ConfigDict()
   config.init.path = config_dict.placeholder(str)
@@ -126,9 +130,10 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def _check_data(data: str) -> None:
-  if data not in DATA and '/' not in data:
+  if data not in DATA and not common.is_folder(data):
     raise ValueError(
-      f'data={data!r} is none of {sorted(DATA)}; write a folder as a path, with a "/".'
+      f'data={data!r} is none of {sorted(DATA)}, and there is no such folder here; '
+      'write a folder as a path, with a "/".'
     )
 
 
@@ -142,6 +147,7 @@ def _input(options: dict, train: ConfigDict | None = None) -> ConfigDict:
   if _is_folder(options):
     own.source = 'folder'
     own.path = train.get_ref('path') if train else options['data']
+    own.val_fraction = train.get_ref('val_fraction') if train else 0.1
     return own
   own.source = 'tfds'
   own.name = train.get_ref('name') if train else options['data']
@@ -149,12 +155,18 @@ def _input(options: dict, train: ConfigDict | None = None) -> ConfigDict:
   return own
 
 
-def _splits(options: dict, facts: dict) -> tuple[str, str]:
-  """(training split, evaluation split)."""
+def _splits(options: dict, facts: dict) -> tuple[str, dict[str, str]]:
+  """(training split, {name of an evaluation: its split})."""
+  dev = options['stage'] == 'dev'
   if _is_folder(options):
-    return 'train', 'val'
-  if options['recipe'] == 'vision_transformer':
-    return 'train[:98%]', 'test'
-  if options['stage'] == 'dev':
-    return f'train[:{facts["dev"]}%]', f'train[{facts["dev"]}%:]'
-  return 'train', facts['test']
+    own = common.held_out(options['data'])
+    if dev and len(own) == 2:
+      return 'train', {'dev': 'val'}
+    return (
+      ('train[:90%]', {'dev': 'train[90%:]'}) if dev else ('train', {name: name for name in own})
+    )
+  percent = 98 if options['recipe'] == 'vision_transformer' else facts['dev']
+  if dev:
+    return f'train[:{percent}%]', {'dev': f'train[{percent}%:]'}
+  train = 'train[:98%]' if options['recipe'] == 'vision_transformer' else 'train'
+  return train, {'test': facts['test']}

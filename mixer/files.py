@@ -15,6 +15,7 @@ from etils import epath
 from mixer.errors import DiskError
 
 CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
+DATA_FILE = 'data.json'  # `mixer.input.movable` of its run
 
 
 def absolute(path: str) -> epath.Path:

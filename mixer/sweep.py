@@ -112,7 +112,9 @@ def main(*rest: str) -> None:
   for rate, top1 in result['dev'].items():
     selected = '  <- selected' if rate == result['learning_rate'] else ''
     print(f'learning rate {rate:>6}: dev/top1 {top1:.4f}{selected}')
-  print(f'final: test/top1 {result["final"]["test/top1"]:.4f}')
+  for name in ('val/top1', 'test/top1'):
+    if name in result['final']:
+      print(f'final: {name} {result["final"][name]:.4f}')
   files.write(workdir / 'sweep.json', json.dumps(result, indent=1).encode())
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import finetune
+from configs import fewshot, finetune
 from mixer import errors, models, pretrained, sweep
 import runs
 import sets
@@ -96,8 +96,57 @@ def test_overrides_reach_the_evaluation():
   config = finetune.get_config('data=/a/folder')
   config.train_input.path = '/another'
   config.train_input.batch_size = 7
-  assert config.evals.test.input.path == '/another' and config.evals.test.input.batch_size == 7
-  assert (config.train_input.split, config.evals.test.input.split) == ('train', 'val')
+  config.train_input.val_fraction = 0.3
+  val = config.evals.val.input
+  assert val.path == '/another' and val.batch_size == 7 and val.val_fraction == 0.3
+  assert (config.train_input.split, val.split) == ('train', 'val')
+
+
+def folder_of(root, *names):
+  for name in names:
+    (root / name).mkdir(parents=True)
+  return root
+
+
+@pytest.mark.parametrize(
+  ('names', 'final', 'dev'),
+  [
+    (['cat', 'dog'], {'val': 'val'}, ('train[:90%]', 'train[90%:]')),
+    (['train/cat', 'val/cat'], {'val': 'val'}, ('train[:90%]', 'train[90%:]')),
+    (['Train/cat', 'Test/cat'], {'test': 'test'}, ('train[:90%]', 'train[90%:]')),
+    (['training_set/cat', 'test_set/cat', 'dev/cat'], {'val': 'val', 'test': 'test'},
+     ('train', 'val')),
+    (['test/cat'], {'test': 'test'}, ('train[:90%]', 'train[90%:]')),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize('recipe', ['paper', 'vision_transformer'])
+def test_three_parts_of_a_folder(tmp_path, names, final, dev, recipe):
+  """No learning rate is chosen on the images of the last report."""
+  root = folder_of(tmp_path / 'photos', *names)
+  config = finetune.get_config(f'data={root},recipe={recipe}')
+  assert {name: section.input.split for name, section in config.evals.items()} == final
+  assert config.train_input.split == 'train'
+  choosing = finetune.get_config(f'data={root},stage=dev,recipe={recipe}')
+  assert (choosing.train_input.split, choosing.evals.dev.input.split) == dev
+  assert list(choosing.evals) == ['dev']
+
+
+def test_the_other_recipe_chooses_on_training_images_too():
+  config = finetune.get_config('data=cifar10,stage=dev,recipe=vision_transformer')
+  assert config.train_input.split == 'train[:98%]' and config.evals.dev.input.split == 'train[98%:]'
+
+
+def test_a_folder_here_without_a_slash(tmp_path, monkeypatch):
+  folder_of(tmp_path, 'photos/cat', 'photos/dog', 'cifar10/cat')
+  monkeypatch.chdir(tmp_path)
+  assert finetune.get_config('data=photos').train_input.path == 'photos'
+  assert finetune.get_config('data=cifar10').train_input.source == 'tfds'
+  section = fewshot.get_config('data=photos').evals.folder
+  assert section.input.split == 'val' and section.train_input.split == 'train'
+  section.train_input.path, section.train_input.val_fraction = 'other', 0.5
+  assert section.input.path == 'other' and section.input.val_fraction == 0.5
+  with pytest.raises(ValueError, match="^data='absent'; use one of .*, or a folder: "):
+    fewshot.get_config('data=absent')
 
 
 @pytest.mark.parametrize(
@@ -188,12 +237,12 @@ def test_a_folder_from_start_to_end(tmp_path):
   assert status == 0, output
   assert re.search(r'the checkpoint of step (6|12|18); step', output)
   last = runs.rows(workdir)[-1]
-  assert last['test/top1'] > 0.95 and last['test/n'] == 9
+  assert last['val/top1'] > 0.95 and last['val/n'] == 9
 
   status, output = runs.run('evaluate.py', config, f'--checkpoint={workdir}/model.npz', env=env)
   assert status == 0, output
   result = json.loads((workdir / 'model.evaluation' / 'finetune.json').read_text())
-  assert result['test/top1'] == last['test/top1'] and result['test/n'] == 9
+  assert result['val/top1'] == last['val/top1'] and result['val/n'] == 9
 
   status, output = runs.run(
     'mixer/predict.py', f'--checkpoint={workdir}', '--json', f'{tmp_path}/photos/green/0.jpg',

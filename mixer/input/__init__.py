@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 import hashlib
+import inspect
 import pkgutil
 from typing import Protocol
 
@@ -14,7 +15,11 @@ from mixer.errors import InputError, MissingData
 
 
 class Input(Protocol):
-  """Images with labels, read in an order that is a pure function of (seed, epoch, position)."""
+  """Images with labels, read in an order that is a pure function of (seed, epoch, position).
+
+  Where the data have a path, `fingerprint` is a digest of the images' names or labels, which does
+  not change when the data move.
+  """
 
   num_examples: int
   num_classes: int
@@ -177,11 +182,45 @@ def open_evals(
 
 def identity(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
   """What must be the same on all processes of a run: {config key: description of its data}."""
-  return {
-    key: f'{one.num_examples} images of {one.num_classes} classes, whose names have the sha256 '
-    + hashlib.sha256(repr(tuple(one.class_names)).encode()).hexdigest()[:16]
-    for key, one in _by_key(tests, trained).items()
+  return {key: _identity(one) for key, one in _by_key(tests, trained).items()}
+
+
+def movable(tests: Mapping[str, Mapping[str, Input]], trained: Input | None = None) -> dict:
+  """The `identity` of those inputs that have a `fingerprint`, so that it is enough to know them."""
+  inputs = _by_key(tests, trained)
+  return {key: _identity(one) for key, one in inputs.items() if getattr(one, 'fingerprint', '')}
+
+
+def with_defaults(section: Mapping) -> dict:
+  """The arguments of a source, with the default values of those that are not given."""
+  if section.get('source') not in SOURCES:
+    return dict(section)
+  parameters = (
+    parameter
+    for name in SOURCES[section['source']]
+    for parameter in inspect.signature(pkgutil.resolve_name(name)).parameters.values()
+  )
+  return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(section)
+
+
+def _by_key(tests: Mapping[str, Mapping[str, Input]], trained: Input | None) -> dict[str, Input]:
+  """The inputs of a run by their config keys."""
+  keys = {'data': 'input', 'support_set': 'train_input'}
+  inputs = {
+    f'config.evals.{name}.{keys[role]}': one
+    for name, of in tests.items()
+    for role, one in of.items()
   }
+  return inputs if trained is None else inputs | {'config.train_input': trained}
+
+
+def _identity(one: Input) -> str:
+  names = hashlib.sha256(repr(tuple(one.class_names)).encode()).hexdigest()[:16]
+  own = getattr(one, 'fingerprint', '')
+  return (
+    f'{one.num_examples} images of {one.num_classes} classes, whose names have the sha256 {names}'
+    + (f', and the images {own}' if own else '')
+  )
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:
@@ -270,17 +309,6 @@ def check_batches(
         f'{key}.batch_size={one.batch_size}: the batches take {size / 2**30:,.1f} GiB in each '
         f'process, and this host has {limit / 2**30:,.1f}. Use a smaller batch, or more hosts.'
       )
-
-
-def _by_key(tests: Mapping[str, Mapping[str, Input]], trained: Input | None) -> dict[str, Input]:
-  """The inputs of a run by their config keys."""
-  keys = {'data': 'input', 'support_set': 'train_input'}
-  inputs = {
-    f'config.evals.{name}.{keys[role]}': one
-    for name, of in tests.items()
-    for role, one in of.items()
-  }
-  return inputs if trained is None else inputs | {'config.train_input': trained}
 
 
 def _short(value) -> str:

@@ -122,7 +122,7 @@ def _splits(folder: epath.Path, split: str | None, default: str) -> dict[str, Cl
   every = itertools.chain(*folders.entries(str(folder)))
   folders.warn_left_out(str(folder), sorted(set(every) - set(listed)))
   parts = {'train': _classes(folder / own['train'][0], needed=True)}
-  for each in own.keys() - {'train'}:
+  for each in (split for split in own if split != 'train'):
     parts[each] = _classes(folder / own[each][0], needed=False)
     unknown = sorted(parts[each].keys() - parts['train'].keys())
     if unknown:

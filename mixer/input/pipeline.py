@@ -84,6 +84,7 @@ class Images:
     self.batch_size, self.num_examples = batch_size, self._examples.num_examples
     self.num_classes, self.class_names = self._examples.num_classes, self._examples.class_names
     self.multi_label = self._examples.multi_label
+    self.fingerprint = getattr(self._examples, 'fingerprint', '')
     self.preprocessing = {
       'name': crop,
       'resize': self._resize,

@@ -17,7 +17,10 @@ ERRORS = (tf.errors.OpError, OSError, ValueError)  # raised by an example that i
 
 
 class Examples(Protocol):
-  """Encoded images with labels, read by number."""
+  """Encoded images with labels, read by number.
+
+  A source that has a path has a `fingerprint` too, see `input.Input`.
+  """
 
   num_examples: int
   num_classes: int
@@ -46,6 +49,7 @@ class Subset:
     self.num_classes, self.class_names = examples.num_classes, examples.class_names
     self.multi_label, self.dtypes = examples.multi_label, examples.dtypes
     self.parse = examples.parse
+    self.fingerprint = getattr(examples, 'fingerprint', '')
     self.index_bytes = examples.index_bytes + self._chosen.nbytes
     self.record_bytes = examples.record_bytes
 

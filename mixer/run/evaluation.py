@@ -13,7 +13,7 @@ from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
 from mixer.pretrained import warm_start
-from mixer.run import build
+from mixer.run import build, other_images
 from mixer.training import sharding
 
 
@@ -59,7 +59,8 @@ def evaluate(options: Options) -> dict[str, float]:
 def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, float]:
   config, path = options.config, files.absolute(options.checkpoint)
   build.check_evaluation(config)
-  tests, skipped = _open_tests(options)
+  evals = other_images.adapt(config['evals'], path)
+  tests, skipped = _open_tests(evals, require=options.require_evals)
   inputs.check_batches(tests, jax.process_count())
   # An evaluation with its own training images uses the features and not the head.
   classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
@@ -112,9 +113,9 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   return results
 
 
-def _open_tests(options: Options) -> tuple[dict[str, dict], dict[str, str]]:
+def _open_tests(evals: dict, *, require: bool) -> tuple[dict[str, dict], dict[str, str]]:
   """(the inputs of the evaluations, the evaluations that are skipped)."""
-  tests, skipped = inputs.open_evals(options.config['evals'], require=options.require_evals)
+  tests, skipped = inputs.open_evals(evals, require=require)
   if skipped:
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
   if not tests:

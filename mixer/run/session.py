@@ -103,7 +103,8 @@ def _train(
     'config.checkpoints', manager.Checkpoints, config.checkpoints,
     directory=workdir / 'checkpoints', cluster=cluster,
   )  # fmt: skip
-  first = _claim(options.config, workdir, program, saved, cluster)
+  known = inputs.movable(tests, data)
+  first = _claim(options.config, workdir, program, known, saved, cluster)
   if options.finish is not None:
     step = _step_to_finish(options.finish, workdir, saved, cluster)
     params = sharding.gather(saved.restore(step, program.like).params)
@@ -193,10 +194,11 @@ def _claim(
   config: dict,
   workdir: epath.Path,
   program: build.Program,
+  known: dict[str, str],
   saved: manager.Checkpoints,
   cluster: coordination.Cluster,
 ) -> int:
-  """Records config and classes in the workdir, or checks that they are those of the run there.
+  """Records config, data and classes in the workdir, or checks those of the run there.
 
   Returns the step of the newest intact checkpoint, or 0.
   """
@@ -207,7 +209,7 @@ def _claim(
     rows = metrics_log.read_rows(workdir)
     workdirs.claim(
       workdir, config, started=bool(rows or saved.steps() or model.exists()),
-      finished=model.exists(),
+      finished=model.exists(), data=known,
     )  # fmt: skip
     workdirs.claim_classes(workdir, program.data.class_names, started=bool(rows or saved.steps()))
 
@@ -380,6 +382,7 @@ def _export(
     'preprocessing': _preprocessing(tests, data),
     'loss': config['loss'],
     'class_names': data.class_names,
+    'data': inputs.movable(tests, data),
     'step': step,
     'metrics': rows[-1] if rows else {},
     'config': config,

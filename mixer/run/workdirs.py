@@ -8,10 +8,12 @@ import re
 import shutil
 import socket
 
+from absl import logging
 from etils import epath
 import jax
 
 from mixer import files, settings
+from mixer import input as inputs
 from mixer.errors import InputError
 
 LOCK_FILE = '.lock'
@@ -20,6 +22,8 @@ LOCK_FILE = '.lock'
 _MAY_CHANGE = re.compile(
   r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|.*\.data_dir|.*\.on_bad_image'
 )
+# Keys that say where the data are.
+_PLACE = re.compile(r'(train_input|evals\..*\.(?:train_)?input)\.(path|files|images|labels)')
 _NAMED = 10  # classes in a message
 
 
@@ -84,20 +88,44 @@ def check_space(workdir: epath.Path, needed: int) -> None:
     )
 
 
-def claim(workdir: epath.Path, config: Mapping, *, started: bool, finished: bool = False) -> None:
-  """Writes `config`; raises InputError in the workdir of a run `started` with another config.
+def claim(
+  workdir: epath.Path,
+  config: Mapping,
+  *,
+  started: bool,
+  finished: bool = False,
+  data: Mapping[str, str] | None = None,
+) -> None:
+  """Writes `config` and `data`; InputError in the workdir of a run `started` with others.
 
-  Its model can be trained further if it is `finished`, which the message says.
+  Data that moved are the same. Evaluations may be added or renamed.
+
+  Args:
+    workdir: of the run.
+    config: nested plain dicts.
+    started: whether the run has begun, so that the files in `workdir` are its own.
+    finished: whether its model can be trained further, which the message says.
+    data: `mixer.input.movable` of the run.
   """
-  path = workdir / files.CONFIG_FILE
+  path, known = workdir / files.CONFIG_FILE, workdir / files.DATA_FILE
   old = json.loads(path.read_text()) if started and path.exists() else config
-  old, new = settings.flatten(jsonable(old)), settings.flatten(jsonable(config))
+  then = json.loads(known.read_text()) if started and known.exists() else {}
+  data = data or {}
+  old, new = _comparable(old), _comparable(config)
+  kept = [name for name, section in old['evals'].items() if section in new['evals'].values()]
+  added = new['evals'].keys() - old['evals'].keys()
+  for sections, dropped in ((old['evals'], kept), (new['evals'], {*kept, *added})):
+    for name in dropped:
+      sections.pop(name, None)
+  old, new = settings.flatten(old), settings.flatten(new)
   absent = '(absent)'
   unread = {'total_epochs'} if new.get('total_steps') is not None else set()
   differing = [
     f'  {key}: {old.get(key, absent)!r} in the workdir, {new.get(key, absent)!r} now'
     for key in sorted((old.keys() | new.keys()) - unread)
-    if old.get(key, absent) != new.get(key, absent) and not _MAY_CHANGE.fullmatch(key)
+    if old.get(key, absent) != new.get(key, absent)
+    and not _MAY_CHANGE.fullmatch(key)
+    and not _has_moved(key, old.get(key), new.get(key), then, data)
   ]
   if differing:
     init = f'--config.init.path={workdir}/model.npz'
@@ -107,7 +135,44 @@ def claim(workdir: epath.Path, config: Mapping, *, started: bool, finished: bool
       + '\nGive each run its own --workdir, or use the same config to resume this run.'
       + f' To train its model further, give a new --workdir and {init}.' * finished
     )
+  for key in then.keys() & data.keys():
+    if then[key] != data[key]:
+      logging.warning(
+        '%s: THE IMAGES ARE NOT THOSE OF THE RUN SO FAR: %s; now %s. It goes on with the new ones.',
+        key, then[key], data[key],
+      )  # fmt: skip
   files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
+  if data:
+    files.write(known, json.dumps(data, indent=1).encode())
+
+
+def _comparable(config: Mapping) -> dict:
+  """The config as JSON, in which every input has all of its arguments."""
+
+  def filled(tree):
+    if not isinstance(tree, Mapping):
+      return tree
+    tree = inputs.with_defaults(tree) if 'source' in tree else tree
+    return {key: filled(value) for key, value in tree.items()}
+
+  found = filled(config)
+  return {**jsonable(found), 'evals': jsonable(found.get('evals') or {})}
+
+
+def _has_moved(key: str, old, new, then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+  """Whether a key says where data are, and these are the same."""
+  place = _PLACE.fullmatch(key)
+  if not place:
+    return False
+  section = f'config.{place[1]}'
+  if section in then and then[section] == now.get(section):
+    return True
+  local = isinstance(old, str) and isinstance(new, str) and '://' not in old + new
+  return local and _real(old) == _real(new)
+
+
+def _real(path: str) -> str:
+  return os.path.realpath(os.path.expanduser(path))
 
 
 def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:

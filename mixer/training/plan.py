@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from absl import logging
 from jax.sharding import Mesh
 
 from mixer import values
 from mixer.errors import InputError
+
+_MANY_EPOCHS = 2_000  # VTAB-1k's longest run has 1,600
 
 
 def count_steps(total_steps: int | None, total_epochs: float | None, data) -> int:
@@ -84,8 +87,15 @@ def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
 
 
 def describe_data(data, steps: int) -> str:
-  """The size of the data, and the epochs that `steps` steps make."""
+  """The size of the data, and the epochs that `steps` steps make; warns if they are too many."""
   epochs = steps * data.batch_size / data.num_examples
+  if epochs > _MANY_EPOCHS:
+    logging.warning(
+      '%d STEPS OF %d ARE %s EPOCHS OF THE %d TRAINING IMAGES. --config.total_steps=%d makes about '
+      '100 epochs; with a smaller batch, they have more steps.',
+      steps, data.batch_size, f'{epochs:,.0f}', data.num_examples,
+      max(round(100 * data.num_examples / data.batch_size), 1),
+    )  # fmt: skip
   return (
     f'{data.num_examples} images of {data.num_classes} classes; '
     f'{steps} steps of {data.batch_size} are {epochs:.2f} epochs'

@@ -128,10 +128,10 @@ def test_the_program_on_the_inputs_of_a_config(tmp_path):
   assert 'SKIPPED' not in output
   assert f'  bad: {root}/bee/7.jpg: Input is empty.\n' in output
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert report.keys() == {'train_input', 'test'}
+  assert report.keys() == {'train_input', 'val'}
   assert sum(part['examples'] for part in report.values()) == 40
   assert sum(part['bad'] for part in report.values()) == 2
-  assert 'train_input: 36 images, ' in output and 'test: 4 images, ' in output
+  assert 'train_input: 36 images, ' in output and 'val: 4 images, ' in output
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Images held in memory as numpy arrays. Needs no TensorFlow."""
 
 from collections.abc import Callable, Iterator, Sequence
+import hashlib
 import os
 import zipfile
 import zlib
@@ -11,6 +12,7 @@ from mixer.errors import InputError
 from mixer.input import order
 from mixer.values import Count, Fraction, Seed, Steps
 
+_SAMPLE = 256  # images that stand for all
 Held = tuple[np.ndarray, np.ndarray, Sequence[str]]  # images, labels, class names; see `Arrays`
 
 
@@ -69,6 +71,7 @@ class Arrays:
     self.class_names, self.num_classes = tuple(class_names), len(class_names)
     self.image_size, self.channels = images.shape[1:3], images.shape[3]
     self.preprocessing = {'name': 'none', 'value_range': [-1, 1]}
+    self.fingerprint = _fingerprint(images, self._labels)
     self.augment = None
 
   def train_batches(
@@ -119,6 +122,13 @@ class Arrays:
       return images
     mirror = (words[:, 2] >> np.uint64(63)).astype(bool)[:, None, None, None]
     return np.where(mirror, images[:, :, ::-1], images)
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+  """A digest of the shape, the labels and a sample of the images."""
+  sample = images[:: len(images) // _SAMPLE + 1]
+  parts = (repr(images.shape).encode(), labels.tobytes(), np.ascontiguousarray(sample).tobytes())
+  return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
 
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:

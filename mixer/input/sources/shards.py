@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import glob
+import hashlib
 import os
 
 from google.protobuf.message import DecodeError
@@ -63,6 +64,8 @@ class Shards:
     where = f'{files!r} ({len(paths)} files)'
     if not len(self._records):
       raise InputError(f'{where}: the files hold no records.')
+    names = '\0'.join(map(os.path.basename, paths))
+    self.fingerprint = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
     self._begin, end = order.part(len(self._records), first, last, where)
     self.num_examples = end - self._begin
     self.index_bytes, self.record_bytes = self._records.index_bytes, self._records.record_bytes

@@ -1,0 +1,84 @@
+"""Evaluations of a model on folders of images with fewer classes, or that it was not trained on."""
+
+from collections.abc import Mapping
+import json
+import os
+
+from absl import logging
+from etils import epath
+
+from mixer import console, files
+from mixer import input as inputs
+from mixer.errors import InputError
+from mixer.input import folders
+from mixer.pretrained import description
+
+
+def adapt(evals: Mapping[str, Mapping], checkpoint: epath.Path) -> dict[str, dict]:
+  """`config.evals` in which a folder has the class numbers of the model.
+
+  Where a folder of class folders is not the one that the model was trained on, all of its images
+  are evaluated, and no part of them is taken for training images.
+
+  Args:
+    evals: `config.evals`.
+    checkpoint: of the model; a file, or the workdir of a run.
+  """
+  facts = _recorded(checkpoint)
+  return {name: _section(name, section, *facts) for name, section in evals.items()}
+
+
+def _section(name: str, section: Mapping, classes, training: Mapping, data: Mapping) -> dict:
+  given = section.get('input', {})
+  if given.get('source') != 'folder' or 'train_input' in section:
+    return dict(section)
+  path = os.path.expanduser(given['path'])
+  divided = given['split'] not in ('val', 'validation', 'test') or folders.split_folders(path)
+  if classes is None:
+    if not divided and given['split'] != 'test':
+      logging.warning(
+        'config.evals.%s: it is not recorded on which images the model was trained. The part of '
+        '%s that training would hold out is evaluated; --config.evals.%s.input.val_fraction=1 '
+        'evaluates all.', name, path, name,
+      )  # fmt: skip
+    return dict(section)
+  given = {**given, 'class_names': classes}
+  if not divided and folders.is_folder(path) and not _is_same(path, training, data):
+    console.print_line(
+      f'config.evals.{name}: the model was not trained on {path}, so all of its images are '
+      'evaluated.'
+    )
+    given['val_fraction'] = 1.0
+  return {**section, 'input': given}
+
+
+def _is_same(path: str, training: Mapping, data: Mapping) -> bool:
+  """Whether the folder is that of the training, which may have moved."""
+  if training.get('source') != 'folder':
+    return False
+  if os.path.realpath(path) == os.path.realpath(os.path.expanduser(training['path'])):
+    return True
+  known = data.get('config.train_input')
+  if known is None:
+    return False
+  try:
+    here = inputs.build(**{**training, 'path': path})
+  except InputError:
+    return False
+  return inputs.movable({}, here)['config.train_input'] == known
+
+
+def _recorded(checkpoint: epath.Path) -> tuple[list[str] | None, dict, dict]:
+  """(class names, config.train_input, `inputs.movable`) of the run; (None, {}, {}) if unknown."""
+  names = description.read(checkpoint).class_names
+  if names is None:
+    return None, {}, {}
+  if checkpoint.is_dir():
+    config, data = (
+      json.loads(file.read_text()) if file.exists() else {}
+      for file in (checkpoint / files.CONFIG_FILE, checkpoint / files.DATA_FILE)
+    )
+  else:
+    facts = json.loads(checkpoint.with_suffix('.json').read_text())
+    config, data = facts.get('config', {}), facts.get('data', {})
+  return list(names), config.get('train_input', {}), data
