@@ -117,7 +117,10 @@ def claim(
   for sections, dropped in ((old['evals'], kept), (new['evals'], {*kept, *added})):
     for name in dropped:
       sections.pop(name, None)
-  old, new = settings.flatten(old), settings.flatten(new)
+  old, new = (
+    settings.flatten({key: value for key, value in config.items() if key != 'evals' or value})
+    for config in (old, new)
+  )
   absent = '(absent)'
   unread = {'total_epochs'} if new.get('total_steps') is not None else set()
   differing = [
