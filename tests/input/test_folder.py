@@ -530,8 +530,16 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize('fraction', [-0.1, 1.01, 10])
 def test_a_fraction_that_is_none(tmp_path, fraction):
-  text = f'val_fraction={fraction}; it is at least 0 and at most 1.'
+  text = f"input source 'folder': val_fraction is {fraction}; use a number from 0 to 1."
   fails_with(text, build, tmp_path, val_fraction=fraction)
+
+
+def test_a_fraction_of_a_folder_that_is_divided(tmp_path, caplog):
+  put_all(tmp_path, 'train/a/1.png train/b/1.png val/a/1.png val/b/1.png')
+  assert build(tmp_path, val_fraction=0.1).num_examples == 2 and not caplog.messages
+  build(tmp_path, val_fraction=0.3)
+  told = f"{tmp_path} is divided into ['train', 'val'], so val_fraction=0.3 has no effect."
+  assert caplog.messages == [told]
 
 
 def test_randaugment_after_a_crop_without_randomness(tmp_path):

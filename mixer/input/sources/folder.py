@@ -12,11 +12,13 @@ import numpy as np
 from mixer import runtime
 from mixer.errors import InputError, MissingData
 from mixer.input import folders, image_files
+from mixer.values import Share
 
 tf = runtime.tensorflow()
 
 _SPLITS = ('train', 'val', 'validation', 'test')
 _PART_OF_TRAIN = r'train\[(?:(\d{1,2})%:|:(\d{1,2})%)\]'
+_VAL_FRACTION = 0.1
 _MODEL = 'the model'
 _SAMPLE = 100  # files whose sizes are taken for those of all
 
@@ -35,7 +37,7 @@ class ImageFolder:
     *,
     path: str,
     split: str,
-    val_fraction: float = 0.1,
+    val_fraction: Share = _VAL_FRACTION,
     class_names: Sequence[str] | None = None,
   ):
     """Lists the files.
@@ -94,11 +96,14 @@ def _find(
       f'unknown split {split!r} of a folder; use one of {list(_SPLITS)}, or a part such as '
       '"train[:90%]" and "train[90%:]".'
     )
-  if not 0 <= val_fraction <= 1:
-    raise InputError(f'val_fraction={val_fraction}; it is at least 0 and at most 1.')
   if not folders.is_folder(path):
     raise MissingData(f'no folder {path}.')
   own = folders.split_folders(path)
+  if 'train' in own and val_fraction not in (_VAL_FRACTION, 0, 1):
+    logging.warning(
+      '%s is divided into %s, so val_fraction=%g has no effect.',
+      path, _folders_of(own), val_fraction,
+    )  # fmt: skip
   base = 'train' if within else folders.split_of(split)
   if 'train' in own or (own and class_names is not None):
     where, files = _split_folder(path, base, split, own, class_names)
