@@ -179,6 +179,12 @@ def test_a_setting_without_effect(caplog, changes, told):
   assert len(caplog.messages) == 1 and told in caplog.messages[0]
 
 
+def test_an_evaluation_that_is_told_to_augment(caplog):
+  check(read('fewshot.py:data=digits', 'evals.digits.train_input.flip=True'))
+  told = 'config.evals.digits.train_input.flip has no effect: evaluations take images as they are.'
+  assert caplog.messages == [told]
+
+
 def test_a_named_model_from_the_command_line(caplog):
   config = read('digits.py', "model={'name': 'Mixer-S/2'}")
   check(config)

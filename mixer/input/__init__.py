@@ -106,6 +106,17 @@ def without_effect(name: str, section: Mapping) -> list[str]:
   return found
 
 
+def evals_without_effect(sections: Mapping[str, Mapping]) -> list[str]:
+  """What in the inputs of `config.evals` changes nothing."""
+  return [
+    f'config.evals.{name}.{part}.{key} has no effect: evaluations take images as they are.'
+    for name, section in sections.items()
+    for part in ('input', 'train_input')
+    for key in ('shift_pixels', 'flip')
+    if section.get(part, {}).get(key)
+  ]
+
+
 def evals_faults(sections: Mapping[str, Mapping]) -> list[str]:
   """The `faults` of all inputs of the sections of `config.evals`."""
   found = []

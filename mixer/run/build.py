@@ -57,6 +57,8 @@ def check_evaluation(config: Mapping) -> None:
   known = {key: value for key, value in config.items() if key in keys}
   absent = keys - known.keys() - {'evals', 'model', 'loss', 'mesh', 'checkpoints'}
   settings.check(settings.faults('config', [TrainConfig], known, absent) + _section_faults(known))
+  for text in inputs.evals_without_effect(config['evals']):
+    logging.warning('%s', text)
 
 
 def _section_faults(config: Mapping) -> list[str]:
@@ -89,12 +91,7 @@ def _section_faults(config: Mapping) -> list[str]:
 def _without_effect(config: Mapping) -> list[str]:
   """The settings that change nothing under the values of others; a sentence for each."""
   found = inputs.without_effect('config.train_input', config['train_input'])
-  for name, section in config['evals'].items():
-    found += [
-      f'config.evals.{name}.input.{key} has no effect: evaluations take images as they are.'
-      for key in ('shift_pixels', 'flip')
-      if section.get('input', {}).get(key)
-    ]
+  found += inputs.evals_without_effect(config['evals'])
   found += models.without_effect(config['model'])
   init, batch_size = config.get('init') or {}, config['train_input'].get('batch_size')
   if not init.get('path'):
