@@ -1,12 +1,17 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
+import glob
 import os
+import re
 
 from ml_collections import ConfigDict
 
-from mixer.input import folders
-
 RELEASED_SIZE = 224  # pixels that the released files are trained at
+# Words in the names of their folders; `mixer.input.folders` has the same, as a test checks.
+_HELD_OUT = {
+  'val': 'val|valid|validate|validation|dev|devel|development|eval|evaluation',
+  'test': 'test|testing',
+}
 
 
 def parse(argument: str, defaults: dict[str, str], choices: dict) -> dict[str, str]:
@@ -44,8 +49,14 @@ def is_folder(data: str) -> bool:
 
 def held_out(path: str) -> list[str]:
   """Those of 'val' and 'test' that a folder has; 'val' of one that is not divided, or not there."""
-  own = folders.split_folders(os.path.expanduser(path))
-  return [split for split in ('val', 'test') if split in own] or ['val']
+  path = os.path.expanduser(path)
+  names = os.listdir(path) if os.path.isdir(path) else []
+  divided = [name for name in names if glob.glob(f'{glob.escape(os.path.join(path, name))}/*/')]
+  return [
+    split
+    for split, words in _HELD_OUT.items()
+    if any(re.fullmatch(f'({words})([-_ ]?(set|data|images|split))?', n, re.I) for n in divided)
+  ] or ['val']
 
 
 def image_size(resolution: str) -> tuple[int, int]:

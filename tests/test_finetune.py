@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import fewshot, finetune
+from configs import common, fewshot, finetune
 from mixer import errors, models, pretrained, sweep
+from mixer.input import folders
 import runs
 import sets
 
@@ -129,6 +130,16 @@ def test_three_parts_of_a_folder(tmp_path, names, final, dev, recipe):
   choosing = finetune.get_config(f'data={root},stage=dev,recipe={recipe}')
   assert (choosing.train_input.split, choosing.evals.dev.input.split) == dev
   assert list(choosing.evals) == ['dev']
+
+
+def test_a_config_and_the_source_know_the_same_folders_of_splits(tmp_path):
+  words = 'val valid validate validation dev devel development eval evaluation test testing train'
+  names = [f'{word}{end}' for word in words.split() for end in ('', '_set', 'Data', ' images', 's')]
+  for name in (*names, 'VAL', 'Test-Split', 'cat', 'latest', 'evil', 'training_set'):
+    root = folder_of(tmp_path / name, f'{name}/a', f'{name}/b')
+    found = [split for split in ('val', 'test') if split in folders.split_folders(str(root))]
+    assert common.held_out(str(root)) == (found or ['val']), name
+  assert common.held_out(f'{tmp_path}/absent') == ['val']
 
 
 def test_the_other_recipe_chooses_on_training_images_too():
