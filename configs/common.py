@@ -1,7 +1,6 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
-import glob
-import os
+import pathlib
 import re
 
 from ml_collections import ConfigDict
@@ -44,14 +43,14 @@ def _continues(path: str, part: str, keys) -> bool:
 
 def is_folder(data: str) -> bool:
   """Whether `data=` is a path, or a folder that is there."""
-  return '/' in data or os.path.isdir(data)
+  return '/' in data or pathlib.Path(data).is_dir()
 
 
 def held_out(path: str) -> list[str]:
   """Those of 'val' and 'test' that a folder has; 'val' of one that is not divided, or not there."""
-  path = os.path.expanduser(path)
-  names = os.listdir(path) if os.path.isdir(path) else []
-  divided = [name for name in names if glob.glob(f'{glob.escape(os.path.join(path, name))}/*/')]
+  root = pathlib.Path(path).expanduser()
+  inside = [part for part in root.glob('*') if part.is_dir()] if root.is_dir() else []
+  divided = [part.name for part in inside if any(map(pathlib.Path.is_dir, part.glob('[!.]*')))]
   return [
     split
     for split, words in _HELD_OUT.items()

@@ -224,7 +224,10 @@ def test_modules_have_no_mutable_state():
 def test_configs_hold_values_only():
   for module, tree in SOURCES.items():
     if within(module, ['configs']):
-      assert all(within(n, ['ml_collections', 'configs']) for n in imports(ast.walk(tree))), module
+      allowed = ['ml_collections', 'configs']
+      if module == 'configs.common':
+        allowed += ['pathlib', 're']  # to see whether a folder is divided into splits
+      assert all(within(n, allowed) for n in imports(ast.walk(tree))), module
 
 
 def test_nothing_gone_from_jax_is_used():

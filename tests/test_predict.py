@@ -17,7 +17,7 @@ from mixer import input as inputs
 from mixer import labels, models, pretrained
 from mixer import predict as program
 from mixer.errors import InputError
-from mixer.input import single_images
+from mixer.input import image_files, single_images
 from mixer.models import permutations
 import reference
 import runs
@@ -429,7 +429,7 @@ def test_nothing_to_look_at(tmp_path):
   assert str(caught.value) == 'no image is given; name image files or folders of them.'
   with pytest.raises(InputError) as caught:
     single_images.find([tmp_path])
-  formats = '.bmp, .gif, .jpeg, .jpg, .png, .webp'
+  formats = ', '.join(image_files.ENDINGS)
   assert str(caught.value) == f'the folder {tmp_path} has no image: no {formats} file.'
 
 

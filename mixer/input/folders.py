@@ -4,6 +4,7 @@ Training, evaluation, `prepare`, `check` and `predict` all read a folder by thes
 """
 
 from collections.abc import Iterable, Sequence
+import mimetypes
 import os
 import re
 
@@ -31,6 +32,12 @@ _NAMED = 5  # names in a warning
 def is_leftover(name: str) -> bool:
   """Whether a file or folder of this name is hidden, or left there by a system or a program."""
   return name.startswith('.') or bool(re.fullmatch(_LEFTOVERS, name, re.IGNORECASE))
+
+
+def seems_image(path: str) -> bool:
+  """Whether the name of a file is that of an image, of any format."""
+  kind = mimetypes.guess_type(path)[0] or ''
+  return kind.startswith('image/') and not is_leftover(os.path.basename(path))
 
 
 def split_of(name: str) -> str | None:
@@ -90,6 +97,7 @@ def images(folder: str) -> tuple[list[str], list[str]]:
 
 def warn_left_out(folder: str, others: Iterable[str]) -> None:
   """Names and counts the files and folders of `folder` that are not read."""
+  others = list(others)
   missing = [name for name in others if image_files.lacks_decoder(name)]
   if missing:
     logging.warning(

@@ -17,7 +17,7 @@ Decode = Callable[[bytes], np.ndarray]
 def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   """The files among `paths`, and for each folder all images in it, sorted.
 
-  Folders are read at any depth; files in them that are no images are named in a warning.
+  Folders are read at any depth. Images in them that cannot be read are named in a warning.
 
   Raises:
     InputError: a path that does not exist, a folder without images, or no path at all.
@@ -30,7 +30,7 @@ def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
       found.append(path)
       continue
     names, others = folders.images(str(path))
-    folders.warn_left_out(str(path), others)
+    folders.warn_left_out(str(path), filter(folders.seems_image, others))
     if not names:
       raise InputError(f'the folder {path} has no image: no {", ".join(image_files.ENDINGS)} file.')
     found += sorted(path / name for name in names)

@@ -194,6 +194,11 @@ def test_an_image_without_a_decoder_is_named(tmp_path, caplog, monkeypatch):
   with caplog.at_level(logging.WARNING, 'absl'):
     assert len(find(tmp_path, val_fraction=0)[1]) == 2
   (message,) = caplog.messages
+  put_all(tmp_path, 'drawing.svg notes.md')
+  caplog.clear()
+  assert len(single_images.find([tmp_path])) == 2  # for a prediction, only images are told
+  assert caplog.messages == [message, caplog.messages[1]]
+  assert caplog.messages[1].endswith(' in class folders: drawing.svg')
   assert message == (
     f'{tmp_path}: 3 images are left out, since no decoder for .avif, .heic, .heif is installed '
     '(HEIC: pip install pillow-heif; AVIF: pip install -U Pillow): a/2.HEIC, a/4.avif, '
