@@ -474,6 +474,16 @@ def test_describe_data():
   )
 
 
+def test_thousands_of_epochs_are_a_warning(caplog):
+  plan.describe_data(data_of(800, 512), 2500)  # VTAB's
+  assert not caplog.messages
+  plan.describe_data(data_of(54, 512), 500)
+  assert caplog.messages == [
+    '500 STEPS OF 512 ARE 4,741 EPOCHS OF THE 54 TRAINING IMAGES. --config.total_steps=11 makes '
+    'about 100 epochs; with a smaller batch, they have more steps.'
+  ]
+
+
 def intervals(evaluate, checkpoint, keep_best, every=0):
   return plan.intervals(
     log=5,
