@@ -28,6 +28,12 @@ def adapt(evals: Mapping[str, Mapping], checkpoint: epath.Path) -> dict[str, dic
   return {name: _section(name, section, *facts) for name, section in evals.items()}
 
 
+def adapt_to_run(evals: Mapping[str, Mapping], section: Mapping, data: inputs.Input) -> dict:
+  """The same for a run, whose `config.train_input` is `section` and has opened `data`."""
+  facts = data.class_names, section, inputs.movable({}, data)
+  return {name: _section(name, section, *facts) for name, section in evals.items()}
+
+
 def _section(name: str, section: Mapping, classes, training: Mapping, data: Mapping) -> dict:
   given = section.get('input', {})
   if given.get('source') != 'folder' or 'train_input' in section:

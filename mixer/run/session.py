@@ -17,7 +17,7 @@ from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
 from mixer.errors import Diverged, InputError
 from mixer.pretrained import warm_start
-from mixer.run import build, metrics_log, workdirs
+from mixer.run import build, metrics_log, other_images, workdirs
 from mixer.run.profile import Profile
 from mixer.run.reporter import Reporter, Workload
 from mixer.run.watchdog import Watchdog
@@ -90,7 +90,8 @@ def _train(
   program = build.build(config, data, jax.devices())
   profile = Profile(workdir / 'profile', options.profile_steps)
   watchdog = Watchdog(workdir, stall_seconds=options.stall_seconds, cluster=cluster)
-  tests, skipped = inputs.open_evals(config.evals, data, require=options.require_evals)
+  evals = other_images.adapt_to_run(config.evals, config.train_input, data)
+  tests, skipped = inputs.open_evals(evals, data, require=options.require_evals)
   if skipped:
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
   inputs.check_batches(tests, jax.process_count(), data)

@@ -68,6 +68,18 @@ def test_all_images_of_another_folder_count(trained, tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+def test_a_run_evaluates_all_images_of_another_folder(trained, tmp_path):
+  images = trained[1]
+  config = config_of(images)
+  fewer = photos(tmp_path / 'fewer', ('bee', 'cow'), 5)
+  with config.unlocked():
+    config.evals.new = config_of(fewer).evals.val
+  evals, section = config.evals.to_dict(), config.train_input.to_dict()
+  data = inputs.build(**section)
+  opened, _ = inputs.open_evals(other_images.adapt_to_run(evals, section, data), data)
+  assert {name: of['data'].num_examples for name, of in opened.items()} == {'val': 6, 'new': 10}
+
+
 def test_the_class_numbers_are_those_of_the_model(trained, tmp_path):
   workdir, images = trained
   fewer = photos(tmp_path / 'fewer', ('cow',), 4)
