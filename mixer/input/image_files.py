@@ -18,7 +18,7 @@ def _reads_heic() -> bool:
 
 
 _WITH_DECODER = {  # formats for which an optional package is needed
-  '.avif': features.check('avif'),
+  '.avif': 'avif' in features.modules and features.check('avif'),  # since Pillow 11.3
   '.heic': _reads_heic(),
   '.heif': _reads_heic(),
   '.jp2': features.check('jpg_2000'),

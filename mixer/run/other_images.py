@@ -66,7 +66,13 @@ def _is_same(path: str, training: Mapping, data: Mapping) -> bool:
     return True
   known = data.get('config.train_input')
   if known is None:
-    return False
+    if folders.is_folder(os.path.expanduser(training['path'])):
+      return False
+    logging.warning(
+      'the run has no record of its images, and %s is no longer there: %s is taken for it. '
+      'val_fraction=1 evaluates all images.', training['path'], path,
+    )  # fmt: skip
+    return True
   try:
     here = inputs.build(**{**training, 'path': path})
   except InputError:

@@ -220,6 +220,23 @@ def test_imagenet_21k_from_archives_and_folders_of_synsets(prepare, tmp_path):
   assert sorted(batch['label']) == [1, 1, synsets.index('n01440764')]
 
 
+def test_leftovers_in_an_archive(tmp_path, capsys, caplog):
+  file = sets.encode(picture(), 'JPEG')
+  for name in ('1.jpg', 'deep/2.JFIF', '__MACOSX/1.jpg', 'deep/.Trash-0/3.jpg', 'notes.txt'):
+    put(tmp_path, f'images/ant/{name}', file)
+  archive(tmp_path / 'images', 'ant')
+  shutil.rmtree(tmp_path / 'images/ant')
+  put(tmp_path, 'images/bee/1.jpe', file)
+  with caplog.at_level(logging.WARNING, 'absl'):
+    class_folders.prepare(
+      'own', f'{tmp_path}/images', split=None, data_dir=str(tmp_path), file_format='tfrecord'
+    )
+  assert capsys.readouterr().out.endswith("own: 3 images of 2 classes in split 'train'.\n")
+  (told,) = [text for text in caplog.messages if 'left out' in text]
+  for name in ('__MACOSX/1.jpg', 'deep/.Trash-0/3.jpg', 'notes.txt'):
+    assert f'ant.tar/{name}' in told
+
+
 def test_archives_that_are_cut_short_or_none(prepare, tmp_path):
   images = tmp_path / 'images'
   for name in ('ant/1', 'bee/1', 'bee/2'):

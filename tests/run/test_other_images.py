@@ -68,6 +68,19 @@ def test_all_images_of_another_folder_count(trained, tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+def test_data_of_a_run_without_a_record_that_are_gone(trained, tmp_path, caplog):
+  """No training image is taken for a new one."""
+  workdir, images = shutil.copytree(trained[0], tmp_path / 'run'), trained[1]
+  (workdir / 'data.json').unlink()
+  config = json.loads((workdir / 'config.json').read_text())
+  config['train_input']['path'] = '/gone'
+  (workdir / 'config.json').write_text(json.dumps(config))
+  (workdir / 'model.json').unlink()
+  opened, _ = inputs.open_evals(other_images.adapt(config_of(images).evals.to_dict(), workdir))
+  assert opened['val']['data'].num_examples == 6
+  assert f'/gone is no longer there: {images} is taken for it.' in caplog.text
+
+
 def test_a_run_evaluates_all_images_of_another_folder(trained, tmp_path):
   images = trained[1]
   config = config_of(images)
