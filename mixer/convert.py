@@ -1,6 +1,6 @@
 """Writes weights for other programs: python -m mixer.convert IN OUT
 
-IN is whatever `mixer.pretrained.load` reads. The end of OUT says what is written:
+IN is whatever `mixer.pretrained.open` reads. The end of OUT says what is written:
   .npz          the released layout, as vision_transformer and big_vision read it
   .safetensors  the state dict of timm's MlpMixer
   .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
@@ -32,11 +32,15 @@ _MAX_GAP = 1e-5  # in units of the largest output, or of 1
 
 
 def convert(
-  source: epath.PathLike, target: epath.PathLike, image_size: tuple[int, int] | None = None
+  source: epath.PathLike,
+  target: epath.PathLike,
+  image_size: tuple[int, int] | None = None,
+  which: str | None = None,
 ) -> str:
   """Writes `target` from `source` and returns a line on how their outputs compare.
 
-  `image_size` is needed where nothing is recorded and the patches make no square.
+  `image_size` is needed where nothing is recorded and the patches make no square; `which` is the
+  checkpoint of a workdir, see `mixer.pretrained.open`.
 
   Raises:
     InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
@@ -49,7 +53,7 @@ def convert(
     raise InputError(f'{target} is the input too; give the output another name.')
   if not target.parent.is_dir():
     raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
-  found = pretrained.open(source)
+  found = pretrained.open(source, which)
   if permutation := found.description.permutation:
     raise InputError(
       f'{source} was trained with the input permutation {permutation}, which {target} cannot '
@@ -121,7 +125,8 @@ WRITERS: dict[str, tuple[Callable, Callable]] = {
 
 
 def main(source: str, target: str) -> None:
-  print(convert(source, target, sizes.parse('image_size', flags.FLAGS.image_size)))
+  image_size = sizes.parse('image_size', flags.FLAGS.image_size)
+  print(convert(source, target, image_size, flags.FLAGS.which))
   if any(epath.Path(path).suffix in ('.safetensors', '.pth') for path in (source, target)):
     print(GELU_NOTE)
 
@@ -130,4 +135,5 @@ if __name__ == '__main__':
   flags.DEFINE_list(
     'image_size', None, 'SIDE or HEIGHT,WIDTH in pixels; by default as recorded, or a square.'
   )
+  flags.DEFINE_string('which', None, pretrained.WHICH_HELP)
   cli.run(main)

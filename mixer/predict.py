@@ -31,7 +31,7 @@ def main(*paths: str) -> None:
   given = flags.FLAGS
   features = check_output(given.features)
   found = single_images.find(paths)
-  trained = pretrained.open(given.checkpoint, which='final')
+  trained = pretrained.open(given.checkpoint)
   description = trained.describe(
     model=given.model,
     image_size=sizes.parse('image_size', given.image_size),

@@ -96,7 +96,7 @@ def test_ablations(tmp_path):
   config = shrink(load('ablations', 'data=digits,change=pyramid'), None)
   config.model.pyramid = ((1, 4),)  # the block that it was for is gone
   assert train_two_steps(config, tmp_path)[-1]['test/n'] == 360
-  trained = pretrained.open(tmp_path, which='final')
+  trained = pretrained.open(tmp_path)
   assert trained.describe().model['pyramid'] == [[1, 4]]
   assert 'pyramid_token_mixing' in trained.params['MixerBlock_1']
 

@@ -212,7 +212,7 @@ def test_a_run_that_has_not_finished(workdir, digits, tmp_path, without_tensorfl
   assert top1 == runs.rows(workdir)[-1]['test/top1']
   assert [guess['name'] for guess in found[0]] == [str(guess['index']) for guess in found[0]]
 
-  finished, opened = (pretrained.open(path, which='final') for path in (workdir, unfinished))
+  finished, opened = (pretrained.open(path) for path in (workdir, unfinished))
   weights.equal(opened.params, finished.params)
   weights.equal(opened.params, pretrained.open(unfinished).params)  # of evaluate.py
   assert opened.source == f'{unfinished}, step 100'
@@ -224,7 +224,7 @@ def test_a_run_that_has_saved_nothing(tmp_path, workdir):
   (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
   text = f'{tmp_path} is a directory without an intact checkpoint; give a workdir of train.py or a '
   with pytest.raises(InputError, match=f'^{re.escape(text)}file\\.$'):
-    pretrained.open(tmp_path, which='final')
+    pretrained.open(tmp_path)
 
 
 def test_a_model_of_permuted_images(tmp_path):
@@ -241,7 +241,7 @@ def test_a_model_of_permuted_images(tmp_path):
   moved = pixels.reshape(3, -1)[:, permutations.everywhere((32, 32), 16, 5)].reshape(pixels.shape)
   activations, logits = reference.forward(params, moved / 127.5 - 1, (16, 16))
 
-  trained = pretrained.open(tmp_path, which='final')
+  trained = pretrained.open(tmp_path)
   description = trained.describe()
   shown = {}
   batches = [(['x', 'y', 'z'], pixels)]

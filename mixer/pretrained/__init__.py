@@ -18,7 +18,11 @@ from mixer.pretrained import description, sources
 from mixer.pretrained.sources import Pretrained
 from mixer.pretrained.trees import check, flatten, nest
 
-_PARAMS_FILE = 'model.npz'
+PARAMS_FILE = 'model.npz'
+WHICH_HELP = (
+  'Of a workdir: latest, best or the STEP of a checkpoint; by default model.npz if the run is '
+  'finished, else the latest checkpoint.'
+)
 __all__ = ['Pretrained', 'check', 'flatten', 'load', 'nest', 'open', 'save', 'save_model']
 
 
@@ -26,39 +30,43 @@ def load(path: epath.PathLike) -> dict:
   """The parameters of a file or a run: a nested dict of float32 arrays in the released layout.
 
   Args:
-    path: an .npz, .safetensors or PyTorch .pth file in any of `layouts.LAYOUTS`, with any name, or
-      the workdir of a run, of which the newest intact checkpoint is read.
+    path: as for `open`, which chooses the parameters.
 
   Raises:
     InputError: no such file, or one that is something else.
   """
-  return sources.read(epath.Path(path).expanduser()).params
+  return open(path).params
 
 
 def open(
   path: epath.PathLike,
+  which: str | None = None,
   *,
-  which: int | str = 'newest',
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
 ) -> Pretrained:
   """The parameters of a file or a run, with their identity and description.
 
   Args:
-    path: as for `load`.
-    which: of a workdir: 'newest' or 'best' for an intact checkpoint, the step of one, or 'final'
-      for the model.npz of a finished run and the newest checkpoint of any other.
-    keep_best: the result by which a checkpoint is the best, such as 'val/top1'.
+    path: an .npz, .safetensors or PyTorch .pth file in any of `layouts.LAYOUTS`, with any name, or
+      the workdir of a run.
+    which: of a workdir: 'latest' ('newest' is the same) or 'best' for an intact checkpoint, or the
+      step of one. None: model.npz of a finished run, the latest checkpoint of any other.
+    keep_best: the result by which a checkpoint is the best, such as 'val/top1'; None: that of the
+      run's own config.
     cluster: the processes that open the same path together, and read the same checkpoint.
 
   Raises:
     InputError: no such file or checkpoint, or one that is something else.
   """
   path = epath.Path(path).expanduser()
-  if which == 'final':
-    finished = path / _PARAMS_FILE
-    path, which = (finished if path.is_dir() and finished.exists() else path), 'newest'
-  found = sources.read(path, which, keep_best, cluster)
+  sources.check_which(path, which)
+  finished = path / PARAMS_FILE
+  if which is None and path.is_dir() and finished.exists():
+    path = finished
+  if which == 'best':
+    keep_best = keep_best or description.recorded_keep_best(path)
+  found = sources.read(path, which or 'latest', keep_best, cluster)
   return dataclasses.replace(found, description=description.read(path))
 
 
@@ -77,4 +85,4 @@ def save_model(workdir: epath.Path, params: Mapping, facts: Mapping) -> None:
   """Writes a trained model: `model.json`, see `description.write`, then `model.npz`."""
   if jax.process_index() == 0:
     description.write(workdir, facts)
-    save(workdir / _PARAMS_FILE, params)
+    save(workdir / PARAMS_FILE, params)

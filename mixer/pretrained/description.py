@@ -76,6 +76,15 @@ def read_model_file(workdir: epath.Path) -> dict | None:
     raise not_described(file, repr(fault)) from fault
 
 
+def recorded_keep_best(workdir: epath.Path) -> str | None:
+  """`config.checkpoints.keep_best` of the run in `workdir`; None if it is not recorded."""
+  file = workdir / files.CONFIG_FILE
+  try:
+    return _read_object(file)['checkpoints'].get('keep_best') if file.exists() else None
+  except (ValueError, AttributeError, KeyError, TypeError) as fault:
+    raise not_described(file, repr(fault)) from fault
+
+
 def write(workdir: epath.Path, facts: Mapping) -> None:
   """Writes model.json: the fields of a `Description`, and any other facts."""
   files.write(workdir / MODEL_FILE, json.dumps(facts, indent=1).encode())

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
+import re
 
 from absl import logging
 from etils import epath
@@ -88,9 +89,24 @@ class Pretrained:
         )
 
 
+LATEST = ('latest', 'newest')
+
+
+def check_which(path: epath.Path, which: str | None) -> None:
+  """Raises InputError unless `which`, see `mixer.pretrained.open`, names a checkpoint in `path`."""
+  if which is None:
+    return
+  if which not in (*LATEST, 'best') and not re.fullmatch('[0-9]+', which):
+    raise InputError(f'--which={which}: give best, latest or the step of a checkpoint.')
+  if which != 'newest' and path.exists() and not path.is_dir():
+    raise InputError(
+      f'--which={which} is for the workdir of a run, and {path} is a file; leave it out.'
+    )
+
+
 def read(
   path: epath.Path,
-  which: int | str = 'newest',
+  which: str = 'latest',
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
 ) -> Pretrained:
@@ -120,7 +136,7 @@ def _read_file(path: epath.Path) -> Pretrained:
 
 
 def _read_workdir(
-  path: epath.Path, which: int | str, keep_best: str | None, cluster: Cluster
+  path: epath.Path, which: str, keep_best: str | None, cluster: Cluster
 ) -> Pretrained:
   """Reads a checkpoint; the next one, if the run in `path` removes it before it is read."""
   from mixer.checkpoints import manager  # loads orbax, which takes seconds
@@ -155,7 +171,7 @@ def _read_workdir(
 
 def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Cluster) -> int:
   """The step of the checkpoint to read, the same on all processes."""
-  if which == 'newest':
+  if which in LATEST:
     step = saved.latest_intact()
     what = 'is a directory without an intact checkpoint'
   elif which == 'best':
@@ -164,9 +180,10 @@ def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Clus
     step = saved.best()
     what = f'is a directory without an intact checkpoint that has a result {keep_best}'
   else:
-    damage = cluster.on_process_0(lambda: integrity.damage(saved.directory / str(which)))
-    step = which if damage is None else None
-    what = f'has no intact checkpoint of step {which}'
+    damage = cluster.on_process_0(lambda: integrity.damage(saved.directory / str(int(which))))
+    step = int(which) if damage is None else None
+    there = ', '.join(map(str, saved.steps())) or 'no checkpoint'
+    what = f'has no intact checkpoint of step {which} (there are: {there})'
   if step is None:
     names = sorted(file.name for file in path.glob('*.npz'))
     hint = f', or one of its files, {", ".join(names)}' if names else ' or a file'

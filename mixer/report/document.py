@@ -77,7 +77,7 @@ def template() -> jinja2.Template:
 
 def galleries(run: Run, samples: int) -> tuple[Gallery, Gallery]:
   """(pictures of the weights, sample predictions), of one read of the parameters."""
-  trained = functools.cache(lambda: pretrained.open(run.path, which='final'))
+  trained = functools.cache(lambda: pretrained.open(run.path))
   return weight_pictures(run.label, trained), predictions(run, trained, samples)
 
 

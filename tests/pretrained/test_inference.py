@@ -31,7 +31,7 @@ def random_params(image_size, num_classes=1000):
 
 
 def describe(path, **given):
-  return pretrained.open(path, which='final').describe(**given)
+  return pretrained.open(path).describe(**given)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_other_models(tmp_path, layout):
   facts = {**FACTS, 'model': model, 'permutation': None}
   del facts['channels']
   pretrained.save_model(epath.Path(tmp_path), params, facts)
-  opened = pretrained.open(tmp_path, which='final')
+  opened = pretrained.open(tmp_path)
   equal(opened.params, params)
   found = opened.describe()
   assert (opened.layout, found.channels, found.image_size) == (layout, 1, (8, 8))

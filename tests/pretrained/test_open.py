@@ -101,10 +101,10 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 # --- Runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('which', ['newest', 'final', 20])
+@pytest.mark.parametrize('which', ['latest', 'newest', None, '20'])
 def test_a_checkpoint(tmp_path, which):
   run = make_run(tmp_path, 10, 20)
-  found = pretrained.open(run, which=which)
+  found = pretrained.open(run, which)
   equal(found.params, tree(seed=20))
   assert found.identity == identity_of(run, 20)
   assert found.source == f'{run}, step 20' and found.kind == 'workdir of a run'
@@ -113,12 +113,15 @@ def test_a_checkpoint(tmp_path, which):
 
 def test_a_step(tmp_path):
   run = make_run(tmp_path, 10, 20)
-  found = pretrained.open(run, which=10)
+  found = pretrained.open(run, which='10')
   equal(found.params, tree(seed=10))
   assert found.identity == identity_of(run, 10)
-  text = f'{run} has no intact checkpoint of step 15; give a workdir of train.py or a file.'
+  text = (
+    f'{run} has no intact checkpoint of step 15 (there are: 10, 20); give a workdir of train.py or '
+    'a file.'
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    pretrained.open(run, which=15)
+    pretrained.open(run, which='15')
 
 
 def test_the_best(tmp_path):
@@ -132,17 +135,39 @@ def test_the_best(tmp_path):
   plain = make_run(tmp_path / 'plain', 10)
   with pytest.raises(InputError, match='without an intact checkpoint that has a result val/top1;'):
     pretrained.open(plain, which='best', keep_best='val/top1')
+  (run / 'config.json').write_text(json.dumps({'checkpoints': {'keep_best': 'val/top1'}}))
+  assert pretrained.open(run, which='best').identity == found.identity  # as the run recorded
+  (run / 'config.json').write_text('{')
+  with pytest.raises(InputError, match='config.json does not describe a model as train.py does'):
+    pretrained.open(run, which='best')
+
+
+@pytest.mark.parametrize('which', ['final', '1e3', '-1', 'step 10', ''])
+def test_a_checkpoint_that_has_no_such_name(tmp_path, which):
+  text = f'--which={which}: give best, latest or the step of a checkpoint.'
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    pretrained.open(tmp_path, which=which)
+
+
+@pytest.mark.parametrize('which', ['best', 'latest', '10'])
+def test_a_file_has_no_checkpoints(tmp_path, which):
+  path = tmp_path / 'model.npz'
+  pretrained.save(path, tree())
+  text = f'--which={which} is for the workdir of a run, and {path} is a file; leave it out.'
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    pretrained.open(path, which=which)
 
 
 def test_final_parameters_of_a_finished_run(tmp_path):
   run = make_run(tmp_path, 10)
   pretrained.save_model(run, tree(seed=3), {'loss': 'softmax'})
-  found = pretrained.open(run, which='final')
+  found = pretrained.open(run)
   equal(found.params, tree(seed=3))
   assert found.source == f'{run}/model.npz' and found.description.loss == 'softmax'
-  found = pretrained.open(run)
-  equal(found.params, tree(seed=10))
-  assert found.description.loss == 'softmax'
+  for which in ('latest', '10'):
+    found = pretrained.open(run, which=which)
+    equal(found.params, tree(seed=10))
+    assert found.description.loss == 'softmax'
 
 
 def test_a_damaged_checkpoint(tmp_path):
@@ -153,7 +178,7 @@ def test_a_damaged_checkpoint(tmp_path):
   equal(found.params, tree(seed=10))
   assert found.identity == identity_of(run, 10)
   with pytest.raises(InputError, match='has no intact checkpoint of step 20'):
-    pretrained.open(run, which=20)
+    pretrained.open(run, which='20')
 
 
 def removing(monkeypatch, run, change):
