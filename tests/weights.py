@@ -88,7 +88,10 @@ def safetensors_bytes(arrays):
   return safetensors.numpy.save(dict(arrays))
 
 
-_STORAGES = {'float32': 'FloatStorage', 'float16': 'HalfStorage', 'bfloat16': 'BFloat16Storage'}
+_STORAGES = {
+  'float32': 'FloatStorage', 'float16': 'HalfStorage', 'bfloat16': 'BFloat16Storage',
+  'uint8': 'ByteStorage',
+}  # fmt: skip
 
 
 def pth(arrays, **zipped):
@@ -98,6 +101,33 @@ def pth(arrays, **zipped):
     strides = [s // array.itemsize for s in np.ascontiguousarray(array).strides]
     entries += f'V{name}\n{tensor(i, array.dtype.name, array.size, array.shape, strides)}s'
   return torch_zip(f'ccollections\nOrderedDict\n)R{entries}.', arrays.values(), **zipped)
+
+
+class Opcodes(str):
+  """A part of a pickle."""
+
+
+def torch_checkpoint(value):
+  """What torch.save writes of nested dicts of arrays and plain values, made without PyTorch."""
+  storages = []
+  return torch_zip(_opcodes(value, storages) + '.', storages)
+
+
+def _opcodes(value, storages):
+  match value:
+    case Opcodes():
+      return value
+    case dict():
+      entries = (_opcodes(k, storages) + _opcodes(v, storages) + 's' for k, v in value.items())
+      return '}' + ''.join(entries)
+    case np.ndarray():
+      storages.append(value)
+      strides = [s // value.itemsize for s in np.ascontiguousarray(value).strides]
+      return tensor(len(storages) - 1, value.dtype.name, value.size, value.shape, strides)
+    case list():
+      return '(' + ''.join(_opcodes(each, storages) for each in value) + 'l'
+    case _:
+      return f'{"V" if isinstance(value, str) else "I"}{value}\n'
 
 
 def tensor(key, dtype, count, shape, strides, offset=0):
@@ -112,7 +142,7 @@ def torch_zip(opcodes, storages=(), root='archive', order='little'):
   """The zip archive of torch.save around a pickle and the bytes of its tensors."""
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, 'w') as archive:
-    archive.writestr(f'{root}/data.pkl', opcodes)
+    archive.writestr(f'{root}/data.pkl', opcodes.encode('latin-1'))
     archive.writestr(f'{root}/byteorder', order)
     for i, array in enumerate(storages):
       archive.writestr(f'{root}/data/{i}', array.tobytes())

@@ -23,6 +23,7 @@ WHICH_HELP = (
   'Of a workdir: latest, best or the STEP of a checkpoint; by default model.npz if the run is '
   'finished, else the latest checkpoint.'
 )
+ALLOW_INVALID_HELP = 'Accept parameters that are not finite or in the file more than once.'
 __all__ = ['Pretrained', 'check', 'flatten', 'load', 'nest', 'open', 'save', 'save_model']
 
 
@@ -44,6 +45,7 @@ def open(
   *,
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
+  allow_invalid: bool = False,
 ) -> Pretrained:
   """The parameters of a file or a run, with their identity and description.
 
@@ -55,9 +57,11 @@ def open(
     keep_best: the result by which a checkpoint is the best, such as 'val/top1'; None: that of the
       run's own config.
     cluster: the processes that open the same path together, and read the same checkpoint.
+    allow_invalid: accept parameters that are not finite, no floating-point numbers, or in the file
+      more than once, of which the last is taken; `Pretrained.faults` names them.
 
   Raises:
-    InputError: no such file or checkpoint, or one that is something else.
+    InputError: no such file or checkpoint, one that is something else, or invalid parameters.
   """
   path = epath.Path(path).expanduser()
   sources.check_which(path, which)
@@ -67,6 +71,8 @@ def open(
   if which == 'best':
     keep_best = keep_best or description.recorded_keep_best(path)
   found = sources.read(path, which or 'latest', keep_best, cluster)
+  if not allow_invalid:
+    found.check_valid()
   return dataclasses.replace(found, description=description.read(path))
 
 

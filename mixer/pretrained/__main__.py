@@ -1,5 +1,6 @@
 """Prints what a file of parameters is: python -m mixer.pretrained FILE"""
 
+from absl import flags
 from etils import epath
 import jax
 
@@ -7,10 +8,10 @@ from mixer import cli, pretrained
 from mixer.pretrained import inference, released, warm_start
 
 
-def summarize(path: epath.PathLike) -> str:
+def summarize(path: epath.PathLike, *, allow_invalid: bool = False) -> str:
   """What a file of parameters or a workdir is, as lines of 'what  value'."""
   path = epath.Path(path).expanduser()
-  found = pretrained.open(path)
+  found = pretrained.open(path, allow_invalid=allow_invalid)
   mixer = inference.infer(found.params, found.source)
   sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
   height, width = mixer.model['patch_size']
@@ -36,12 +37,15 @@ def summarize(path: epath.PathLike) -> str:
     'sha256': found.identity['sha256'],
     'known as': released.describe(path.name, path.parent.name, size, facts),
   }
+  if found.faults:
+    lines['INVALID'] = '\n            '.join(found.faults)
   return '\n'.join(f'{what:<11} {value}' for what, value in lines.items())
 
 
 def main(path: str) -> None:
-  print(summarize(path))
+  print(summarize(path, allow_invalid=flags.FLAGS.allow_invalid))
 
 
 if __name__ == '__main__':
+  flags.DEFINE_bool('allow_invalid', False, pretrained.ALLOW_INVALID_HELP)
   cli.run(main)

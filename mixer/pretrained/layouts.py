@@ -3,19 +3,26 @@
 All functions take and return flat dicts {name: array}.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import re
 from typing import NamedTuple
 
 import numpy as np
 
 from mixer.errors import InputError
+from mixer.pretrained import relatives
 
 Flat = Mapping[str, np.ndarray]
 
-# Flax code wraps the parameters so, beside the optimiser's state and the like.
-_WRAPPERS = ('opt/target/params/', 'opt/target/', 'params/')
-_BOOKKEEPING = re.compile(r'(opt|opt_state|optimizer|step|extra|chrono|rng)(/.*)?')
+# What Flax code keeps beside the parameters, which may be in 'opt/target/'.
+_BOOKKEEPING = re.compile(
+  r'(opt(?!/target/)|opt_state|optimizer\w*|step|extra|chrono|rng)(/.*)?', re.DOTALL
+)
+# Modules that PyTorch puts around others, at any depth.
+_AROUND = re.compile(
+  r'(?<![^./])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.'
+)
+_AVERAGE = re.compile(r'(?<![^\W_])ema(?![^\W_])', re.IGNORECASE)
 
 _OLDER_TOP = {'embedding': 'stem', 'Mixer/encoder_norm': 'pre_head_layer_norm'}
 _OLDER_LEAF = {
@@ -37,23 +44,55 @@ _TIMM_BLOCK = {
 }  # fmt: skip
 
 
-def to_released(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
-  """Any known layout -> (the released layout, the layout it was, the names that were dropped).
+class Released(NamedTuple):
+  """Parameters in the released layout.
 
-  Dropped is the optimiser's state beside parameters that lie under 'params/' or 'opt/target/';
-  any other name that has no place in a Mixer stays, for the check against a model to report.
+  Attributes:
+    arrays: {released name: array}.
+    layout: the one that they were in, and the prefix of their names.
+    dropped: names that were left out.
+    choice: a sentence on which of several sets of parameters these are; '' for the only one.
+  """
+
+  arrays: dict[str, np.ndarray]
+  layout: str
+  dropped: list[str]
+  choice: str
+
+
+def to_released(flat: Flat, *, nested: bool = False) -> Released:
+  """Any known layout -> the released one.
+
+  The names may have a prefix, such as 'params/' or 'module.'. Of several sets of parameters, the
+  one that is a running average (EMA) is taken if there is exactly one. The others are dropped, and
+  so is the optimizer's state beside parameters with a prefix. Any other name that has no place in a
+  Mixer stays, for the check against a model to report.
+
+  Args:
+    flat: the arrays.
+    nested: their names are those of a training checkpoint, whose parameters are in one of several
+      dicts; the others are dropped.
 
   Raises:
-    InputError: none of the layouts or several, or two arrays for one parameter.
+    InputError: none of the layouts or several, several sets, or two arrays for one parameter.
   """
-  bare, wrapper, dropped = _unwrap(flat)
+  flat = _renamed((_AROUND.sub('', name), array) for name, array in flat.items())
+  prefix, choice, others = _choose(flat)
+  bare, dropped = _without_prefix(flat, prefix, others, nested)
   layout = recognise(bare)
-  converted: dict[str, np.ndarray] = {}
-  for name, array in LAYOUTS[layout].to_released(bare):
-    if name in converted:
-      raise InputError(f'two arrays for {name}: the names mix layouts, {_first(bare)}.')
-    converted[name] = array
-  return converted, layout + (f" under '{wrapper}'" if wrapper else ''), dropped
+  converted = _renamed(LAYOUTS[layout].to_released(bare))
+  if layout == 'timm' and (gated := relatives.gated(bare)):
+    raise InputError(gated)
+  return Released(converted, layout + (f" under '{prefix}'" if prefix else ''), dropped, choice)
+
+
+def _renamed(pairs: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  found: dict[str, np.ndarray] = {}
+  for name, array in pairs:
+    if name in found:
+      raise InputError(f'two arrays for {name}: the names mix layouts, {_first(found)}.')
+    found[name] = array
+  return found
 
 
 def recognise(flat: Flat) -> str:
@@ -65,11 +104,14 @@ def recognise(flat: Flat) -> str:
   found = [k for k, one in LAYOUTS.items() if any(one.blocks.match(name) for name in flat)]
   if len(found) == 1:
     return found[0]
+  if not found and (network := relatives.recognise(flat)):
+    raise InputError(f'the {len(flat)} parameters are in no known layout of a Mixer. {network}')
   known = '\n'.join(f'  {name:<9} {layout.example}' for name, layout in LAYOUTS.items())
   what = f'names of the layouts {found} mixed' if found else 'in no known layout of a Mixer'
   raise InputError(
     f'the {len(flat)} parameters are {what}: {_first(flat)}. Known are\n{known}\n'
-    "each also under 'params/' or 'opt/target/'. Rename the parameters to one of them."
+    "each also under 'params/', 'opt/target/', 'module.', 'model.' and the like. Rename the "
+    'parameters to one of them.'
   )
 
 
@@ -96,15 +138,53 @@ def to_timm(flat: Flat) -> dict[str, np.ndarray]:
   return state
 
 
-def _unwrap(flat: Flat) -> tuple[dict[str, np.ndarray], str, list[str]]:
-  """(without the wrapper, the wrapper or '', the names of the optimiser's state)."""
-  for wrapper in _WRAPPERS:
-    if any(name.startswith(wrapper) for name in flat):
-      inside = {n.removeprefix(wrapper): flat[n] for n in flat if n.startswith(wrapper)}
-      beside = [name for name in flat if not name.startswith(wrapper)]
-      dropped = [name for name in beside if _BOOKKEEPING.fullmatch(name)]
-      return inside | {n: flat[n] for n in beside if n not in dropped}, wrapper, dropped
-  return dict(flat), '', []
+def _choose(flat: Flat) -> tuple[str, str, list[str]]:
+  """(prefix of the parameters to take, a sentence on the choice, prefixes of the others)."""
+  prefixes: dict[str, None] = {}
+  for name in flat:
+    for layout in LAYOUTS.values():
+      found = re.search(rf'(?<![^./])(?:{layout.blocks.pattern})', name)
+      if found and not _BOOKKEEPING.fullmatch(name[: found.start()]):
+        prefixes[name[: found.start()]] = None
+  if len(prefixes) <= 1:
+    return next(iter(prefixes), ''), '', []
+  averages = [prefix for prefix in prefixes if _AVERAGE.search(prefix)]
+  if len(averages) != 1:
+    raise InputError(
+      f'there are several sets of parameters, under {list(prefixes)}. Write the one to use to a '
+      'file of its own.'
+    )
+  others = [prefix for prefix in prefixes if prefix not in averages]
+  choice = (
+    f'the running average (EMA) of the parameters is taken, {averages[0]!r}, and not {others}. To '
+    'use others, write them to a file of their own'
+  )
+  return averages[0], choice, others
+
+
+def _without_prefix(
+  flat: Flat, prefix: str, others: Sequence[str], nested: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """(the arrays to use, by names without the prefix, the names of the others)."""
+  box = prefix[
+    : prefix.rfind('/') + 1
+  ]  # a prefix 'state_dict/module.' is in the dict 'state_dict/'
+  inside = {name for name in flat if name.startswith(prefix)}
+
+  def is_beside(name: str) -> bool:
+    if nested and not name.startswith(box):
+      return True
+    is_state = bool(prefix and _BOOKKEEPING.fullmatch(name))
+    return is_state or any(name.startswith(other) for other in others)
+
+  dropped = [name for name in flat if name not in inside and is_beside(name)]
+  left = set(flat) - set(dropped)
+  pairs = (
+    (name.removeprefix(prefix if name in inside else box), flat[name])
+    for name in flat
+    if name in left
+  )
+  return _renamed(pairs), dropped
 
 
 def _from_scanned(flat: Flat):

@@ -1,6 +1,7 @@
 """Where parameters are read: a file, or a checkpoint in the workdir of a run."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,7 @@ import re
 
 from absl import logging
 from etils import epath
+import ml_dtypes
 import numpy as np
 
 from mixer.checkpoints import integrity
@@ -17,6 +19,8 @@ from mixer.models import permutations, scanning
 from mixer.pretrained import formats, inference, layouts, trees
 from mixer.pretrained.description import Description
 from mixer.sizes import pair
+
+_NAMED = 8  # parameters in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Pretrained:
     layout: in which they are stored, a key of `layouts.LAYOUTS`, and what wraps it.
     dtypes: in which they are stored.
     description: what the run that made them has recorded; `describe` adds the rest.
+    faults: what makes them invalid, a line each, see `check_valid`.
   """
 
   params: dict
@@ -40,6 +45,7 @@ class Pretrained:
   layout: str
   dtypes: tuple[str, ...]
   description: Description = dataclasses.field(default_factory=Description)
+  faults: tuple[str, ...] = ()
 
   @property
   def source(self) -> str:
@@ -50,6 +56,17 @@ class Pretrained:
   def describe(self, **given) -> Description:
     """All that is needed to use the parameters; takes the options of `inference.complete`."""
     return inference.complete(self.description, self.params, self.source, **given)
+
+  def check_valid(self) -> None:
+    """Raises InputError if parameters are not finite, no numbers, or doubled."""
+    if self.faults:
+      shown = [*self.faults[:_NAMED], *(['...'] if len(self.faults) > _NAMED else [])]
+      raise InputError(
+        f'{self.source} has {len(self.faults)} invalid parameters:\n'
+        + '\n'.join(f'  {fault}' for fault in shown)
+        + '\nThe file is damaged, or its training diverged: use another one or an earlier '
+        'checkpoint. To look at these, give --allow_invalid to mixer.pretrained or mixer.visualize.'
+      )
 
   def check_permutation(self, section: Mapping | None, image_size: tuple[int, int]) -> None:
     """Raises InputError if the parameters were trained with another input permutation.
@@ -121,18 +138,27 @@ def _read_file(path: epath.Path) -> Pretrained:
       'the workdir of a run.'
     )
   content = path.read_bytes()
-  kind, arrays = formats.parse(content, str(path))
+  kind, arrays, doubled, others = formats.parse(content, str(path))
   try:
-    flat, layout, dropped = layouts.to_released(arrays)
+    flat, layout, dropped, choice = layouts.to_released(arrays, nested=kind == '.pth')
   except InputError as fault:
     raise InputError(f'{path}: {fault}') from fault
-  if dropped:
-    logging.warning(
-      '%s: %d arrays beside the parameters are left out: %s%s',
-      path, len(dropped), ', '.join(dropped[:4]), ', ...' if len(dropped) > 4 else '',
-    )  # fmt: skip
+  if choice:
+    logging.warning('%s: %s.', path, choice)
+  if dropped or others:
+    logging.warning('%s: left out beside the parameters: %s', path, _summary(dropped, others))
   identity = {'source': str(path), 'bytes': len(content), 'sha256': _sha256(content)}
-  return _pretrained(flat, identity, kind, layout)
+  faults = [f'{name}: several arrays have this name' for name in doubled]
+  return _pretrained(flat, identity, kind, layout, faults)
+
+
+def _summary(arrays: Sequence[str], others: Sequence[str]) -> str:
+  """Few words for many names: those in one dict are counted."""
+  boxes = Counter(name.split('/')[0] if '/' in name else '' for name in arrays)
+  words = [f'{count} arrays in {box}' for box, count in boxes.items() if box]
+  words += [name for name in arrays if '/' not in name]
+  words += [other for other in others if '/' not in other]
+  return ', '.join(words[:_NAMED]) + (', ...' if len(words) > _NAMED else '')
 
 
 def _read_workdir(
@@ -191,14 +217,39 @@ def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Clus
   return step
 
 
-def _pretrained(flat: dict[str, np.ndarray], identity: dict, kind: str, layout: str) -> Pretrained:
+def _pretrained(
+  flat: dict[str, np.ndarray], identity: dict, kind: str, layout: str, faults: Sequence[str] = ()
+) -> Pretrained:
+  with np.errstate(over='ignore'):
+    converted = {name: np.array(x, np.float32, order='C') for name, x in flat.items()}
+  pairs = sorted(flat.items())
+  wrong = [f'{name}: {what}' for name, x in pairs if (what := _fault(x, converted[name]))]
+  try:
+    params = trees.nest(converted)
+  except InputError as fault:
+    raise InputError(f'{identity["source"]}: {fault}') from fault
   return Pretrained(
-    params=trees.nest({k: np.array(x, np.float32, order='C') for k, x in flat.items()}),
+    params=params,
     identity=identity,
     kind=kind,
     layout=layout,
     dtypes=tuple(sorted({str(array.dtype) for array in flat.values()})),
+    faults=(*faults, *wrong),
   )
+
+
+def _fault(stored: np.ndarray, converted: np.ndarray) -> str:
+  """What is wrong with a parameter, as it is stored and as float32; '' for nothing."""
+  if stored.dtype.kind != 'f' and stored.dtype != ml_dtypes.bfloat16:
+    return f'it is of {stored.dtype}, and parameters are floating-point numbers'
+  lost = ~np.isfinite(converted)
+  if not lost.any():
+    return ''
+  values = np.asarray(stored, np.float64 if stored.dtype.itemsize < 8 else stored.dtype)[lost]
+  kinds = {'NaN': np.isnan(values), 'infinite': np.isinf(values)}
+  kinds[f'{stored.dtype} beyond the range of float32'] = np.isfinite(values)
+  counts = ', '.join(f'{where.sum()} {what}' for what, where in kinds.items() if where.any())
+  return f'{counts} of {stored.size}'
 
 
 def _sha256(content: bytes) -> str:

@@ -15,13 +15,21 @@ def flatten(tree: Mapping) -> dict[str, np.ndarray]:
 
 
 def nest(flat: Mapping[str, np.ndarray]) -> dict:
-  """{'a/b': x} -> {'a': {'b': x}}."""
+  """{'a/b': x} -> {'a': {'b': x}}.
+
+  Raises:
+    InputError: a name that is also the beginning of others, as 'a' beside 'a/b'.
+  """
   tree: dict = {}
   for name, leaf in flat.items():
     *parents, last = name.split('/')
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise InputError(f'there is an array {parent} and one {name} within it.')
+    if last in node:
+      raise InputError(f'there is an array {name} and others within it.')
     node[last] = leaf
   return tree
 

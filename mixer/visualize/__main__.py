@@ -28,7 +28,9 @@ def main() -> None:
   except OSError as fault:
     raise InputError(f'--output={output}: cannot create this directory: {fault}.') from fault
   found = unit_pictures.pictures(
-    pretrained.open(flags.FLAGS.checkpoint, flags.FLAGS.which),
+    pretrained.open(
+      flags.FLAGS.checkpoint, flags.FLAGS.which, allow_invalid=flags.FLAGS.allow_invalid
+    ),
     None if blocks is None else [int(block) for block in blocks],
     flags.FLAGS.units,
     (int(sides[1]), int(sides[2])) if grid else None,
@@ -43,6 +45,7 @@ def main() -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('checkpoint', None, 'A file of weights, or the workdir of a run.')
   flags.DEFINE_string('which', None, pretrained.WHICH_HELP)
+  flags.DEFINE_bool('allow_invalid', False, pretrained.ALLOW_INVALID_HELP)
   flags.DEFINE_string('output', None, 'The directory to write to; created if missing.')
   flags.DEFINE_list('blocks', None, 'Indices of blocks; default: the first three. Empty: none.')
   flags.DEFINE_integer(

@@ -29,7 +29,7 @@ def same(actual, wanted):
 def test_to_released(layout, num_classes):
   """Twelve blocks: 10 comes after 2, and so does LayerNorm_10 after LayerNorm_2."""
   params = tree(blocks=12, num_classes=num_classes)
-  converted, found, dropped = layouts.to_released(LAYOUTS[layout](params))
+  converted, found, dropped, _ = layouts.to_released(LAYOUTS[layout](params))
   same(converted, weights.flat(params))
   assert (found, dropped) == (layout, [])
 
@@ -40,7 +40,7 @@ def test_wrapped(layout, wrapper):
   inside = LAYOUTS[layout](tree())
   wrapped = {wrapper + name: array for name, array in inside.items()}
   beside = {'step': np.int64(3), 'opt/state/step': np.int64(3), 'extra/a/b': np.ones(2)}
-  converted, found, dropped = layouts.to_released(wrapped | beside)
+  converted, found, dropped, _ = layouts.to_released(wrapped | beside)
   same(converted, weights.flat(tree()))
   assert found == f"{layout} under '{wrapper}'"
   assert dropped == list(beside)
@@ -49,15 +49,15 @@ def test_wrapped(layout, wrapper):
 def test_what_is_no_optimizer_state_stays():
   """Nothing else disappears: the check against a model must see it."""
   wrapped = weights.flat(tree(), 'params/') | {'batch_stats/mean': np.ones(2)}
-  converted, _, dropped = layouts.to_released(wrapped)
+  converted, _, dropped, _ = layouts.to_released(wrapped)
   assert 'batch_stats/mean' in converted and not dropped
-  plain, _, dropped = layouts.to_released(weights.flat(tree()) | {'opt/mu': np.ones(2)})
+  plain, _, dropped, _ = layouts.to_released(weights.flat(tree()) | {'opt/mu': np.ones(2)})
   assert 'opt/mu' in plain and not dropped
   for layout in ('older', 'timm', 'scanned'):
-    converted, _, _ = layouts.to_released(LAYOUTS[layout](tree()) | {'surplus': np.ones(2)})
+    converted, *_ = layouts.to_released(LAYOUTS[layout](tree()) | {'surplus': np.ones(2)})
     assert converted.keys() - weights.flat(tree()).keys() == {'surplus'}
   state = weights.timm(tree()) | {'blocks.0.ls1.weight': np.ones(2), 'stem.norm.weight': np.ones(2)}
-  converted, _, _ = layouts.to_released(state)
+  converted, *_ = layouts.to_released(state)
   assert {'blocks.0.ls1.weight', 'stem.norm.weight'} < converted.keys()
 
 
@@ -69,7 +69,7 @@ def test_axes_of_older_files():
   older[prefix + 'bias1'] = older[prefix + 'bias1'].reshape(1, 6, 1)
   same(layouts.to_released(older)[0], weights.flat(tree()))
   older[prefix + 'kernel2'] = np.zeros((2, 3, 4))
-  converted, _, _ = layouts.to_released(older)
+  converted, *_ = layouts.to_released(older)
   assert converted['MixerBlock_0/token_mixing/Dense_1/kernel'].shape == (2, 3, 4)
 
 
@@ -93,7 +93,8 @@ def test_unknown_layouts():
     '  timm      blocks.0.mlp_tokens.fc1.weight\n'
     '  bit       block1/unit01/conv1/kernel\n'
     '  vit       Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel\n'
-    "each also under 'params/' or 'opt/target/'. Rename the parameters to one of them."
+    "each also under 'params/', 'opt/target/', 'module.', 'model.' and the like. Rename the "
+    'parameters to one of them.'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     layouts.to_released({name: np.ones(1) for name in 'abcde'})
