@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import folders, image_files
+from mixer.input import folders, image_files, timm_images
 from mixer.sizes import pair
 
 Decode = Callable[[bytes], np.ndarray]
@@ -116,5 +116,16 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   return decode
 
 
-# The preprocessing of in-memory inputs is 'none'; the others are named after their crop.
-DECODERS = {'none': _exact, 'direct': _cropped, 'resize': _cropped, 'resize_small': _cropped}
+def _as_timm(preprocessing: Mapping, size: tuple[int, int], channels: int, *_) -> Decode:
+  return timm_images.decoder(preprocessing, size, channels)
+
+
+# The preprocessing of in-memory inputs is 'none', that of timm 'timm'; the others are named after
+# their crop.
+DECODERS = {
+  'none': _exact,
+  'timm': _as_timm,
+  'direct': _cropped,
+  'resize': _cropped,
+  'resize_small': _cropped,
+}

@@ -13,8 +13,9 @@ import numpy as np
 
 from mixer import files
 from mixer.cluster.coordination import SINGLE, Cluster
+from mixer.errors import InputError
 from mixer.models import scanning
-from mixer.pretrained import description, sources
+from mixer.pretrained import description, hub, sources
 from mixer.pretrained.sources import Pretrained
 from mixer.pretrained.trees import check, flatten, nest
 
@@ -50,8 +51,8 @@ def open(
   """The parameters of a file or a run, with their identity and description.
 
   Args:
-    path: an .npz, .safetensors or PyTorch .pth file in any of `layouts.LAYOUTS`, with any name, or
-      the workdir of a run.
+    path: an .npz, .safetensors or PyTorch .pth file in any of `layouts.LAYOUTS`, with any name, a
+      folder of a model hub with one, or the workdir of a run.
     which: of a workdir: 'latest' ('newest' is the same) or 'best' for an intact checkpoint, or the
       step of one. None: model.npz of a finished run, the latest checkpoint of any other.
     keep_best: the result by which a checkpoint is the best, such as 'val/top1'; None: that of the
@@ -63,17 +64,33 @@ def open(
   Raises:
     InputError: no such file or checkpoint, one that is something else, or invalid parameters.
   """
-  path = epath.Path(path).expanduser()
-  sources.check_which(path, which)
+  path = sources.local(path)
+  try:
+    return _open(path, which, keep_best, cluster, allow_invalid)
+  except OSError as fault:
+    raise InputError(
+      f'{fault.filename or path} cannot be read: {fault.strerror or fault}.'
+    ) from fault
+
+
+def _open(path: epath.Path, which, keep_best, cluster: Cluster, allow_invalid: bool) -> Pretrained:
+  model = hub.find(path)
+  sources.check_which(path, which, has_checkpoints=path.is_dir() and not model)
   finished = path / PARAMS_FILE
   if which is None and path.is_dir() and finished.exists():
     path = finished
   if which == 'best':
     keep_best = keep_best or description.recorded_keep_best(path)
-  found = sources.read(path, which or 'latest', keep_best, cluster)
+  found = sources.read(model.weights if model else path, which or 'latest', keep_best, cluster)
   if not allow_invalid:
     found.check_valid()
-  return dataclasses.replace(found, description=description.read(path))
+  if model:
+    params, known = hub.describe(model, found.params)
+    return dataclasses.replace(found, params=params, description=known)
+  known = description.read(path)
+  if known.file is None:
+    hub.warn_of_name(path, found.layout)
+  return dataclasses.replace(found, description=known)
 
 
 def save(path: epath.PathLike, params: Mapping) -> None:

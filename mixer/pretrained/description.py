@@ -33,6 +33,7 @@ class Description:
     classes: (synset, name) of each output; see `inference.complete`.
     permutation: `config.permutation` if it moves pixels, see `mixer.models.permutations`.
     assumed: what was not recorded but inferred, for the user.
+    partial: the record is not that of a run, and what it lacks can be inferred or given.
   """
 
   file: epath.Path | None = None
@@ -45,6 +46,7 @@ class Description:
   classes: labels.Classes | None = None
   permutation: Mapping | None = None
   assumed: tuple[str, ...] = ()
+  partial: bool = False
 
 
 def read(path: epath.Path) -> Description:

@@ -118,9 +118,9 @@ def complete(
     size = _square_size(params, source)
     assumed.append(f'images of {size[0]} x {size[1]} pixels')
   preprocessing = description.preprocessing
-  if not known or preprocessing['name'] == 'inception':  # that is the crop of training
+  if preprocessing is None or preprocessing['name'] == 'inception':  # the crop of training
+    why = ', as the run had no evaluation' if preprocessing else ''
     preprocessing = _resize_small(size)
-    why = ', as the run had no evaluation' if known else ''
     assumed.append(f'preprocessing{why}: {_format(preprocessing)}')
   found = dataclasses.replace(
     description,
@@ -142,7 +142,7 @@ def _check_record(description: Description, source: str, **given) -> None:
   named = {'model': description.model, 'preprocessing': description.preprocessing}
   missing = [n for n, of in named.items() if not (isinstance(of, Mapping) and 'name' in of)]
   missing += [] if description.loss else ['loss']
-  if missing:
+  if missing and not description.partial:
     raise not_described(description.file, f'it lacks {missing}')
   recorded = {name: getattr(description, name) for name in given}
   surplus = [
@@ -201,7 +201,10 @@ def _classes(
   description: Description, label_map: str | None, num_classes: int | None, assumed: list[str]
 ) -> labels.Classes | None:
   bundled = {count: name for name, count in labels.BUNDLED.items()}
-  if label_map is None and description.file is None and num_classes in bundled:
+  if label_map is None and description.classes is not None:
+    return description.classes
+  unnamed = description.file is None or description.partial
+  if label_map is None and unnamed and num_classes in bundled:
     label_map = bundled[num_classes]
     assumed.append(f'classes: {label_map}, from their number')
   if label_map is not None and num_classes is not None:

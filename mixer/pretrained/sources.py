@@ -16,7 +16,7 @@ from mixer.checkpoints import integrity
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import permutations, scanning
-from mixer.pretrained import formats, inference, layouts, trees
+from mixer.pretrained import formats, hub, inference, layouts, trees
 from mixer.pretrained.description import Description
 from mixer.sizes import pair
 
@@ -91,6 +91,22 @@ class Pretrained:
         f'{pair(image_size)}; another size has another permutation. Use the same size.'
       )
 
+  def check_preprocessing(self, tests: Mapping) -> None:
+    """Warns of tests whose images are not prepared as a hub's config.json says.
+
+    `tests` is {section of `config.evals`: its `mixer.input.Input`}.
+    """
+    wanted = self.description.preprocessing
+    if not self.description.partial or wanted is None:
+      return
+    for name, data in tests.items():
+      if dict(data.preprocessing) != dict(wanted):
+        logging.warning(
+          '%s asks for images prepared by %s, and config.evals.%s.input has %s. Results may differ '
+          'by some tenths of a percent; mixer.predict does as the file says.',
+          self.description.file, _sizes(wanted), name, _sizes(data.preprocessing),
+        )  # fmt: skip
+
   def check_classes(self, tests: Mapping) -> None:
     """Raises InputError if the parameters were trained on other classes than those of a test.
 
@@ -106,18 +122,47 @@ class Pretrained:
         )
 
 
+def _sizes(preprocessing: Mapping) -> str:
+  return ', '.join(f'{k} {v}' for k, v in preprocessing.items() if k != 'value_range')
+
+
 LATEST = ('latest', 'newest')
 
 
-def check_which(path: epath.Path, which: str | None) -> None:
-  """Raises InputError unless `which`, see `mixer.pretrained.open`, names a checkpoint in `path`."""
+def local(path: epath.PathLike) -> epath.Path:
+  """The path of existing weights, with '~' expanded.
+
+  Raises:
+    InputError: there is nothing, or it cannot be looked at; for a URL, what to do.
+  """
+  path = epath.Path(path).expanduser()
+  try:
+    exists = path.exists()
+  # A filesystem that is not there raises what it likes: KeyError, or an error of TensorFlow.
+  except Exception as fault:
+    if '://' in str(path):
+      why = 'no such filesystem' if isinstance(fault, KeyError) else str(fault).splitlines()[0]
+      raise InputError(
+        f'{path} cannot be read from here ({why}). Fetch the file, and give its path.'
+      ) from fault
+    raise InputError(f'{path} cannot be read: {fault}.') from fault
+  if not exists:
+    raise InputError(
+      f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
+      'the workdir of a run.'
+    )
+  return path
+
+
+def check_which(path: epath.Path, which: str | None, *, has_checkpoints: bool) -> None:
+  """Raises InputError unless `which`, see `mixer.pretrained.open`, can name a checkpoint."""
   if which is None:
     return
   if which not in (*LATEST, 'best') and not re.fullmatch('[0-9]+', which):
     raise InputError(f'--which={which}: give best, latest or the step of a checkpoint.')
-  if which != 'newest' and path.exists() and not path.is_dir():
+  if which != 'newest' and not has_checkpoints:
     raise InputError(
-      f'--which={which} is for the workdir of a run, and {path} is a file; leave it out.'
+      f'--which={which} is for the workdir of a run, and {path} is a file of weights; leave it out.'
     )
 
 
@@ -132,11 +177,6 @@ def read(
 
 
 def _read_file(path: epath.Path) -> Pretrained:
-  if not path.exists():
-    raise InputError(
-      f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
-      'the workdir of a run.'
-    )
   content = path.read_bytes()
   kind, arrays, doubled, others = formats.parse(content, str(path))
   try:
@@ -211,7 +251,7 @@ def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Clus
     there = ', '.join(map(str, saved.steps())) or 'no checkpoint'
     what = f'has no intact checkpoint of step {which} (there are: {there})'
   if step is None:
-    names = sorted(file.name for file in path.glob('*.npz'))
+    names = sorted(file.name for file in path.iterdir() if file.suffix in hub.ENDINGS)
     hint = f', or one of its files, {", ".join(names)}' if names else ' or a file'
     raise InputError(f'{path} {what}; give a workdir of train.py{hint}.')
   return step

@@ -71,6 +71,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   for size in sizes:
     trained.check_permutation(permutation, size)
   trained.check_classes(classified)
+  trained.check_preprocessing({name: of['data'] for name, of in tests.items()})
   params, source = trained.params, trained.source
   num_classes = warm_start.check_head(params, source, classified)
   if num_classes is None:

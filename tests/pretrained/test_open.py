@@ -153,7 +153,9 @@ def test_a_checkpoint_that_has_no_such_name(tmp_path, which):
 def test_a_file_has_no_checkpoints(tmp_path, which):
   path = tmp_path / 'model.npz'
   pretrained.save(path, tree())
-  text = f'--which={which} is for the workdir of a run, and {path} is a file; leave it out.'
+  text = (
+    f'--which={which} is for the workdir of a run, and {path} is a file of weights; leave it out.'
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     pretrained.open(path, which=which)
 
