@@ -9,6 +9,8 @@ What was written is read back, and its outputs are compared with those of IN.
 """
 
 from collections.abc import Callable
+import os
+import tempfile
 
 from absl import flags
 from etils import epath
@@ -46,13 +48,9 @@ def convert(
     InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
       is `source`, or the outputs of what was written differ (by more than 1e-5).
   """
-  source, target = (epath.Path(path).expanduser() for path in (source, target))
-  if target.suffix not in WRITERS:
-    raise InputError(f'cannot write {target}: give a name that ends in one of {list(WRITERS)}.')
-  if source.resolve() == target.resolve():
+  source, target = pretrained.local(source), _writable(target)
+  if os.path.realpath(source) == os.path.realpath(target):
     raise InputError(f'{target} is the input too; give the output another name.')
-  if not target.parent.is_dir():
-    raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
   found = pretrained.open(source, which)
   if permutation := found.description.permutation:
     raise InputError(
@@ -66,7 +64,10 @@ def convert(
   wanted = _forward(model, found.params, images)
 
   write, run_back = WRITERS[target.suffix]
-  write(target, model, found.params, shape)
+  try:
+    write(target, model, found.params, shape)
+  except OSError as fault:
+    raise InputError(f'cannot write {target}: {pretrained.reason(fault)}.') from fault
   actual = run_back(target, model, images)
 
   gap = float(np.abs(actual - wanted).max())
@@ -81,6 +82,26 @@ def convert(
     f'{source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at most '
     f'(largest value {np.abs(wanted).max():.3g})'
   )
+
+
+def _writable(path: epath.PathLike) -> epath.Path:
+  """The path of an output; raises InputError if it has another ending or cannot be written."""
+  if os.path.splitext(str(path))[1] not in WRITERS:
+    raise InputError(f'cannot write {path}: give a name that ends in one of {list(WRITERS)}.')
+  try:
+    target = epath.Path(path).expanduser()
+    if not target.parent.is_dir():
+      raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
+    if target.is_dir():
+      raise InputError(f'cannot write {target}: it is a directory; give the name of a file.')
+    if '://' not in str(target):
+      tempfile.TemporaryFile(dir=target.parent).close()
+  except InputError:
+    raise
+  # A filesystem that is not there raises what it likes: KeyError, or an error of TensorFlow.
+  except Exception as fault:
+    raise InputError(f'cannot write {path}: {pretrained.reason(fault)}.') from fault
+  return target
 
 
 def _forward(model, params: dict, images: np.ndarray) -> np.ndarray:

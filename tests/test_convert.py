@@ -112,7 +112,37 @@ def test_wrong_requests(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.npz', 'c.npz']
 
 
-def test_a_run_is_read_and_converted(tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('target', 'text'),
+  [
+    ('out.npz', ': it is a directory; give the name of a file.'),
+    ('https://x.org/b.npz', ': no filesystem of this kind can be reached from here.'),
+    ('/proc/b.npz', ': No such file or directory.'),
+    ('a.npz/b.npz', ': there is no directory '),
+    ('x' * 300 + '.npz', ': File name too long.'),
+  ],
+)
+def test_outputs_that_cannot_be_written(tmp_path, monkeypatch, target, text):
+  monkeypatch.chdir(tmp_path)
+  pretrained.save('a.npz', tree())
+  epath.Path('out.npz').mkdir()
+  with pytest.raises(InputError, match=f'^cannot write {target}{re.escape(text)}'):
+    convert.convert('a.npz', target)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+  """The fault of the write itself is told too."""
+  pretrained.save(tmp_path / 'a.npz', tree())
+
+  def fail(self, content):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_bytes', fail)
+  with pytest.raises(InputError, match=r'^cannot write .*/b\.npz: No space left on device\.$'):
+    convert.convert(tmp_path / 'a.npz', tmp_path / 'b.npz')
+
+
+def test_a_run_is_read_and_converted(tmp_path):
   """Its newest intact checkpoint, here of stacked blocks."""
   saved = manager.Checkpoints(epath.Path(tmp_path) / 'checkpoints', keep_last=2)
   for step in (10, 20):
@@ -123,8 +153,7 @@ def test_a_run_is_read_and_converted(tmp_path, capsys):
   identity = pretrained.open(tmp_path).identity
   assert identity['step'] == 20 and len(identity['sha256']) == 64
   assert identity['bytes'] > sum(leaf.nbytes for leaf in jax.tree.leaves(tree()))
-  program.main(str(tmp_path))
-  described = capsys.readouterr().out
+  described = program.summarize(tmp_path)
   assert f'file        {tmp_path}, step 20\nkind        workdir of a run\n' in described
   assert 'layout      scanned' in described
   convert.convert(tmp_path, tmp_path / 'a.safetensors')

@@ -16,7 +16,7 @@ from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import scanning
 from mixer.pretrained import description, hub, sources
-from mixer.pretrained.sources import Pretrained
+from mixer.pretrained.sources import Pretrained, local, reason
 from mixer.pretrained.trees import check, flatten, nest
 
 PARAMS_FILE = 'model.npz'
@@ -25,7 +25,9 @@ WHICH_HELP = (
   'finished, else the latest checkpoint.'
 )
 ALLOW_INVALID_HELP = 'Accept parameters that are not finite or in the file more than once.'
-__all__ = ['Pretrained', 'check', 'flatten', 'load', 'nest', 'open', 'save', 'save_model']
+__all__ = [
+  'Pretrained', 'check', 'flatten', 'load', 'local', 'nest', 'open', 'reason', 'save', 'save_model',
+]  # fmt: skip
 
 
 def load(path: epath.PathLike) -> dict:
@@ -64,13 +66,11 @@ def open(
   Raises:
     InputError: no such file or checkpoint, one that is something else, or invalid parameters.
   """
-  path = sources.local(path)
+  path = local(path)
   try:
     return _open(path, which, keep_best, cluster, allow_invalid)
   except OSError as fault:
-    raise InputError(
-      f'{fault.filename or path} cannot be read: {fault.strerror or fault}.'
-    ) from fault
+    raise InputError(f'{fault.filename or path} cannot be read: {reason(fault)}.') from fault
 
 
 def _open(path: epath.Path, which, keep_best, cluster: Cluster, allow_invalid: bool) -> Pretrained:

@@ -10,7 +10,7 @@ from mixer.pretrained import inference, released, warm_start
 
 def summarize(path: epath.PathLike, *, allow_invalid: bool = False) -> str:
   """What a file of parameters or a workdir is, as lines of 'what  value'."""
-  path = epath.Path(path).expanduser()
+  path = pretrained.local(path)
   found = pretrained.open(path, allow_invalid=allow_invalid)
   mixer = inference.infer(found.params, found.source)
   sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')

@@ -135,23 +135,26 @@ def local(path: epath.PathLike) -> epath.Path:
   Raises:
     InputError: there is nothing, or it cannot be looked at; for a URL, what to do.
   """
-  path = epath.Path(path).expanduser()
   try:
-    exists = path.exists()
+    found = epath.Path(path).expanduser()
+    exists = found.exists()
   # A filesystem that is not there raises what it likes: KeyError, or an error of TensorFlow.
   except Exception as fault:
-    if '://' in str(path):
-      why = 'no such filesystem' if isinstance(fault, KeyError) else str(fault).splitlines()[0]
-      raise InputError(
-        f'{path} cannot be read from here ({why}). Fetch the file, and give its path.'
-      ) from fault
-    raise InputError(f'{path} cannot be read: {fault}.') from fault
+    cure = ' Fetch the file, and give its path.' if '://' in str(path) else ''
+    raise InputError(f'{path} cannot be read: {reason(fault)}.{cure}') from fault
   if not exists:
     raise InputError(
       f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '
       'the workdir of a run.'
     )
-  return path
+  return found
+
+
+def reason(fault: Exception) -> str:
+  """Why a path cannot be read or written, in few words."""
+  if isinstance(fault, KeyError):
+    return 'no filesystem of this kind can be reached from here'
+  return getattr(fault, 'strerror', None) or str(fault).splitlines()[0]
 
 
 def check_which(path: epath.Path, which: str | None, *, has_checkpoints: bool) -> None:

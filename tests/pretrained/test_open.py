@@ -17,6 +17,7 @@ from mixer.checkpoints import integrity, manager
 from mixer.cluster import coordination
 from mixer.errors import InputError
 from mixer.models import scanning
+from mixer.pretrained import __main__ as program
 import weights
 from weights import equal, tree
 
@@ -68,6 +69,38 @@ def test_a_file(tmp_path, write):
 def test_no_file(tmp_path):
   with pytest.raises(InputError, match='^no file .*; give the path of an .npz, .safetensors or'):
     pretrained.open(tmp_path / 'none')
+
+
+@pytest.mark.parametrize(
+  ('path', 'why'),
+  [
+    ('https://x.org/Mixer-B_16.npz', 'no filesystem of this kind can be reached from here'),
+    ('hf://timm/mixer_b16_224', '.+'),
+    ('s3://bucket/model.npz', '.+'),
+  ],
+)
+def test_a_url(path, why):
+  text = f'^{path} cannot be read: {why}. Fetch the file, and give its path.$'
+  for use in (pretrained.open, pretrained.load, program.summarize):
+    with pytest.raises(InputError, match=text):
+      use(path)
+
+
+@pytest.mark.parametrize('name', ['model.npz', 'checkpoints'])
+def test_a_path_that_cannot_be_read(tmp_path, name, monkeypatch):
+  """For a file, and for a folder within a workdir."""
+  (tmp_path / 'checkpoints').mkdir()
+  pretrained.save(tmp_path / 'model.npz', tree())
+  cls = type(epath.Path(tmp_path))
+
+  def refuse(self):
+    raise PermissionError(13, 'Permission denied', str(self))
+
+  monkeypatch.setattr(cls, 'read_bytes' if name == 'model.npz' else 'iterdir', refuse)
+  path = tmp_path / (name if name == 'model.npz' else '')
+  which = None if name == 'model.npz' else 'latest'
+  with pytest.raises(InputError, match=f'^{tmp_path}/{name} cannot be read: Permission denied.$'):
+    pretrained.open(path, which)
 
 
 def test_a_file_is_read_once(tmp_path, monkeypatch):

@@ -116,7 +116,8 @@ def model():
 
 
 def pictures(path, *arguments, **options):
-  return unit_pictures.pictures(pretrained.open(path), *arguments, **options)
+  opened = pretrained.open(path, allow_invalid=True)
+  return unit_pictures.pictures(opened, *arguments, **options)
 
 
 @pytest.mark.parametrize('layout', ['released', 'older', 'scanned', 'timm'])
@@ -140,7 +141,9 @@ def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
 
 
 def run_main(monkeypatch, **flags):
-  values = {'blocks': None, 'units': 64, 'grid': None, **flags}
+  values = {
+    'blocks': None, 'units': 64, 'grid': None, 'which': None, 'allow_invalid': False, **flags
+  }  # fmt: skip
   monkeypatch.setattr(program.flags, 'FLAGS', type('Flags', (), values))
   program.main()
 
@@ -221,6 +224,18 @@ def test_what_cannot_be_drawn(change, blocks, words, model, tmp_path):
   (tmp_path / 'm.npz').write_bytes(weights.npz(flat))
   with pytest.raises(InputError, match=re.escape(words)):
     pictures(tmp_path / 'm.npz', blocks, grid=GRID)
+
+
+def test_invalid_parameters_are_drawn_on_request(model, tmp_path, monkeypatch, capsys):
+  """Those that are finite, of a file whose head is not."""
+  (tmp_path / 'm.npz').write_bytes(
+    weights.npz({**weights.flat(model), 'head/bias': np.full(5, np.nan, np.float32)})
+  )
+  given = {'checkpoint': str(tmp_path / 'm.npz'), 'output': str(tmp_path), 'blocks': []}
+  with pytest.raises(InputError, match='has 1 invalid parameters:\n  head/bias: 5 NaN of 5\n'):
+    run_main(monkeypatch, **given)
+  run_main(monkeypatch, **given, allow_invalid=True)
+  assert capsys.readouterr().out.split() == [f'{tmp_path}/stem.png', f'{tmp_path}/stem.svg']
 
 
 def test_command(model, tmp_path):
