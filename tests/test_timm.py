@@ -4,11 +4,17 @@ timm computes GELU by erf and the paper's code by tanh: with timm's own activati
 bound of its own, and with timm's tanh form only rounding is left.
 """
 
+import argparse
+import io
+
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from mixer import convert, models, pretrained
+from mixer.errors import InputError
+from mixer.input import single_images
 from mixer.models import mlp_mixer
 
 pytestmark = pytest.mark.timm
@@ -81,6 +87,63 @@ def test_files_of_torch(tmp_path, dtype):
   torch.save(state, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
   with pytest.raises(ValueError, match=r'is a \.pth of before PyTorch 1\.6'):
     pretrained.load(tmp_path / 'old.pth')
+  wrapped = {f'module._orig_mod.{name}': tensor for name, tensor in state.items()}
+  arguments = argparse.Namespace(model='mixer_s32_224', lr=0.1)
+  average = {name: tensor + 1 for name, tensor in wrapped.items()}
+  torch.save(
+    {'arch': 'mixer_s32_224', 'state_dict': wrapped, 'state_dict_ema': average, 'args': arguments,
+     'metric': np.float64(0.5), 'rng': torch.get_rng_state(), 'dtype': torch.float16},
+    tmp_path / 'training.pth',
+  )  # fmt: skip
+  head = pretrained.load(tmp_path / 'training.pth')['head']['kernel']
+  np.testing.assert_array_equal(head, (state['head.weight'] + 1).detach().float().numpy().T)
   torch.save(theirs, tmp_path / 'whole.pth')
   with pytest.raises(ValueError, match='asks for timm.models.mlp_mixer.MlpMixer, and reading it'):
     pretrained.load(tmp_path / 'whole.pth')
+
+
+@pytest.mark.parametrize('tag', ['goog_in21k_ft_in1k', 'miil_in21k_ft_in1k'])
+def test_a_folder_as_timm_writes_it(tmp_path, tag):
+  """Pixels and logits are those of timm's own transform and model, from the file of an image."""
+  timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
+  theirs = timm.create_model(f'mixer_b16_224.{tag}').eval()
+  for block in theirs.blocks:
+    block.mlp_tokens.act = block.mlp_channels.act = timm.layers.GELUTanh()
+  torch.nn.init.normal_(theirs.head.weight, std=0.05)
+  timm.models.save_for_hf(theirs, tmp_path)
+  image = np.random.default_rng(0).integers(0, 256, (300, 411, 3), np.uint8)
+  content = io.BytesIO()
+  Image.fromarray(image).save(content, 'PNG')
+  facts = timm.data.resolve_data_config(model=theirs)
+  transform = timm.data.create_transform(**facts)
+  with torch.no_grad():
+    wanted = theirs(transform(Image.fromarray(image))[None]).numpy()
+
+  found = pretrained.open(tmp_path)
+  described = found.describe()
+  decode = single_images.decoder(described.preprocessing, described.image_size, 3)
+  pixels = decode(content.getvalue())
+  values = pixels / np.float32(255)
+  expected = (values - np.float32(facts['mean'])) / np.float32(facts['std'])
+  theirs_pixels = transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+  np.testing.assert_allclose(theirs_pixels, expected, atol=1e-6)
+  model = models.build(**described.model)
+  ours = np.asarray(models.apply_function(model)(found.params, 2 * values[None] - 1))
+  print(f'{tag}: {gap(ours, wanted):.2g}')
+  assert gap(ours, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize(
+  ('name', 'called'),
+  [
+    ('gmixer_24_224', 'gMixer'), ('resmlp_12_224', 'ResMLP'), ('gmlp_ti16_224', 'gMLP'),
+    ('convmixer_768_32', 'ConvMixer'), ('vit_tiny_patch16_224', 'ViT'), ('resnet18', 'ResNet'),
+    ('swin_tiny_patch4_window7_224', 'Swin'), ('resnetv2_50x1_bit', 'BiT'),
+    ('convnext_atto', 'ConvNeXt'), ('poolformer_s12', 'PoolFormer'),
+  ],
+)  # fmt: skip
+def test_other_networks_of_timm(tmp_path, name, called):
+  timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
+  torch.save({'state_dict': timm.create_model(name).state_dict()}, tmp_path / 'a.pth')
+  with pytest.raises(InputError, match=f'are the parameters of {called}'):
+    pretrained.load(tmp_path / 'a.pth')

@@ -33,6 +33,15 @@ class Inferred(NamedTuple):
   image_size: tuple[int, int] | None
 
 
+def is_changed(params: Mapping) -> bool:
+  """Whether the token mixing of the Mixer with these parameters is a variant of appendix A."""
+  return bool(_changed(trees.flatten(params)))
+
+
+def _changed(flat: Mapping) -> list[str]:
+  return sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
+
+
 def infer(params: Mapping, source: str) -> Inferred:
   """The Mixer whose parameters these are; `params` has anything with a shape as leaves.
 
@@ -41,7 +50,7 @@ def infer(params: Mapping, source: str) -> Inferred:
       mixing is not that of the paper's main model.
   """
   flat = trees.flatten(params)
-  changed = sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
+  changed = _changed(flat)
   if changed:
     raise InputError(
       f'{source}: token mixing is changed as in appendix A of the paper ({", ".join(changed)}), '
@@ -74,11 +83,17 @@ def infer(params: Mapping, source: str) -> Inferred:
   return Inferred(model, tokens[0], stem[2], square)
 
 
-def size_name(model: Mapping) -> str | None:
-  """'Mixer-B/16' of the arguments in `Inferred.model` where they are a size of the paper."""
+def size_name(model: Mapping, *, ignore_tokens: bool = False) -> str | None:
+  """'Mixer-B/16' of the arguments in `Inferred.model` where they are a size of the paper.
+
+  `ignore_tokens`: whatever the width of the token-mixing MLPs, which grows with the resolution.
+  """
   height, width = pair(model['patch_size'])
+  ignored = {'tokens_mlp_dim'} if ignore_tokens else set()
   names = [
-    f'Mixer-{s}/{height}' for s, of in mlp_mixer.SIZES.items() if of.items() <= model.items()
+    f'Mixer-{size}/{height}'
+    for size, of in mlp_mixer.SIZES.items()
+    if all(model[name] == value for name, value in of.items() if name not in ignored)
   ]
   return names[0] if names and height == width else None
 

@@ -71,6 +71,7 @@ def start_from(
     InputError: the parameters do not fit, or cannot grow to this size.
   """
   changes = []
+  check_network(params, model, source)
   if isinstance(model, mlp_mixer.MlpMixer):
     params, changes = _grow(params, model, source, image_size, from_size)
   elif isinstance(model, vit.VisionTransformer):
@@ -79,6 +80,51 @@ def start_from(
   plain = models.in_released_layout(model)
   trees.check(params, models.shapes(plain, image_size, channels), source)
   return params, ', '.join([*changes, head_change])
+
+
+def check_network(params: Mapping, model: Model, source: str) -> None:
+  """Raises InputError if the parameters are of another network, or another size, than `model`.
+
+  Only the kind of network, and of a Mixer the patches, widths and depth are compared; the message
+  says what to set. `trees.check` compares the rest.
+  """
+  marks = {'MixerBlock_0': 'Mixer', 'Transformer': 'ViT', 'root_block': 'BiT'}
+  have = next((kind for mark, kind in marks.items() if mark in params), None)
+  want = {mlp_mixer.MlpMixer: 'Mixer', vit.VisionTransformer: 'ViT', bit_resnet.BitResNet: 'BiT'}
+  if have not in (None, want[type(model)]):
+    raise InputError(
+      f'{source}: these weights are of a {have}, and config.model builds a {want[type(model)]}; '
+      'give weights and a config of the same network.'
+    )
+  if have != 'Mixer' or variants.active(model) or inference.is_changed(params):
+    return
+  found = inference.infer(params, source).model
+  names = ('patch_size', 'hidden_dim', 'num_blocks', 'channels_mlp_dim')
+  is_whole = all(f'MixerBlock_{i}' in params for i in range(found['num_blocks']))
+  given = {name: layers.pair(v) if name == 'patch_size' else v for name, v in found.items()}
+  built = {name: getattr(model, name) for name in names}
+  built['patch_size'] = layers.pair(model.patch_size)
+  differing = [name for name in names if given[name] != built[name]]
+  if not differing or not is_whole:
+    return
+  called = inference.size_name(given, ignore_tokens=True)
+  if called:
+    cure = f'--config=FILE:model={called.removeprefix("Mixer-")}'
+  else:
+    cure = f'config.model={ {name: given[name] for name in differing} }'
+  raise InputError(
+    f'{source}: these weights are {_called(given)}, and the config builds {_called(built)}: '
+    f'use {cure}.'
+  )
+
+
+def _called(dimensions: Mapping) -> str:
+  name = inference.size_name(dimensions, ignore_tokens=True)
+  height, width = dimensions['patch_size']
+  return name or (
+    f'a Mixer of {dimensions["num_blocks"]} blocks of width {dimensions["hidden_dim"]} (MLPs '
+    f'{dimensions["channels_mlp_dim"]}) on patches of {height} x {width}'
+  )
 
 
 def has_zero_head(params: Mapping) -> bool:

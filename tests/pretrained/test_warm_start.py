@@ -1,6 +1,7 @@
 """Growing to a higher resolution, and what becomes of the head."""
 
 import hashlib
+import re
 
 import jax
 import numpy as np
@@ -159,6 +160,60 @@ def test_what_does_not_fit_is_listed():
   del params['MixerBlock_1']
   with pytest.raises(InputError, match='missing   MixerBlock_1/LayerNorm_0/bias'):
     start(params, build(), 16)
+
+
+def shapes_of(name, size=224):
+  return jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32), models.shapes(models.build(name, 5), size)
+  )
+
+
+@pytest.mark.parametrize(
+  ('weights_of', 'size', 'built', 'image_size'),
+  [
+    ('Mixer-S/16', 224, 'Mixer-S/32', 224),
+    ('Mixer-S/32', 224, 'Mixer-B/32', 224),
+    ('Mixer-S/32', 224, 'Mixer-S/16', 448),
+    ('Mixer-S/32', 64, 'Mixer-L/16', 96),
+  ],
+)
+def test_weights_of_another_size(weights_of, size, built, image_size):
+  """No advice on tiles, which cannot help."""
+  text = (
+    f'FILE: these weights are {weights_of}, and the config builds {built}: use '
+    f'--config=FILE:model={weights_of.removeprefix("Mixer-")}.'
+  )
+  with pytest.raises(InputError, match=f'^{text}$'):
+    start(shapes_of(weights_of, size), models.build(built, 5), image_size)
+
+
+def test_weights_of_sizes_that_have_no_name():
+  params = weights(build(patch_size=8), 16)
+  text = (
+    'FILE: these weights are a Mixer of 3 blocks of width 32 (MLPs 64) on patches of 8 x 8, and '
+    'the config builds a Mixer of 3 blocks of width 32 (MLPs 64) on patches of 4 x 4: use '
+    "config.model={'patch_size': (8, 8)}."
+  )
+  with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
+    start(params, build(), 16)
+
+
+OTHER_NETWORKS = {
+  'ViT': {'num_blocks': 1, 'hidden_dim': 8, 'mlp_dim': 16, 'num_heads': 2, 'patch_size': 4},
+  'BiT': {'stage_sizes': (1,), 'width': 8, 'groups': 4},
+}
+
+
+@pytest.mark.parametrize('kind', OTHER_NETWORKS)
+def test_weights_of_another_network(kind):
+  other = models.build(kind, 5, **OTHER_NETWORKS[kind])
+  params = noise(models.shapes(other, 16))
+  text = f'^FILE: these weights are of a {kind}, and config.model builds a Mixer; give weights and'
+  with pytest.raises(InputError, match=text):
+    start(params, build(), 16)
+  text = f'^FILE: these weights are of a Mixer, and config.model builds a {kind}; give weights and'
+  with pytest.raises(InputError, match=text):
+    start(weights(build(), 16), other, 16)
 
 
 def test_load_lays_out_for_scanned_blocks(tmp_path):
