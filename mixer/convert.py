@@ -5,10 +5,12 @@ IN is whatever `mixer.pretrained.open` reads. The end of OUT says what is writte
   .safetensors  the state dict of timm's MlpMixer
   .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
                 n, on CPU, CUDA and TPU; jax.export.deserialize(...).call runs it without this code
-What was written is read back, and its outputs are compared with those of IN.
+What was written is read back, and its outputs are compared with those of IN. What is recorded about
+the model of IN is written beside an .npz or .safetensors OUT, with the ending .json.
 """
 
 from collections.abc import Callable
+import json
 import os
 import tempfile
 
@@ -23,6 +25,7 @@ import safetensors.numpy
 from mixer import cli, files, models, pretrained, sizes
 from mixer.errors import InputError
 from mixer.pretrained import layouts
+from mixer.pretrained.description import Description, beside, facts, read
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # The form of GELU is no part of a timm file: our model, and the released ones, have tanh's.
@@ -58,16 +61,16 @@ def convert(
       'contain, and the parameters need it. Use mixer.predict or evaluate.py.'
     )
   description = found.describe(image_size=image_size)
+  record = _record(target, found.description.file, description)
   model = models.build(**{**description.model, 'dtype': 'float32'})
   shape = (*description.image_size, description.channels)
   images = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(np.float32)
   wanted = _forward(model, found.params, images)
 
   write, run_back = WRITERS[target.suffix]
-  try:
-    write(target, model, found.params, shape)
-  except OSError as fault:
-    raise InputError(f'cannot write {target}: {pretrained.reason(fault)}.') from fault
+  write(target, model, found.params, shape)
+  if record:
+    files.write(record, json.dumps(facts(description), indent=1).encode())
   actual = run_back(target, model, images)
 
   gap = float(np.abs(actual - wanted).max())
@@ -79,9 +82,30 @@ def convert(
       f'at most {_MAX_GAP * scale:.3g} is rounding. Do not use it.'
     )
   return (
-    f'{source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at most '
-    f'(largest value {np.abs(wanted).max():.3g})'
+    f'{found.source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at '
+    f'most (largest value {np.abs(wanted).max():.3g})'
   )
+
+
+def _record(
+  target: epath.Path, source: epath.Path | None, description: Description
+) -> epath.Path | None:
+  """The file to describe the model of `target` in; None if nothing is recorded, or only in part.
+
+  Args:
+    target: the output.
+    source: the record of the input; it is not written again.
+    description: of the model.
+
+  Raises:
+    InputError: another file has this name.
+  """
+  record = beside(target)
+  if target.suffix == '.stablehlo' or source in (None, record) or description.loss is None:
+    return None
+  if record.exists() and read(target).preprocessing is None:
+    raise InputError(f'{record} would describe {target}, and is another file: move it away.')
+  return record
 
 
 def _writable(path: epath.PathLike) -> epath.Path:

@@ -12,15 +12,25 @@ from typing import IO
 from absl import logging
 from etils import epath
 
-from mixer.errors import DiskError
+from mixer.errors import DiskError, InputError
 
 CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
 DATA_FILE = 'data.json'  # `mixer.input.movable` of its run
 
 
 def absolute(path: str) -> epath.Path:
-  """The path from the root, with '~' expanded; a path with '://' stays as it is."""
-  return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
+  """The path from the root, with '~' expanded; a path with '://' stays as it is.
+
+  Raises:
+    InputError: a URL of an unknown filesystem.
+  """
+  try:
+    return epath.Path(path if '://' in path else os.path.abspath(os.path.expanduser(path)))
+  except KeyError as fault:
+    raise InputError(
+      f'{path}: no filesystem of this kind can be reached from here. Give a path on this machine; '
+      'fetch a file first.'
+    ) from fault
 
 
 def write(path: epath.Path, content: bytes) -> None:

@@ -56,7 +56,7 @@ def read(path: epath.Path) -> Description:
     InputError: a file that should describe a model does not.
   """
   directory = path.is_dir()
-  file, parse = (path / MODEL_FILE if directory else path.with_suffix('.json')), _from_model_file
+  file, parse = (path / MODEL_FILE if directory else beside(path)), _from_model_file
   if directory and not file.exists():
     file, parse = path / files.CONFIG_FILE, _from_config
   if not file.exists():
@@ -152,3 +152,21 @@ def not_described(file: epath.Path, fault: str) -> InputError:
     f'{file} does not describe a model as train.py does: {fault}. If it does not belong to these '
     'parameters, move it away, and the model is inferred from their shapes.'
   )
+
+
+def facts(found: Description) -> dict:
+  """What `write` writes, of a description that lacks nothing."""
+  classes = found.class_names or (found.classes and [name for _, name in found.classes])
+  return {
+    'model': dict(found.model),
+    'image_size': found.image_size,
+    'channels': found.channels,
+    'preprocessing': dict(found.preprocessing),
+    'loss': found.loss,
+    'class_names': classes and list(classes),
+  }
+
+
+def beside(weights: epath.Path) -> epath.Path:
+  """The file that describes a file of weights."""
+  return weights.with_suffix('.json')

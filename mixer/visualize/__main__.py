@@ -22,13 +22,11 @@ def main() -> None:
   sides = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', grid or '1x1')
   if sides is None:
     raise InputError(f'--grid={grid}: give ROWSxCOLUMNS of patches, such as 14x14.')
+  output = files.absolute(flags.FLAGS.output)
   try:
-    output = files.absolute(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-  except (OSError, KeyError) as fault:  # KeyError for a kind of URL that is not known
-    raise InputError(
-      f'--output={flags.FLAGS.output}: cannot create this directory: {fault}.'
-    ) from fault
+  except OSError as fault:
+    raise InputError(f'--output={output}: cannot create this directory: {fault}.') from fault
   found = unit_pictures.pictures(
     pretrained.open(
       flags.FLAGS.checkpoint, flags.FLAGS.which, allow_invalid=flags.FLAGS.allow_invalid
@@ -40,10 +38,7 @@ def main() -> None:
   for name, mosaic in found.items():
     for ending, content in (('png', mosaic.png()), ('svg', mosaic.svg())):
       path = output / f'{name}.{ending}'
-      try:
-        files.write(path, content)
-      except OSError as fault:
-        raise InputError(f'cannot write {path}: {pretrained.reason(fault)}.') from fault
+      files.write(path, content)
       print(path)
 
 
