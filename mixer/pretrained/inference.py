@@ -160,6 +160,8 @@ def _check_record(description: Description, source: str, **given) -> None:
   if missing and not description.partial:
     raise not_described(description.file, f'it lacks {missing}')
   recorded = {name: getattr(description, name) for name in given}
+  if description.partial:  # its loss is not recorded
+    recorded['loss'] = None
   surplus = [
     f'--{n}' for n, v in given.items() if None not in (v, recorded[n]) and v != recorded[n]
   ]
@@ -202,7 +204,9 @@ def _square_size(params: Mapping, source: str) -> tuple[int, int]:
 def _loss(
   description: Description, given: str | None, num_classes: int | None, assumed: list[str]
 ) -> str | None:
-  found = description.loss or given
+  found = given or description.loss
+  if description.partial and found and not given:
+    assumed.append(f'loss: {found}')
   if found is None and num_classes in released.NUM_CLASSES:
     assumed.append(f'loss: {released.LOSS}, as in the released models')
     return released.LOSS

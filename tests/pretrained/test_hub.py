@@ -82,7 +82,9 @@ def test_another_normalisation(tmp_path, normalisation, caplog):
   plain = logits_of(tree(), np.float32(2 * pixels - 1))
   assert np.abs(plain - wanted).max() > 0.05 * np.abs(wanted).max()
   assert 'config.json: its normalisation by mean [0' in caplog.text
-  assert found.describe().loss == 'softmax'
+  described = found.describe()
+  assert described.loss == 'softmax' and 'loss: softmax' in described.assumed
+  assert found.describe(loss='sigmoid').loss == 'sigmoid'
   if normalisation['mean'] == [0, 0, 0]:
     np.testing.assert_array_equal(found.params['stem']['kernel'], tree()['stem']['kernel'] / 2)
     total = tree()['stem']['bias'] + tree()['stem']['kernel'].sum((0, 1, 2)) / 2
