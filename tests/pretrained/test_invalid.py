@@ -86,7 +86,7 @@ def test_many_invalid_parameters(tmp_path):
 def test_a_checkpoint_of_a_run(tmp_path):
   saved = manager.Checkpoints(epath.Path(tmp_path) / 'checkpoints')
   params = jax.tree.map(jax.numpy.asarray, pretrained.nest(set_values([np.nan])))
-  saved.save(3, {'params': params, 'step': np.int32(3)}, {})
+  saved.save(3, {'params': params, 'step': np.int32(3)})
   saved.close()
   with pytest.raises(InputError, match=f'^{tmp_path}, step 3 has 1 invalid parameters:\n'):
     pretrained.open(tmp_path)
