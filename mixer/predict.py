@@ -45,6 +45,8 @@ def main(*paths: str) -> None:
   decode = single_images.decoder(
     description.preprocessing, description.image_size, description.channels
   )
+  for remark in single_images.remarks(found, description.preprocessing):
+    note(remark)
   runtime.check_backend(given.require)
 
   skipped: list[str] = []

@@ -188,6 +188,8 @@ def open_evals(
     if trained is not None:
       facts = _SHAPE if 'support_set' in inputs else (*_CLASSES, *_SHAPE)
       _compare(own, inputs['data'], 'config.train_input', trained, facts)
+      if 'support_set' not in inputs:
+        _compare_pixels(own, inputs['data'], trained)
   return opened, skipped
 
 
@@ -281,6 +283,15 @@ def _compare(name: str, data: Input, other_name: str, other: Input, facts) -> No
     if have != want:
       raise InputError(
         f'{name} and {other_name} differ in {fact}: {_short(have)} and {_short(want)}.'
+      )
+
+
+def _compare_pixels(name: str, data: Input, trained: Input) -> None:
+  for key in ('exif_orientation', 'bits_per_channel'):
+    have, want = data.preprocessing.get(key), trained.preprocessing.get(key)
+    if have != want:
+      raise InputError(
+        f'{name} and config.train_input differ in {key}; set config.evals.NAME.input.{key} too.'
       )
 
 

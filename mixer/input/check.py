@@ -48,7 +48,9 @@ def main() -> None:
       continue
     from mixer.input import inspection  # loads TensorFlow
 
-    report[title] = describe(data, inspection.inspect(data.examples, title), inspection.ODD)
+    report[title] = describe(
+      data, inspection.inspect(data.examples, title, data.conversion), inspection.ODD
+    )
     print_findings(title, report[title])
   if given.output:
     files.write(files.absolute(given.output), json.dumps(report, indent=1).encode())

@@ -260,14 +260,15 @@ def _images(path: epath.Path, others: set[str]) -> Iterator[tuple[str, bytes | O
 
 def _fault(image: bytes | OSError) -> str | None:
   """Why an image cannot be decoded, or None."""
-  from mixer.input import reading  # loads TensorFlow
+  from mixer.input import conversion, reading  # loads TensorFlow
 
   if isinstance(image, OSError):
     return image.strerror or str(image)
   tf = runtime.tensorflow()
   try:
     with tf.device('CPU'):
-      tf.io.decode_image(image_files.readable(image), channels=3, expand_animations=False)
+      plain = conversion.DEFAULT(tf.constant(image))
+      tf.io.decode_image(plain, channels=3, expand_animations=False)
   except reading.ERRORS as fault:
     return reading.error_text(fault)
   return None

@@ -5,6 +5,7 @@ int64 (2,) tensor: the same seed gives the same pixels.
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 from mixer import runtime
@@ -12,6 +13,9 @@ from mixer.errors import InputError
 from mixer.sizes import pair
 
 tf = runtime.tensorflow()
+
+# Pixels beyond which the memory for an image matters more than the time.
+_LARGE = 2**23
 
 
 class Crop(NamedTuple):
@@ -25,7 +29,7 @@ class Crop(NamedTuple):
 def inception_crop(encoded, size, seed, *, area_range=(0.05, 1.0)):
   """A random part of the image, of random shape, resized; then flipped half of the time.
 
-  The paper's pre-training crop: area 5-100 %, aspect 3/4 to 4/3, bilinear, only the crop is
+  The paper's pre-training crop: area 5-100 %, aspect 0.75 to 1.33, bilinear, only the crop is
   decoded. So a truncated JPEG is not detected if the crop is in the part that exists.
   """
   image = tf.cond(
@@ -54,7 +58,7 @@ def _draw_window(shape, seed, area_range):
     tf.zeros((1, 0, 4), tf.float32),
     seed,
     min_object_covered=0.0,
-    aspect_ratio_range=(3 / 4, 4 / 3),
+    aspect_ratio_range=(0.75, 1.33),  # the op's default, which big_vision has; not quite 4 / 3
     area_range=area_range,
     use_image_if_no_bounding_boxes=True,
   )
@@ -83,7 +87,8 @@ def resize_random_crop(encoded, size, seed, *, resize):
 
 def resize_random_unflipped_crop(encoded, size, seed, *, resize):
   """The same without a flip: for labels that mirroring would change."""
-  return _window(_bilinear(_decode(encoded), resize), size, seed)
+  image = _bilinear(_decode(encoded), resize)
+  return _cut(image, _random_corner(tf.shape(image)[:2] - size, seed), size)
 
 
 def resize_small_crop(encoded, size, *, resize):
@@ -92,12 +97,13 @@ def resize_small_crop(encoded, size, *, resize):
   The paper's evaluation (ii). A rectangular `size` with `resize` (height, width) scales the
   image so that it just covers `resize`, keeping its shape.
   """
-  return _centre(_cover(_decode(encoded), resize), size)
+  return _cover_and_cut(_decode(encoded), resize, size, lambda room: room // 2)
 
 
 def resize_small_random_crop(encoded, size, seed, *, resize):
   """The same with a random part, flipped half of the time: big_vision's fine-tuning."""
-  return _flip(_window(_cover(_decode(encoded), resize), size, seed), seed)
+  corner = functools.partial(_random_corner, seed=seed)
+  return _flip(_cover_and_cut(_decode(encoded), resize, size, corner), seed)
 
 
 CROPS = {
@@ -126,28 +132,64 @@ def find(name: str, image_size, resize) -> Crop:
 
 
 def _bilinear(image, size):
-  # From float32 the op takes two thirds of its time from uint8. A mean of levels needs no clipping.
-  resized = tf.image.resize(tf.cast(image, tf.float32), size, 'bilinear')
+  # From float32 the op takes two thirds of its time from uint8, but a large image four times its
+  # memory; the pixels are the same. A mean of levels needs no clipping.
+  resized = tf.cond(
+    tf.size(image, tf.int64) <= 3 * _LARGE,
+    lambda: tf.image.resize(tf.cast(image, tf.float32), size, 'bilinear'),
+    lambda: tf.image.resize(image, size, 'bilinear'),
+  )
   return tf.ensure_shape(tf.cast(resized, tf.uint8), (*size, 3))
 
 
-def _cover(image, resize):
-  """The image scaled so that it just covers `resize`."""
+def _cover_and_cut(image, resize, size, corner):
+  """A part of `size` of the image scaled (area filter) so that it just covers `resize`.
+
+  `corner` is a function from the rows and columns that are left over to the part's (top, left).
+  """
   height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
   factor = tf.maximum(resize[0] / height, resize[1] / width)
-  scaled = tf.cast(tf.round(tf.stack([height * factor, width * factor])), tf.int32)
-  return _to_uint8(tf.image.resize(image, scaled, 'area'))
+  scaled = tf.cast(tf.round(tf.stack([height * factor, width * factor])), tf.int64)
+  place = corner(scaled - size)
+  return tf.cond(
+    tf.reduce_prod(scaled) <= max(_LARGE, 8 * resize[0] * resize[1]),
+    lambda: _cut(_to_uint8(tf.image.resize(image, tf.cast(scaled, tf.int32), 'area')), place, size),
+    lambda: _part_by_areas(image, scaled, place, size),
+  )
+
+
+def _part_by_areas(image, scaled, place, size):
+  """The part of `size` at `place` of the image resized to `scaled`, which is too large to make."""
+  rows, columns = (_shares(tf.shape(image)[i], scaled[i], place[i], size[i]) for i in (0, 1))
+  (row, of_rows), (column, of_columns) = rows, columns
+  source = image[row : row + tf.shape(of_rows)[1], column : column + tf.shape(of_columns)[1]]
+  narrow = tf.einsum('yh,hwc->ywc', of_rows, tf.cast(source, tf.float32))
+  part = tf.einsum('xw,ywc->yxc', of_columns, narrow)
+  return tf.ensure_shape(_to_uint8(part), (*size, 3))
+
+
+def _shares(length, scaled, begin, count):
+  """Where `count` of `scaled` cells over `length` pixels lie, from number `begin` on.
+
+  (the first pixel, float32 (count, pixels): the share that each pixel has in each cell).
+  """
+  scale = tf.cast(length, tf.float64) / tf.cast(scaled, tf.float64)
+  edges = tf.cast(begin + tf.range(count + 1, dtype=tf.int64), tf.float64) * scale
+  first = tf.cast(edges[0], tf.int32)
+  last = tf.minimum(tf.cast(tf.math.ceil(edges[-1]), tf.int32), length)
+  pixels = tf.cast(tf.range(first, last), tf.float64)[None]
+  covered = tf.clip_by_value(edges[:, None] - pixels, 0.0, 1.0)
+  return first, tf.cast((covered[1:] - covered[:-1]) / scale, tf.float32)
 
 
 def _centre(image, size):
   return _cut(image, (tf.shape(image)[:2] - size) // 2, size)
 
 
-def _window(image, size, seed):
-  """A part of the image at a uniformly random position."""
-  room = tf.cast(tf.shape(image)[:2] - size, tf.float32)
+def _random_corner(room, seed):
+  """(top, left) of a part at a uniformly random position, with `room` rows and columns left."""
   share = tf.random.stateless_uniform((2,), tf.random.experimental.stateless_fold_in(seed, 0))
-  return _cut(image, tf.cast(share * (room + 1), tf.int32), size)
+  return tf.cast(share * (tf.cast(room, tf.float32) + 1), room.dtype)
 
 
 def _cut(image, corner, size):

@@ -138,7 +138,7 @@ def entries(path: str) -> tuple[list[str], list[str]]:
     return folders, sorted(set(names) - set(folders))
   try:
     with os.scandir(path) as found:
-      kinds = {entry.name: entry.is_dir() for entry in found}
+      kinds = {entry.name: os.path.isdir(entry) for entry in found}  # False for a ring of links
   except OSError as fault:
     raise InputError(f'the folder {path} cannot be read: {fault.strerror}.') from fault
   names = sorted(kinds)

@@ -4,7 +4,10 @@ import io
 import os
 import re
 
+import numpy as np
 from PIL import Image, features
+
+from mixer.input import image_facts
 
 
 def _reads_heic() -> bool:
@@ -49,24 +52,78 @@ def lacks_decoder(name: str) -> bool:
   return not _WITH_DECODER.get(ending, True) and not hidden
 
 
-def readable(encoded: bytes) -> bytes:
-  """The file as it is, or as a BMP without an alpha channel if TensorFlow cannot read it.
+def readable(
+  encoded: bytes,
+  *,
+  max_pixels: int | None = None,
+  exif_orientation: bool = False,
+  bits_per_channel: int = 16,
+) -> bytes:
+  """The file as it is, or one without an alpha channel if TensorFlow cannot read it.
 
-  TensorFlow takes the palette indices of a BMP for grey values, refuses a WebP with an alpha
-  channel, its op for animated WebP corrupts memory, and it does not know TIFF, AVIF, HEIC, JPEG
-  2000 and portable pixmaps.
+  TensorFlow takes the palette indices of a BMP for grey values, and a GIF's first frame for the
+  whole canvas; it refuses a WebP with an alpha channel, and its op for animated WebP corrupts
+  memory; and it does not know TIFF, AVIF, HEIC, JPEG 2000 and portable pixmaps.
+
+  Args:
+    encoded: the file. What is no known image is returned as it is.
+    max_pixels: of an image; None for no limit but Pillow's.
+    exif_orientation: turn an image as its EXIF orientation says.
+    bits_per_channel: that images of 16 bits per channel use; the upper eight of them are kept.
 
   Raises:
-    OSError, ValueError: Pillow cannot read such a file.
+    ValueError: Pillow cannot read such a file, or it has more pixels; says why.
   """
-  odd_bmp = encoded[:2] == b'BM' and encoded[28:30] not in (b'\x18\x00', b'\x20\x00')  # bits
-  odd_webp = encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP' and encoded[12:16] != b'VP8 '
-  if not odd_bmp and not odd_webp and not _ONLY_PILLOW.match(encoded):
-    return encoded
-  plain = io.BytesIO()
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      image.convert('RGB').save(plain, 'BMP')
-  except (SyntaxError, Image.DecompressionBombError) as fault:
-    raise ValueError(str(fault)) from fault
+    if max_pixels is not None:
+      image_facts.check_pixels(image_facts.dimensions(encoded), max_pixels)
+    if _needs_pillow(encoded):
+      return _converted(encoded, max_pixels, exif_orientation, bits_per_channel)
+    shift = bits_per_channel != 16 and image_facts.is_deep_png(encoded)
+    if shift or (exif_orientation and image_facts.orientation(encoded) != 1):
+      return _converted(encoded, max_pixels, exif_orientation, bits_per_channel)
+  except Exception as fault:  # Pillow raises all kinds of errors for damaged files
+    raise ValueError(image_facts.fault_text(fault)) from fault
+  return encoded
+
+
+def _needs_pillow(encoded: bytes) -> bool:
+  begin, kind = encoded[:4], encoded[8:12]
+  if begin == b'GIF8':
+    return not image_facts.fills_canvas(encoded)
+  return (
+    (begin[:2] == b'BM' and encoded[28:30] not in (b'\x18\x00', b'\x20\x00'))  # bits of a pixel
+    or (begin == b'RIFF' and kind == b'WEBP' and encoded[12:16] != b'VP8 ')
+    or bool(_ONLY_PILLOW.match(encoded))
+  )
+
+
+def _converted(encoded: bytes, max_pixels: int | None, turn: bool, bits: int) -> bytes:
+  """The image as a BMP or, of 16 bits that are not shifted, as a PNG."""
+  with Image.open(io.BytesIO(encoded)) as opened:
+    image_facts.check_pixels(opened.size, max_pixels)
+    if opened.format == 'TIFF':
+      opened.load()  # which turns it, and removes its orientation
+    number = opened.getexif().get(image_facts.EXIF_ORIENTATION, 1) if turn else 1
+    if bits != 16 and image_facts.is_deep_png(encoded):
+      image = _upper_eight(image_facts.by_tensorflow(encoded, 'uint16'), bits)
+    elif opened.mode.startswith('I'):
+      levels = image_facts.sixteen_bits(opened)
+      image = _upper_eight(levels, bits) if bits != 16 else Image.fromarray(levels)
+    elif opened.mode == 'F':
+      raise ValueError('its pixels are floating-point numbers; convert them to 8 or 16 bits')
+    elif opened.format in ('JPEG', 'MPO'):  # the same pixels as of those that need no turn
+      image = Image.fromarray(image_facts.by_tensorflow(encoded))
+    else:
+      image = opened
+    deep = image.mode == 'I;16'
+    image = image if deep else image.convert('RGB')
+  image = image.transpose(image_facts.TURNS[number]) if number in image_facts.TURNS else image
+  plain = io.BytesIO()
+  image.save(plain, 'PNG' if deep else 'BMP')
   return plain.getvalue()
+
+
+def _upper_eight(levels: np.ndarray, bits: int) -> Image.Image:
+  """The upper eight of the `bits` that 16-bit pixels use; brighter ones are white."""
+  return Image.fromarray(np.minimum(levels >> (bits - 8), 255).astype(np.uint8))

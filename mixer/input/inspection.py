@@ -1,17 +1,15 @@
 """Decodes all images of an input, and finds the bad and the unusual ones."""
 
 from collections.abc import Iterator
-import contextlib
 import dataclasses
-import io
 import os
 
 import numpy as np
-from PIL import Image
 import tqdm
 
 from mixer import runtime
-from mixer.input import image_files, reading
+from mixer.input import image_facts, image_files, reading
+from mixer.input.conversion import DEFAULT, Conversion
 
 tf = runtime.tensorflow()
 
@@ -20,10 +18,13 @@ ODD = {
   'tiny': 'less than 32 pixels high or wide: enlarged',
   'ending': 'the format is not that of the file name extension: read by its content',
   'cmyk': 'CMYK: converted to RGB without a colour profile',
-  'deep': '16 bits per channel: the upper eight are kept',
+  'deep': '16 bits per channel: the upper eight of bits_per_channel are kept',
+  'dark': '16 bits per channel, of which the upper ones are 0, as in 12-bit data: nearly black, '
+  'unless bits_per_channel says how many are used',
   'alpha': 'an alpha channel: dropped, so that transparent parts show their colour',
   'animated': 'an animation: the first frame is read',
-  'rotated': 'an EXIF orientation: ignored, the image is read as it is stored',
+  'rotated': 'an EXIF orientation: ignored, the image is read as it is stored, unless '
+  'exif_orientation=True',
 }
 _TINY = 32  # pixels
 _BATCH = 256  # examples
@@ -33,6 +34,7 @@ _ENDINGS = {
   b'\x89P': ('.apng', '.png'),
   b'GI': ('.gif',),
   b'BM': ('.bmp',),
+  b'RI': ('.webp',),
 }
 
 
@@ -68,21 +70,33 @@ class Findings:
       places.append(where)
 
 
-def inspect(data: reading.Examples, title: str) -> Findings:
+def inspect(data: reading.Examples, title: str, conversion: Conversion = DEFAULT) -> Findings:
   """Decodes every example; reading a record verifies its checksum."""
   n = data.num_examples
   found = Findings(n, 0, [], {}, {}, np.zeros(data.num_classes, np.int64))
   with tqdm.tqdm(total=n, desc=title, unit='image', dynamic_ncols=True) as bar:
-    for index, row in enumerate(_rows(data, bar)):
+    for index, row in enumerate(_rows(data, conversion, bar)):
       where = data.describe(index)
       if row is None:
-        found.add_bad(where, _fault(data, index))
+        found.add_bad(where, _fault(data, conversion, index))
       else:
         _add(found, where, row)
   return found
 
 
-def _rows(data: reading.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
+def remarks(data: reading.Examples, conversion: Conversion) -> list[str]:
+  """`image_facts.remarks` on a sample of the examples; bad ones are left out."""
+
+  def encoded():
+    for index in image_facts.sample(data.num_examples):
+      fault, row = reading.make_one(data, index, data.parse)
+      if fault is None:
+        yield data.describe(index), tf.convert_to_tensor(row[0]).numpy()
+
+  return image_facts.remarks(encoded(), conversion.changed())
+
+
+def _rows(data: reading.Examples, conversion: Conversion, bar: tqdm.tqdm) -> Iterator[dict | None]:
   """The facts of each example in turn; None for one that cannot be decoded."""
   n = data.num_examples
 
@@ -91,7 +105,7 @@ def _rows(data: reading.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
     return indices, indices
 
   def make(index, *row):
-    return _facts(data, index, *row)
+    return _facts(data, conversion, index, *row)
 
   starts = tf.data.Dataset.range(0, n, reading.READ_AHEAD)
   dataset = reading.read(data, starts, rows, tf.int64, make, skip_errors=True)
@@ -106,9 +120,9 @@ def _rows(data: reading.Examples, bar: tqdm.tqdm) -> Iterator[dict | None]:
   bar.update(n - bar.n)
 
 
-def _facts(data: reading.Examples, index, *row) -> dict[str, tf.Tensor]:
+def _facts(data: reading.Examples, conversion, index, *row) -> dict[str, tf.Tensor]:
   encoded, label = data.parse(*row)
-  decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  decoded = tf.io.decode_image(conversion(encoded), channels=3, expand_animations=False)
   return {
     'index': index,
     'label': label,
@@ -119,18 +133,8 @@ def _facts(data: reading.Examples, index, *row) -> dict[str, tf.Tensor]:
 
 
 def _oddities(encoded: bytes) -> bytes:
-  """Those keys of ODD that the header of the file shows, with spaces between."""
-  found = []
-  if encoded[:4] == b'\x89PNG':
-    found += ['deep'] if encoded[24] == 16 else []  # bits of a channel; then the colour type
-    found += ['alpha'] if encoded[25] in (4, 6) else []
-  else:
-    # Pillow raises all kinds of errors for damaged metadata of images that TensorFlow decodes.
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
-      found += ['cmyk'] if image.mode == 'CMYK' else []
-      found += ['animated'] if getattr(image, 'is_animated', False) else []
-      found += ['rotated'] if image.getexif().get(0x0112, 1) != 1 else []
-  return ' '.join(found).encode()
+  """Those keys of ODD that the file itself shows, with spaces between."""
+  return ' '.join(image_facts.oddities(np.asarray(encoded, object).item())).encode()
 
 
 def _add(found: Findings, where: str, row: dict) -> None:
@@ -144,14 +148,12 @@ def _add(found: Findings, where: str, row: dict) -> None:
   ending = os.path.splitext(where)[1].lower()
   known = image_files.ENDINGS
   if ending in known and ending not in _ENDINGS.get(row['begin'], known):
-    # `image_files.readable` converts files of these endings to BMP, some of them or all.
-    converted = ending not in {one for of in _ENDINGS.values() for one in of}
-    kinds += [] if row['begin'] == b'BM' and converted else ['ending']
+    kinds.append('ending')
   for kind in kinds:
     found.add_odd(kind, where)
 
 
-def _fault(data: reading.Examples, index: int) -> str:
+def _fault(data: reading.Examples, conversion: Conversion, index: int) -> str:
   """Why an example cannot be decoded."""
-  fault, _ = reading.make_one(data, index, lambda *row: _facts(data, index, *row))
+  fault, _ = reading.make_one(data, index, lambda *row: _facts(data, conversion, index, *row))
   return fault or 'it could be read at the second attempt'

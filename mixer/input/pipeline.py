@@ -5,14 +5,16 @@ import threading
 from typing import Annotated
 import weakref
 
+from absl import logging
 import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import bad_images, crops, order, randaugment, reading
+from mixer.input import bad_images, crops, image_facts, inspection, order, randaugment, reading
+from mixer.input.conversion import Conversion
 from mixer.sizes import Size, pair
 from mixer.training import randaugment as device_randaugment
-from mixer.values import Count, Fraction, NotNegative, OneOf, Seed, Steps
+from mixer.values import Count, Fraction, NotNegative, OneOf, Range, Seed, Steps
 
 tf = runtime.tensorflow()
 
@@ -39,6 +41,9 @@ class Images:
     randaugment_magnitude: NotNegative = 0,
     randaugment_on: Annotated[str, OneOf(('host', 'device'))] = 'host',
     on_bad_image: Annotated[str, OneOf(bad_images.CHOICES)] = 'fail',
+    max_pixels: Annotated[int, Range(least=1)] = image_facts.MAX_PIXELS,
+    exif_orientation: bool = False,
+    bits_per_channel: Annotated[int, Range(least=8, most=16)] = 16,
     subset_fraction: Fraction = 1.0,
     subset_seed: Seed = 0,
   ):
@@ -55,6 +60,10 @@ class Images:
       on_bad_image: in training. 'fail' raises an InputError with the paths. 'skip' replaces a bad
         image by the next good one in the order of the examples, with the random draws of the bad
         one's position, and counts it in `bad_images`.
+      max_pixels: an image of more is a bad one.
+      exif_orientation: turn images as their EXIF orientation says, which the paper's pipeline did
+        not do.
+      bits_per_channel: that images of 16 bits per channel use; the upper eight of them are kept.
       subset_fraction, subset_seed: the part of the examples to use, see `order.subset`.
 
     Raises:
@@ -72,12 +81,13 @@ class Images:
     if randaugment_on == 'device' and randaugment_layers:
       self.augment = device_randaugment.make(**self._randaugment)
       self._randaugment['layers'] = 0
+    self.conversion = Conversion(max_pixels, exif_orientation, bits_per_channel)
     self._resize = None if resize is None else pair(resize)
     self.image_size, self.channels = pair(image_size), 3
     self._examples = open_examples()
     if subset_fraction != 1.0:
       self._examples = reading.Subset(self._examples, subset_fraction, subset_seed)
-    self._bad = None
+    self._bad, self._remarked = None, False
     if on_bad_image == 'skip':
       self._bad = bad_images.BadImages(self._examples.num_examples)
     self.for_evaluation = not self._crop.random
@@ -90,6 +100,7 @@ class Images:
       'resize': self._resize,
       'crop': self.image_size,
       'value_range': [-1, 1],
+      **self.conversion.changed(),
     }
 
   @property
@@ -107,6 +118,7 @@ class Images:
   ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of process `shard` of all batches from number `first_batch` on, without end."""
     local = order.local_rows(self.batch_size, num_shards)
+    self._remark(shard)
 
     def rows(start, count):
       sequence = start + np.arange(count)  # numbers of this process's rows since step 0
@@ -114,7 +126,7 @@ class Images:
       return order.examples(positions, self.num_examples, seed), positions
 
     def make(position, *row):
-      encoded, label = self._examples.parse(*row)
+      encoded, label = self._parse(*row)
       return {'image': self._train_image(encoded, tf.stack([seed, position])), 'label': label}
 
     def starts(batch):
@@ -173,6 +185,7 @@ class Images:
     """Every example once, with a bool 'mask' that is False for padding."""
     if self._crop.random:
       raise InputError('an evaluation needs a crop without randomness; use crop="resize_small".')
+    self._remark(shard)
     batches = list(order.padded_batches(self.num_examples, batch_size, shard, num_shards))
     indices = np.concatenate([index for index, _ in batches])
     masks = np.concatenate([mask for _, mask in batches])
@@ -181,7 +194,7 @@ class Images:
       return indices[start : start + count], masks[start : start + count]
 
     def make(mask, *row):
-      encoded, label = self._examples.parse(*row)
+      encoded, label = self._parse(*row)
       return {'image': self._cropped(encoded), 'label': label, 'mask': mask}
 
     starts = tf.data.Dataset.range(0, len(indices), reading.READ_AHEAD)
@@ -207,7 +220,7 @@ class Images:
       for batch in batches:
         yield batch
         number += 1
-    except failed:
+    except failed as error:
       faults = {}
       for index, value in zip(*rows(number * local, local)):
         fault, _ = reading.make_one(self._examples, index, lambda *row, v=value: make(v, *row))
@@ -215,7 +228,10 @@ class Images:
           faults[self._examples.describe(index)] = fault
       if faults:
         raise bad_images.batch_error(faults) from None
-      raise  # not caused by an example
+      raise InputError(
+        'a batch could not be made, although each of its images can be read at another attempt: '
+        f'{reading.error_text(error)} Start again.'
+      ) from error
 
   def _batches(self, starts, rows, dtype, make, local: int, *, skip_errors=False) -> Iterator[dict]:
     """Batches of `local` rows, see `reading.read`."""
@@ -224,6 +240,17 @@ class Images:
     options.deterministic = True
     dataset = dataset.batch(local, drop_remainder=True).prefetch(2).with_options(options)
     return _NumpyBatches(dataset)
+
+  def _remark(self, shard: int) -> None:
+    """Warns once, on one process, of images that are not read as they are meant."""
+    if shard == 0 and not self._remarked:
+      for line in inspection.remarks(self._examples, self.conversion):
+        logging.warning('%s', line)
+    self._remarked = True
+
+  def _parse(self, *row):
+    encoded, label = self._examples.parse(*row)
+    return self.conversion(encoded), label
 
   def _train_image(self, encoded, seed):
     if not self._crop.random:

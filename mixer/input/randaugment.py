@@ -203,7 +203,7 @@ def rotate(image, degrees):
   size = tf.cast(tf.shape(image), tf.float32)
   x, y = (size[1] - 1) / 2, (size[0] - 1) / 2
   cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
-  return _affine(image, (cos, -sin, x - (cos * x - sin * y)), (sin, cos, y - (sin * x + cos * y)))
+  return _affine(image, (cos, -sin, (cos * x - sin * y) - x), (sin, cos, (sin * x + cos * y) - y))
 
 
 def shear_x(image, slope):
@@ -215,19 +215,22 @@ def shear_y(image, slope):
 
 
 def translate_x(image, pixels):
-  return _affine(image, (1.0, 0.0, pixels), (0.0, 1.0, 0.0))
+  return _affine(image, (1.0, 0.0, -pixels), (0.0, 1.0, 0.0))
 
 
 def translate_y(image, pixels):
-  return _affine(image, (1.0, 0.0, 0.0), (0.0, 1.0, pixels))
+  return _affine(image, (1.0, 0.0, 0.0), (0.0, 1.0, -pixels))
 
 
 def _affine(image, to_x, to_y):
-  """Shows at (x, y) the pixel nearest to (to_x . (x, y, 1), to_y . (x, y, 1)); grey outside."""
+  """Shows at (x, y) the pixel nearest to (to_x . (x, y, -1), to_y . (x, y, -1)); grey outside.
+
+  The last term is subtracted, since TensorFlow's optimizer of graphs may change the order of a sum.
+  """
   shape = tf.cast(tf.shape(image), tf.float32)
   column, row = tf.range(shape[1])[None, :], tf.range(shape[0])[:, None]
-  x = to_x[0] * column + to_x[1] * row + to_x[2]
-  y = to_y[0] * column + to_y[1] * row + to_y[2]
+  x = to_x[0] * column + to_x[1] * row - to_x[2]
+  y = to_y[0] * column + to_y[1] * row - to_y[2]
   return _nearest(image, x, y)
 
 

@@ -13,6 +13,7 @@ tf = runtime.tensorflow()
 
 READ_AHEAD = 16  # examples that one call of `fetch` reads
 CHUNKS = 4  # of READ_AHEAD examples in memory: two calls in parallel, and one result of each
+_CUT_OFF = 'jpeg::Uncompress failed. Invalid JPEG data or crop window.'
 ERRORS = (tf.errors.OpError, OSError, ValueError)  # raised by an example that is damaged
 
 
@@ -77,13 +78,13 @@ def read(
     rows: (start, count) -> (the indices of up to `count` examples, a value for each).
     dtype: of the values.
     make: (value, *row of the example) -> structure of tensors, in TensorFlow ops.
-    skip_errors: leave out the examples that cannot be read or made, without a message.
+    skip_errors: leave out the examples that cannot be read or made, without a message. Otherwise
+      the row of such an example raises an error, and none before it.
   """
 
   def fetch(start):
     indices, values = rows(start, READ_AHEAD)
-    columns = _fetch_or_empty(examples, indices) if skip_errors else examples.fetch(indices)
-    return values, *columns
+    return values, *_fetch_or_empty(examples, indices)
 
   def call(start):
     columns = tf.numpy_function(fetch, [start], (dtype, *examples.dtypes), stateful=False)
@@ -116,4 +117,6 @@ def make_one(examples: Examples, index: int, make: Callable) -> tuple[str | None
 def error_text(error: Exception) -> str:
   """The message of an error, for TensorFlow's without the names of its nodes."""
   text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-  return re.sub(r'^\{\{.*?\}\} | \[Op:\w+\].*$', '', text, flags=re.DOTALL)
+  text = re.sub(r'^\{\{.*?\}\} |\n\t \[\[.*$| \[Op:\w+\].*$', '', text, flags=re.DOTALL)
+  # What the op that reads the size says of a JPEG that is cut off, as the decoder says it.
+  return re.sub(r'^Invalid JPEG data, size \d+$', _CUT_OFF, text)

@@ -1,6 +1,7 @@
 """Single image files, decoded and cropped as in an evaluation."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import io
 
 from etils import epath
@@ -8,7 +9,7 @@ import numpy as np
 
 from mixer import runtime
 from mixer.errors import InputError
-from mixer.input import folders, image_files, timm_images
+from mixer.input import folders, image_facts, image_files, timm_images
 from mixer.sizes import pair
 
 Decode = Callable[[bytes], np.ndarray]
@@ -60,6 +61,24 @@ def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) 
   return DECODERS[name](preprocessing, tuple(image_size), channels)
 
 
+def remarks(paths: Sequence[epath.Path], preprocessing: Mapping) -> list[str]:
+  """`image_facts.remarks` on a sample of the files; those that cannot be read are left out."""
+
+  def files():
+    for number in image_facts.sample(len(paths)):
+      with contextlib.suppress(OSError):
+        yield str(paths[number]), paths[number].read_bytes()
+
+  exact = DECODERS[preprocessing['name']] is _exact
+  return [] if exact else image_facts.remarks(files(), _converted(preprocessing))
+
+
+def _converted(preprocessing: Mapping) -> dict:
+  """The arguments of `conversion.Conversion` that are recorded."""
+  names = ('exif_orientation', 'bits_per_channel')
+  return {name: preprocessing[name] for name in names if name in preprocessing}
+
+
 def _exact(_, size: tuple[int, int], channels: int) -> Decode:
   """For models of in-memory data: the pixels as they are."""
   from PIL import Image
@@ -69,8 +88,8 @@ def _exact(_, size: tuple[int, int], channels: int) -> Decode:
       image = Image.open(io.BytesIO(content))
       if (image.height, image.width) == size:  # otherwise only the header is read
         image = image.convert({'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-      raise InputError(str(fault).replace('BytesIO object', 'content')) from fault
+    except Exception as fault:  # Pillow raises all kinds of errors for damaged files
+      raise InputError(image_facts.fault_text(fault)) from fault
     bands = len(image.getbands())
     if (image.height, image.width, bands) != (*size, channels) or image.mode not in _EIGHT_BITS:
       raise InputError(
@@ -89,7 +108,7 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
   """The crop of that name in `mixer.input.crops`, as in an evaluation."""
   try:
     tf = runtime.tensorflow()
-    from mixer.input import crops, reading  # loads TensorFlow
+    from mixer.input import conversion, crops, reading  # loads TensorFlow
   except ImportError as fault:
     raise InputError(
       f'the preprocessing {preprocessing["name"]!r} needs a package that is not installed: '
@@ -103,12 +122,12 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
       f'{preprocessing["name"]!r} and {channels}.'
     )
   arguments = {'resize': pair(resize)} if crop.resizes else {}
+  convert = conversion.Conversion(**_converted(preprocessing))
 
   def decode(content: bytes) -> np.ndarray:
     try:
       with tf.device('CPU'):
-        plain = image_files.readable(content)
-        image = crop.function(tf.constant(plain), size, **arguments)
+        image = crop.function(convert(tf.constant(content)), size, **arguments)
     except reading.ERRORS as error:
       raise InputError(reading.error_text(error)) from error
     return image.numpy()

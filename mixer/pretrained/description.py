@@ -144,6 +144,7 @@ def _preprocessing(section: Mapping) -> dict:
     'resize': None if resize is None else pair(resize),
     'crop': pair(section['image_size']),
     'value_range': [-1, 1],
+    **{key: section[key] for key in ('exif_orientation', 'bits_per_channel') if section.get(key)},
   }
 
 

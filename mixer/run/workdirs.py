@@ -18,9 +18,10 @@ from mixer.errors import InputError
 
 LOCK_FILE = '.lock'
 # Keys that may change when a run resumes: they say where and in which parts it computes and what it
-# keeps. `on_bad_image` may, because a run that fails at a bad image has used none.
+# keeps. `on_bad_image` and `max_pixels` may, because a run that fails at a bad image has used none.
 _MAY_CHANGE = re.compile(
-  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|.*\.data_dir|.*\.on_bad_image'
+  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|'
+  r'.*\.(data_dir|on_bad_image|max_pixels)'
 )
 # Keys that say where the data are.
 _PLACE = re.compile(r'(train_input|evals\..*\.(?:train_)?input)\.(path|files|images|labels)')

@@ -1,5 +1,6 @@
 """on_bad_image: where a bad image's place is taken by another, and where it stops the run."""
 
+import errno
 from itertools import islice
 import logging
 import os
@@ -81,13 +82,13 @@ def test_a_bad_images_place_goes_to_the_next_good_one(build, source):
 
 @pytest.mark.parametrize(
   ('source', 'layers'),
-  [('folder', 0), ('tfrecord', 0), pytest.param('folder', 2, marks=pytest.mark.slow)],
+  [('folder', 0), ('tfrecord', 0), ('folder', 1)],
 )
 def test_good_images_are_as_they_would_be_and_the_others_have_their_positions_draws(
   build, source, layers
 ):
   """Against a set whose bad images are replaced on disk: the same pixels in every place."""
-  augment = {'randaugment_layers': layers, 'randaugment_magnitude': 10}
+  augment = {'randaugment_layers': layers, 'randaugment_magnitude': 15}
   data = build(source, **augment)
   labels = stored(data)
   mended = [data.examples.fetch([i]) for i in range(N)]
@@ -214,6 +215,146 @@ def test_a_file_that_goes_away(build, tmp_path):
   expected = np.concatenate([order.permutation(20, SEED, epoch) for epoch in range(3)])
   np.testing.assert_array_equal(found, np.where(expected == 4, 5, expected))
   assert data.bad_images == 1
+
+
+@pytest.fixture
+def damaged(tmp_path, monkeypatch):
+  """(folder, {path: what is told of it}): bad files of all kinds among 47 good images."""
+  from mixer.input.sources import folder
+
+  rng = np.random.default_rng(0)
+  kinds = ('JPEG', 'PNG', 'WEBP')
+  good = [sets.encode(sets.smooth(rng, 30, 40), kind) for kind in kinds]
+  whole = {kind: sets.encode(sets.smooth(rng, 30, 40), kind) for kind in ('TIFF', 'GIF', 'BMP')}
+  whole['WEBP'] = sets.encode(sets.smooth(rng, 30, 40), 'WEBP', lossless=True)
+  files = {f'{"abc"[i % 3]}/{i:02}.{kinds[i % 3]}': good[i % 3] for i in range(47)}
+  files |= {f'a/cut{kind}.{kind}': file[: len(file) // 2] for kind, file in whole.items()}
+  files['a/cutTIFF.png'] = files.pop('a/cutTIFF.TIFF')  # read by its content
+  large = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\2\0\0\0'
+  told = {
+    **{f'a/cut{kind}': '' for kind in ('TIFF.png', 'GIF.GIF', 'BMP.BMP', 'WEBP.WEBP')},
+    'a/empty.png': 'Input is empty.',
+    'b/text.jpg': 'Unknown image file format',
+    'b/start.jpg': 'jpeg::Uncompress failed',
+    'b/header.png': '',
+    'b/large.png': '65536 x 65536 pixels are more than 178956970, the limit',
+    'c/link.jpg': '[Errno 2] No such file',
+    'c/loop.jpg': '[Errno 40] Too many levels',
+    'c/folder.jpg': '[Errno 21] Is a directory',
+    'c/locked.jpg': '[Errno 13] Permission denied',
+  }
+  files |= {'a/empty.png': b'', 'b/text.jpg': b'a text', 'b/start.jpg': b'\xff\xd8\xff'}
+  files |= {'b/header.png': good[1][:20], 'b/large.png': large, 'c/locked.jpg': good[0]}
+  for name, content in files.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+  (tmp_path / 'c/link.jpg').symlink_to(tmp_path / 'nowhere')
+  (tmp_path / 'c/loop.jpg').symlink_to(tmp_path / 'c/loop.jpg')
+  (tmp_path / 'c/folder.jpg').mkdir()
+  read = folder._read
+
+  def read_what_is_permitted(path):  # the tests may run as root
+    if path.endswith('locked.jpg'):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return read(path)
+
+  monkeypatch.setattr(folder, '_read', read_what_is_permitted)
+  return tmp_path, {f'{tmp_path}/{name}': text for name, text in told.items()}
+
+
+def named(error):
+  """{path: reason} in the lines of an error about a batch."""
+  lines = str(error).splitlines()
+  assert re.match(r'\d+ bad images in one batch; replace or remove them. ', lines[0])
+  return dict(line.removeprefix('  ').split(': ', 1) for line in lines[1:])
+
+
+@pytest.mark.parametrize('batch_size', [5, 16])  # of which the first shares chunks of reading
+def test_every_kind_of_bad_file_is_named_in_the_batch_that_needs_it(build, damaged, batch_size):
+  root, told = damaged
+  common = {'path': str(root), 'batch_size': batch_size, 'on_bad_image': 'fail', 'resize': 20}
+  data = build(**common, crop='resize_random')
+  numbers = [data.examples.describe(i) for i in range(data.num_examples)]
+  assert len(numbers) == 47 + len(told)
+  found = {}
+  for training in (True, False):
+    sequence = order.permutation(len(numbers), SEED, 0) if training else range(len(numbers))
+    places = [numbers[i] for i in sequence]
+    for first in range(0, len(places), batch_size):
+      wanted = set(told) & set(places[first : first + batch_size])
+      if not training and first:
+        break  # an evaluation always begins at its first image
+      if len(places) - first < batch_size or not wanted:
+        continue
+      batches = (
+        data.train_batches(first // batch_size, SEED)
+        if training
+        else build(**common, crop='resize').eval_batches(batch_size)
+      )
+      with pytest.raises(InputError) as error:
+        next(batches)
+      reasons = named(error.value)
+      assert reasons.keys() == wanted
+      found |= reasons
+  assert len(found) > 8
+  for path, reason in found.items():
+    assert reason.startswith(told[path]) and reason and 'node' not in reason, (path, reason)
+
+
+def test_every_kind_of_bad_file_is_skipped_and_counted(build, damaged, caplog):
+  root, told = damaged
+  for path in [*told][:4]:
+    os.remove(path)  # at most ten
+    del told[path]
+  data = build(path=str(root), batch_size=7)
+  with caplog.at_level(logging.WARNING, 'absl'):
+    take(data.train_batches(0, SEED), 9)
+  assert data.bad_images == len(told) == 9
+  logged = [message.partition(': ')[2] for message in caplog.messages if 'replaced' in message]
+  for path, reason in told.items():
+    assert any(line.startswith(f'{path}: {reason}') for line in logged)
+
+
+def test_check_and_predict_name_every_kind_of_bad_file(build, damaged):
+  from mixer.input import inspection, single_images
+
+  root, told = damaged
+  data = build(path=str(root), on_bad_image='fail', crop='resize', resize=20)
+  found = inspection.inspect(data.examples, 'train', data.conversion)
+  reasons = {place['where']: place['reason'] for place in found.bad_places}
+  assert reasons.keys() == told.keys()
+  assert all(reason.startswith(told[path]) for path, reason in reasons.items())
+  decode = single_images.decoder(data.preprocessing, (16, 16), 3)
+  for path in told:
+    if not path.startswith(f'{root}/c'):  # those can be read
+      with open(path, 'rb') as file, pytest.raises(InputError) as error:
+        decode(file.read())
+      assert str(error.value).startswith(told[path]) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('failures', [1, 3])
+def test_a_file_that_cannot_be_read_for_a_while(build, damaged, monkeypatch, failures):
+  from mixer.input.sources import folder
+
+  root, told = damaged
+  for path in told:
+    os.rmdir(path) if os.path.isdir(path) else os.remove(path)
+  data, read, left = build(path=str(root), on_bad_image='fail'), folder._read, [failures]
+  wanted = take(data.train_batches(0, SEED), 3)
+
+  def read_in_the_end(path):
+    if path.endswith('/07.PNG') and left[0]:
+      left[0] -= 1
+      raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    return read(path)
+
+  monkeypatch.setattr(folder, '_read', read_in_the_end)
+  if failures == 1:  # read again by itself
+    sets.assert_same(take(data.train_batches(0, SEED), 3), wanted)
+  else:
+    left[0] = 2
+    with pytest.raises(InputError, match='^a batch could not be made, .*: Input is empty. Start'):
+      take(data.train_batches(0, SEED), 5)
 
 
 # What is refused

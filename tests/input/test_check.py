@@ -9,12 +9,14 @@ from PIL import Image
 import pytest
 from test_folder import odd_images, picture, put, saved
 
-from mixer import input
+from mixer import input, runtime
 from mixer.input import check
 import runs
 import sets
 
 inspection = pytest.importorskip('mixer.input.inspection', reason='needs TensorFlow')
+
+tf = runtime.tensorflow()
 
 COMMON = {'batch_size': 1, 'image_size': 32, 'crop': 'direct'}
 
@@ -34,8 +36,22 @@ def folder(tmp_path):
   """All kinds of odd images, each of a class of its own, and 40 bad ones among 40 good ones."""
   for name, content in odd_images().items():
     put(tmp_path, f'{name}/{name}', content)
+  turned = Image.Exif()
+  turned[0x0112] = 3
   deep = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
-  put(tmp_path, 'deep/deep.png', saved(Image.fromarray(deep), 'PNG'))
+  others = {
+    'deep.png': saved(Image.fromarray(deep), 'PNG'),
+    'twelve.png': saved(Image.fromarray(deep // 16), 'PNG'),
+    'ten.png': tf.io.encode_png(np.stack([deep // 64] * 3, -1)).numpy(),
+    'palette.png': saved(Image.new('P', (40, 40)), 'PNG', transparency=0),
+    'key.png': saved(Image.new('RGB', (40, 40)), 'PNG', transparency=(0, 0, 0)),
+    'hole.gif': saved(Image.new('P', (40, 40)), 'GIF', transparency=0),
+    'turned.png': saved(Image.new('RGB', (40, 40)), 'PNG', exif=turned),
+    'moving.png': saved(Image.new('L', (40, 40)), 'PNG', save_all=True,
+                        append_images=[Image.new('L', (40, 40), 9)]),
+  }  # fmt: skip
+  for name, content in others.items():
+    put(tmp_path, f'{name}/{name}', content)
   put(tmp_path, 'small/small.png', saved(Image.fromarray(picture()).resize((31, 40)), 'PNG'))
   whole = odd_images()['RGB.jpg']
   for i in range(40):
@@ -45,19 +61,20 @@ def folder(tmp_path):
 
 
 ODD = {
-  'alpha': {'LA.png', 'RGBA.png', 'clear.png'},
-  'animated': {'moving.gif'},
-  'cmyk': {'CMYK.jpg'},
-  'deep': {'deep.png'},
+  'alpha': {'LA.png', 'RGBA.png', 'clear.png', 'clear.webp', 'palette.png', 'key.png', 'hole.gif'},
+  'animated': {'moving.gif', 'moving.webp', 'moving.png'},
+  'cmyk': {'CMYK.jpg', 'CMYK.TIFF'},
+  'dark': {'twelve.png', 'ten.png'},
+  'deep': {'deep.png', 'twelve.png', 'ten.png'},
   'ending': {'png_in_truth.jpg', 'jpeg_in_truth.PNG', 'webp_in_truth.gif'},
-  'rotated': {'turned.jpg'},
+  'rotated': {'turned.jpg', 'turned.png'},
   'tiny': {'small.png'},
 }
 
 
 def test_a_folder(folder):
   found = of_folder(folder)
-  assert found.examples == len(odd_images()) + 2 + 80 and found.bad == 40
+  assert found.examples == len(odd_images()) + 9 + 80 and found.bad == 40
   bad = {place['where']: place['reason'] for place in found.bad_places}
   assert bad.keys() == {f'{folder}/many/{i:02}-bad.jpg' for i in range(40)}
   assert bad[f'{folder}/many/00-bad.jpg'] == 'Input is empty.'
@@ -66,7 +83,7 @@ def test_a_folder(folder):
   odd = {kind: {path.rpartition('/')[2] for path in of} for kind, of in found.odd_places.items()}
   assert odd == ODD and found.odd == {kind: len(of) for kind, of in ODD.items()}
   assert ODD.keys() == inspection.ODD.keys()
-  assert sorted(found.per_class) == [1] * (len(odd_images()) + 2) + [40]
+  assert sorted(found.per_class) == [1] * (len(odd_images()) + 9) + [40]
 
 
 @pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
@@ -110,7 +127,7 @@ def test_the_list_of_bad_ones_ends_and_their_number_does_not(folder, monkeypatch
   monkeypatch.setattr(inspection, '_NAMED', 1)
   found = of_folder(folder)
   assert found.bad == 40 and len(found.bad_places) == 7
-  assert found.odd['alpha'] == 3 and len(found.odd_places['alpha']) == 1
+  assert found.odd['alpha'] == 7 and len(found.odd_places['alpha']) == 1
 
 
 def test_the_program_on_the_inputs_of_a_config(tmp_path):

@@ -39,11 +39,25 @@ on_both_images = pytest.mark.parametrize('image', [noise(), scene()], ids=['nois
 at_magnitudes = pytest.mark.parametrize('magnitude', [3, 10, 15, 20])
 
 
+@functools.cache
+def in_tf_data(content, shape, magnitude):
+  """(sign -> {name: image changed by it}) in a tf.data pipeline, whose graph is optimized."""
+  names = jax_randaugment.NAMES
+
+  def change(image, sign):
+    image = tf.ensure_shape(image, shape)
+    to = randaugment.operations(image, magnitude, sign, tf.constant(CENTRE, tf.float32))
+    return [to[name]() for name in names]
+
+  image = np.frombuffer(content, np.uint8).reshape(shape)
+  images = tf.data.Dataset.from_tensors(image).repeat(2)
+  signs = tf.data.Dataset.from_tensor_slices([1.0, -1.0])
+  found = tf.data.Dataset.zip(images, signs).map(change).as_numpy_iterator()
+  return {sign: dict(zip(names, of)) for sign, of in zip((1.0, -1.0), found, strict=True)}
+
+
 def by_tensorflow(image, name, magnitude, sign=1.0):
-  to = randaugment.operations(
-    tf.constant(image), magnitude, tf.constant(sign), tf.constant(CENTRE, tf.float32)
-  )
-  return to[name]().numpy()
+  return in_tf_data(image.tobytes(), image.shape, magnitude)[sign][name]
 
 
 def by_jax(image, name, magnitude, sign=1.0):
@@ -226,6 +240,28 @@ def test_places(changed, image, name, magnitude, sign):
   assert decided.mean() > 0.89
   got = changed(image, name, magnitude, sign)
   np.testing.assert_array_equal(got[decided], np.asarray(expected)[decided])
+
+
+@pytest.mark.parametrize('magnitude', [3, 10, 15, 20])
+@pytest.mark.parametrize(('height', 'width'), [(224, 224), (56, 40)])
+def test_rotations_in_tf_data_add_in_the_order_of_the_original(height, width, magnitude):
+  """float32, every product and sum rounded: x = (a * column + b * row) + c."""
+  image = noise(height, width)
+  column, row = (
+    np.arange(width, dtype=np.float32)[None],
+    np.arange(height, dtype=np.float32)[:, None],
+  )
+  middle_x, middle_y = np.float32((width - 1) / 2), np.float32((height - 1) / 2)
+  for sign in (1.0, -1.0):
+    radians = tf.constant(sign) * randaugment.arguments(magnitude)['Rotate'] * (math.pi / 180)
+    cos, sin = tf.cos(radians).numpy(), tf.sin(radians).numpy()
+    x = (cos * column + -sin * row) + (middle_x - (cos * middle_x - sin * middle_y))
+    y = (sin * column + cos * row) + (middle_y - (sin * middle_x + cos * middle_y))
+    nearest = [np.copysign(np.floor(np.abs(at) + np.float32(0.5)), at).astype(int) for at in (x, y)]
+    inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+    shown = image[np.where(inside, nearest[1], 0), np.where(inside, nearest[0], 0)]
+    expected = np.where(inside[..., None], shown, 128)
+    np.testing.assert_array_equal(by_tensorflow(image, 'Rotate', magnitude, sign), expected)
 
 
 def test_halfway_between_two_pixels_the_one_away_from_0_is_nearest(changed):

@@ -67,7 +67,7 @@ class ImageFolder:
     self.record_bytes = sum(sizes) // len(sizes)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [image_files.readable(_read(self._paths[i])) for i in indices]
+    files = [_read(self._paths[i]) for i in indices]
     return np.array(files, dtype=object), self._labels[indices]
 
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
