@@ -291,7 +291,8 @@ def _compare_pixels(name: str, data: Input, trained: Input) -> None:
     have, want = data.preprocessing.get(key), trained.preprocessing.get(key)
     if have != want:
       raise InputError(
-        f'{name} and config.train_input differ in {key}; set config.evals.NAME.input.{key} too.'
+        f'{name} and config.train_input differ in {key}: {have or "not set"} and '
+        f'{want or "not set"}. Give both the same.'
       )
 
 

@@ -261,5 +261,7 @@ def test_options_are_recorded_for_prediction_and_the_same_in_evaluations(tmp_pat
 
   section = {'source': 'folder', 'path': str(tmp_path), 'split': 'train', 'val_fraction': 0}
   section |= {'batch_size': 2, 'image_size': SIDE, 'crop': 'direct'}
-  with pytest.raises(InputError, match='val.input and config.train_input differ in exif_orient'):
+  with pytest.raises(
+    InputError, match='input differ in exif_orientation: not set and True. Give both'
+  ):
     inputs.open_evals({'val': {'kind': 'classification', 'input': section}}, data)
