@@ -61,6 +61,7 @@ SOURCES = {
   'placed_digits': ('mixer.input.sources.arrays:placed_digits', _ARRAYS),
   'shards': ('mixer.input.sources.shards:Shards', _IMAGES),
   'synthetic': ('mixer.input.sources.synthetic:Synthetic',),
+  'table': ('mixer.input.sources.table:ImageTable', _IMAGES),
   'tfds': ('mixer.input.sources.tfds:open_split', _IMAGES),
   'vtab': ('mixer.input.sources.vtab:open_split', _IMAGES),
 }

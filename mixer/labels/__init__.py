@@ -24,13 +24,14 @@ _KNOWN_SIZES = (
 )  # fmt: skip
 
 
-def load(name_or_path: str, num_classes: int) -> Classes:
+def load(name_or_path: str, num_classes: int | None) -> Classes:
   """The classes of a bundled list, or of a UTF-8 file with one per line.
 
   A line is 'n01440764<TAB>tench', 'n01440764 tench', 'n01440764' or 'tench'.
 
   Raises:
-    InputError: no such list or file, a line without content, or not `num_classes` of them.
+    InputError: no such list or file, a line without content, or not `num_classes` of them (None for
+      any number).
   """
   if name_or_path in BUNDLED:
     path = epath.Path(pathlib.Path(__file__).with_name(f'{name_or_path}.txt'))
@@ -64,8 +65,8 @@ def _parse(line: str) -> tuple[str, str]:
   return (found[1], found[2] or found[1]) if found else ('', line.strip())
 
 
-def _checked(classes: Classes, num_classes: int, source: str) -> Classes:
-  if len(classes) != num_classes:
+def _checked(classes: Classes, num_classes: int | None, source: str) -> Classes:
+  if num_classes not in (None, len(classes)):
     raise InputError(
       f'{source} has {len(classes)} classes, and the head {num_classes}. {_KNOWN_SIZES}'
     )

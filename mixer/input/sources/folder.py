@@ -62,9 +62,7 @@ class ImageFolder:
     self._paths, self._labels = paths, np.array(labels, np.int32)
     self.fingerprint = _fingerprint(files)
     self.num_examples, self.num_classes = len(paths), len(self.class_names)
-    self.index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
-    sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
-    self.record_bytes = sum(sizes) // len(sizes)
+    self.index_bytes, self.record_bytes = host_bytes(paths)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     files = [_read(self._paths[i]) for i in indices]
@@ -90,12 +88,7 @@ def _find(
 ) -> tuple[str, dict[str, list[str]]]:
   """(a folder of class folders, {class: its images in the split, as paths in the class folder})."""
   path = os.path.expanduser(path)
-  within = re.fullmatch(_PART_OF_TRAIN, split)
-  if split not in _SPLITS and not within:
-    raise InputError(
-      f'unknown split {split!r} of a folder; use one of {list(_SPLITS)}, or a part such as '
-      '"train[:90%]" and "train[90%:]".'
-    )
+  base, within = parse_split(split)
   if not folders.is_folder(path):
     raise MissingData(f'no folder {path}.')
   own = folders.split_folders(path)
@@ -104,7 +97,6 @@ def _find(
       '%s is divided into %s, so val_fraction=%g has no effect.',
       path, _folders_of(own), val_fraction,
     )  # fmt: skip
-  base = 'train' if within else folders.split_of(split)
   if 'train' in own or (own and class_names is not None):
     where, files = _split_folder(path, base, split, own, class_names)
   elif own:
@@ -115,8 +107,19 @@ def _find(
   else:
     where, files = path, _part(path, base, val_fraction, class_names)
   if within:
-    files = _part_of_train(where, split, files, within)
+    files = part_of_train(where, split, files, within)
   return where, files
+
+
+def parse_split(split: str) -> tuple[str, re.Match | None]:
+  """('train', 'val' or 'test', what `part_of_train` takes of the first); InputError if invalid."""
+  within = re.fullmatch(_PART_OF_TRAIN, split)
+  if split not in _SPLITS and not within:
+    raise InputError(
+      f'unknown split {split!r} of a folder; use one of {list(_SPLITS)}, or a part such as '
+      '"train[:90%]" and "train[90%:]".'
+    )
+  return 'train' if within else folders.split_of(split), within
 
 
 def splits(path: str) -> list[str]:
@@ -187,7 +190,7 @@ def _part(path: str, base: str, val_fraction: float, class_names) -> dict[str, l
     )
   files = _files(path, classes)
   _check(path, files, needed=class_names is None)
-  files = {name: _half(name, of, base, val_fraction) for name, of in files.items()}
+  files = {name: half(name, of, base, val_fraction) for name, of in files.items()}
   if not any(files.values()):
     raise InputError(
       f'{path}, split {base!r}, is empty with val_fraction={val_fraction}. Give another fraction.'
@@ -196,16 +199,17 @@ def _part(path: str, base: str, val_fraction: float, class_names) -> dict[str, l
   return files
 
 
-def _part_of_train(where: str, split: str, files: dict, within: re.Match) -> dict[str, list[str]]:
+def part_of_train(where: str, split: str, files: dict, within: re.Match) -> dict[str, list[str]]:
+  """The part of each class that a split such as 'train[:90%]' has."""
   begin, end = within.groups()
   part, fraction = 'train' if end else 'val', (100 - int(begin or end)) / 100
-  files = {name: _half(name, of, part, fraction) for name, of in files.items()}
+  files = {name: half(name, of, part, fraction) for name, of in files.items()}
   if not any(files.values()):
     raise InputError(f'{where}, split {split!r}, is empty. Each class needs two training images.')
   return files
 
 
-def _half(class_name: str, files: list[str], split: str, val_fraction: float) -> list[str]:
+def half(class_name: str, files: list[str], split: str, val_fraction: float) -> list[str]:
   """The files of a class that belong to a split: 'val' has those of the lowest digests.
 
   So an image stays where it is whatever the seed, the machine and the folder's place, and adding
@@ -231,6 +235,7 @@ def _classes(folder: str) -> list[str]:
       f'{folder} must hold one folder per class, at least two; it holds {classes}. '
       'PATH is the folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg'
       + (f': is it {deeper[0]}?' if deeper else '.')
+      + ' Where a CSV or JSON-lines file has the labels, give that file, as source="table".'
     )
   return classes
 
@@ -272,6 +277,13 @@ def _fingerprint(files: dict[str, list[str]]) -> str:
   """A digest of the images' names, whatever the folder that holds them is called."""
   names = '\0'.join(f'{name}/{file}' for name, of in files.items() for file in of)
   return hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
+
+
+def host_bytes(paths: Sequence[str]) -> tuple[int, int]:
+  """(memory of the paths and their labels, size of a file on average)."""
+  sizes = [_size(path) for path in paths[:: len(paths) // _SAMPLE + 1]]
+  index_bytes = sum(map(sys.getsizeof, paths)) + 12 * len(paths)  # a reference, a label
+  return index_bytes, sum(sizes) // len(sizes)
 
 
 def _size(path: str) -> int:
