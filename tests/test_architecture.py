@@ -186,6 +186,7 @@ def functions(tree):
 OF_A_SECTION = (
   'mixer.evaluators.fewshot.make',
   'mixer.input.pipeline.__init__',
+  'mixer.input.sources.table.__init__',
 )
 
 

@@ -22,18 +22,22 @@ class Kind(NamedTuple):
 
   make: Callable  # makes an evaluator from the values `given` and the rest of its section
   given: tuple[str, ...]  # names of values that `build` has
-  higher_is_better: Callable[[Mapping], tuple[str, ...]]  # section -> names of its results
+  higher_is_better: Callable[..., tuple[str, ...]]  # (section, its data or None) -> results
 
 
 EVALUATORS = {
   'classification': Kind(
-    classification.make, ('apply', 'data', 'loss', 'mesh'), lambda _: ('top1', 'top5')
+    classification.make,
+    ('apply', 'data', 'loss', 'mesh'),
+    lambda section, data: classification.higher_is_better(data),
   ),
-  'real': Kind(classification.make_real, ('apply', 'data', 'mesh'), lambda _: ('top1',)),
+  'real': Kind(
+    classification.make_real, ('apply', 'data', 'mesh'), lambda section, data: ('top1',)
+  ),
   'fewshot': Kind(
     fewshot.make,
     ('features', 'data', 'support_set', 'mesh', 'sources', 'record'),
-    lambda section: tuple(f'{k}shot' for k in section.get('shots', ())),
+    lambda section, data: tuple(f'{k}shot' for k in section.get('shots', ())),
   ),
 }
 
@@ -112,12 +116,18 @@ def faults(sections: Mapping[str, Mapping]) -> list[str]:
   return found
 
 
-def higher_is_better(sections: Mapping[str, Mapping]) -> list[str]:
-  """The results, as '<section>/<result>', of which a higher value is better."""
+def higher_is_better(
+  sections: Mapping[str, Mapping], opened: Mapping[str, Mapping] | None = None
+) -> list[str]:
+  """The results, as '<section>/<result>', of which a higher value is better.
+
+  Those that depend on the data, which `open_evals` opened, are left out if these do not have them.
+  """
+  opened = opened or {}
   return [
     f'{name}/{result}'
     for name, section in sections.items()
-    for result in _kind(name, section).higher_is_better(section)
+    for result in _kind(name, section).higher_is_better(section, opened.get(name, {}).get('data'))
   ]
 
 

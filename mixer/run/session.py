@@ -97,7 +97,7 @@ def _train(
   inputs.check_batches(tests, jax.process_count(), data)
   cluster.check_same(inputs.identity(tests, data))
   evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
-  every = _intervals(config, skipped)
+  every = _intervals(config, tests, skipped)
 
   # Resume, or start from fresh or pretrained parameters.
   saved = settings.call(
@@ -183,11 +183,13 @@ def _evaluate(
   )  # fmt: skip
 
 
-def _intervals(config: build.TrainConfig, skipped: Mapping[str, str]) -> dict[str, int]:
+def _intervals(
+  config: build.TrainConfig, tests: Mapping, skipped: Mapping[str, str]
+) -> dict[str, int]:
   return settings.call(
     'config.every', plan.intervals, config.every,
     keep_best=config.checkpoints.get('keep_best'), evals=config.evals,
-    higher_is_better=evaluators.higher_is_better(config.evals), skipped=skipped,
+    higher_is_better=evaluators.higher_is_better(config.evals, tests), skipped=skipped,
   )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from mixer.errors import InputError
 from mixer.evaluators import classification
@@ -57,6 +58,10 @@ def test_against_numpy(loss, num_classes, multi_label):
   else:
     labels = rng.integers(0, num_classes, n).astype(np.int32)
     hot = np.eye(num_classes)[labels]
+  if multi_label:
+    labels[3] = hot[3] = 0
+  counted = hot.any(1)  # images without a label are counted apart
+  logits[1] = logits[2]  # equal scores
   ranked = np.argsort(-logits, axis=1)
   right = np.take_along_axis(hot, ranked, axis=1) > 0
   x = logits.astype(np.float64)
@@ -65,16 +70,59 @@ def test_against_numpy(loss, num_classes, multi_label):
   else:
     each = -(hot * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1)
   found = run(logits, Given(labels, num_classes), loss=loss)
-  assert found['n'] == n
-  assert found['top1'] == right[:, 0].sum() / n
-  assert found['top5'] == right[:, :5].any(1).sum() / n
-  assert found['loss'] == pytest.approx(each.mean(), rel=1e-6)
-  assert found['images_per_sec'] > 0
-  assert ('precision_at_1' in found) == multi_label and 'n_without_labels' not in found
+  assert found['n'] == counted.sum() and found['images_per_sec'] > 0
+  assert found['top1'] == right[counted, 0].mean()
+  assert found['loss'] == pytest.approx(each[counted].mean(), rel=1e-6)
+  five = {}
+  if num_classes > 5:
+    five['top5'] = right[counted, :5].any(1).mean()
   if multi_label:
+    assert 0 < counted.sum() < n and found['n_without_labels'] == n - counted.sum()
     assert found['precision_at_1'] == found['top1']
-    five = [np.isin(row[:5], np.flatnonzero(of)).mean() for row, of in zip(ranked, labels)]
-    assert found['precision_at_5'] == pytest.approx(np.mean(five), rel=1e-6)
+    mean = metrics.average_precision_score(hot[counted], logits[counted], average='macro')
+    assert found['mean_average_precision'] == pytest.approx(mean, rel=1e-12)
+    if num_classes > 5:
+      of = [np.isin(row[:5], np.flatnonzero(of)).mean() for row, of in zip(ranked, labels)]
+      five['precision_at_5'] = np.mean(of, where=counted)
+  assert {name: value for name, value in found.items() if name.endswith('5')} == pytest.approx(five)
+  several = {'precision_at_1', 'mean_average_precision', 'n_without_labels'}
+  assert several & set(found) == (several if multi_label else set())
+
+
+def test_average_precision_of_equal_scores_is_that_of_scikit_learn():
+  """In another order of the images too; and only classes with an image are in the mean."""
+  rng = np.random.default_rng(0)
+  scores = rng.integers(0, 4, (40, 3)).astype(np.float32)
+  hits = rng.random((40, 3)) < 0.4
+  hits[0] = True
+  for order in (np.arange(40), rng.permutation(40)):
+    for k in range(3):
+      found = classification.average_precision(scores[order, k], hits[order, k])
+      assert found == pytest.approx(metrics.average_precision_score(hits[:, k], scores[:, k]))
+  labels = np.pad(hits, ((0, 0), (0, 1))).astype(np.uint8)  # a class without any image
+  logits = np.pad(scores, ((0, 0), (0, 1)))
+  found = run(logits, Given(labels, 4), loss='sigmoid')['mean_average_precision']
+  some = hits.any(1)
+  each = [metrics.average_precision_score(hits[some, k], scores[some, k]) for k in range(3)]
+  assert found == pytest.approx(np.mean(each))
+
+
+def test_too_many_scores_for_the_memory_are_not_kept(monkeypatch, caplog):
+  monkeypatch.setattr(classification, '_RANKED', 59)
+  with caplog.at_level('WARNING', 'absl'):
+    found = run(
+      np.zeros((20, 3), np.float32), Given(np.eye(20, 3, dtype=np.uint8), 3), loss='sigmoid'
+    )
+  assert 'mean_average_precision' not in found and found['n_without_labels'] == 17
+  assert 'no mean average precision of 20 images and 3 classes' in caplog.text
+
+
+def test_results_of_which_higher_is_better():
+  def of(labels, num_classes):
+    return classification.higher_is_better(Given(labels, num_classes))
+
+  assert of(np.zeros(3, int), 5) == ('top1',) and of(np.zeros(3, int), 6) == ('top1', 'top5')
+  assert of(np.zeros((3, 2), int), 2) == ('top1', 'mean_average_precision')
 
 
 def test_real_leaves_out_images_without_labels():
