@@ -1,9 +1,11 @@
 """Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
 
+import csv
+import json
 import pathlib
 import re
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 RELEASED_SIZE = 224  # pixels that the released files are trained at
 # Words in the names of their folders; `mixer.input.folders` has the same, as a test checks.
@@ -11,6 +13,12 @@ _HELD_OUT = {
   'val': 'val|valid|validate|validation|dev|devel|development|eval|evaluation',
   'test': 'test|testing',
 }
+# Endings of tables of images and labels, as `mixer.input.tables` has them.
+_TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson')
+# Arguments of the source 'table' besides its path and split, see docs/data.md.
+_OF_TABLES = (
+  'path_column', 'split_column', 'label_separator', 'images_dir', 'class_names'
+)  # fmt: skip
 
 
 def parse(argument: str, defaults: dict[str, str], choices: dict) -> dict[str, str]:
@@ -41,21 +49,58 @@ def _continues(path: str, part: str, keys) -> bool:
   return '/' in path + part and not is_like_a_key
 
 
-def is_folder(data: str) -> bool:
-  """Whether `data=` is a path, or a folder that is there."""
-  return '/' in data or pathlib.Path(data).is_dir()
+def is_own(data: str) -> bool:
+  """Whether `data=` is a table, a path, or a folder that is there, and no name of a data set."""
+  return '/' in data or pathlib.Path(data).is_dir() or _is_table(data)
+
+
+def images(path: str, train: ConfigDict | None = None) -> ConfigDict:
+  """The source of a folder or table; that of an evaluation refers to the training input `train`."""
+  own = ConfigDict({'path': path, 'val_fraction': 0.1})
+  own.source = 'table' if _is_table(path) else 'folder'
+  if _is_table(path):
+    own.multi_label = False
+    own.label_column = config_dict.placeholder(object)  # a name, or a tuple of names
+    for key in _OF_TABLES:
+      own[key] = config_dict.placeholder(str)
+  for key in () if train is None else [key for key in own if key != 'source']:
+    own[key] = train.get_ref(key)
+  return own
 
 
 def held_out(path: str) -> list[str]:
-  """Those of 'val' and 'test' that a folder has; 'val' of one that is not divided, or not there."""
+  """Those of 'val' and 'test' that a folder or table has; 'val' of one that has no splits."""
   root = pathlib.Path(path).expanduser()
-  inside = [part for part in root.glob('*') if part.is_dir()] if root.is_dir() else []
-  divided = [part.name for part in inside if any(map(pathlib.Path.is_dir, part.glob('[!.]*')))]
+  if _is_table(path):
+    parts = _column_of_splits(root)
+  else:
+    inside = [part for part in root.glob('*') if part.is_dir()] if root.is_dir() else []
+    parts = [part.name for part in inside if any(map(pathlib.Path.is_dir, part.glob('[!.]*')))]
   return [
     split
     for split, words in _HELD_OUT.items()
-    if any(re.fullmatch(f'({words})([-_ ]?(set|data|images|split))?', n, re.I) for n in divided)
+    if any(re.fullmatch(f'({words})([-_ ]?(set|data|images|split))?', n, re.I) for n in parts)
   ] or ['val']
+
+
+def _is_table(path: str) -> bool:
+  return path.lower().endswith(_TABLES)
+
+
+def _column_of_splits(path: pathlib.Path) -> set[str]:
+  """What the column 'split' of a table has; nothing if it cannot be read."""
+  try:
+    with path.open(encoding='utf-8-sig', newline='') as file:
+      if path.suffix.lower() in ('.jsonl', '.ndjson'):
+        rows = [json.loads(line) for line in file if line.strip()]
+      else:
+        header = file.readline()
+        names = next(csv.reader([header], delimiter=max(',;\t', key=header.count)))
+        names = [name.strip().lower() for name in names]
+        rows = csv.DictReader(file, names, delimiter=max(',;\t', key=header.count))
+      return {str(v).strip() for row in rows for key, v in row.items() if key.lower() == 'split'}
+  except (OSError, ValueError, AttributeError, StopIteration, csv.Error):
+    return set()
 
 
 def image_size(resolution: str) -> tuple[int, int]:

@@ -9,7 +9,8 @@ docs/evaluation.md has the rules and their sources. The argument is a list of KE
   model       S/32 ... H/14, the model of the checkpoint
   data        all (big_vision's six sets and ImageNet), one of caltech, cars, cifar100, dtd,
               imagenet, pets, uc_merced; digits: a run of configs/digits.py; or a folder of class
-              folders, or of train and test or val with class folders in them
+              folders, or of train and test or val with class folders in them, or a table of images
+              and labels (.csv, .tsv, .jsonl)
   resolution  224, or the size that the checkpoint was grown to (448), or HEIGHTxWIDTH
   sweep       no, or yes: also try l2 = 2^-10 ... 2^20, and report the best for the test images
 
@@ -44,9 +45,10 @@ _CHOICES = {'sweep': ('no', 'yes')}
 def get_config(argument: str = '') -> ConfigDict:
   options = common.parse(argument, _DEFAULTS, _CHOICES)
   data, named = options['data'], ('all', 'digits', *DATA)
-  if data not in named and not common.is_folder(data):
+  if data not in named and not common.is_own(data):
     raise ValueError(
-      f'data={data!r}; use one of {named}, or a folder: a path with a "/", or one that is here.'
+      f'data={data!r}; use one of {named}, or a folder: a path with a "/", or one that is here; '
+      'or a table: a .csv, .tsv, .jsonl or .ndjson file.'
     )
   config = ConfigDict()
   config.data_dir = config_dict.placeholder(str)  # None for $TFDS_DATA_DIR
@@ -62,7 +64,8 @@ def get_config(argument: str = '') -> ConfigDict:
     if data in named:
       config.evals = ConfigDict({name: section(name, config, **sizes) for name in names})
     else:
-      config.evals = ConfigDict({'folder': _folder(data, **sizes)})
+      own = _own(data, **sizes)
+      config.evals = ConfigDict({own.input.source: own})
   for each in config.evals.values():
     each.l2_sweep = tuple(2.0**k for k in range(-10, 21)) if options['sweep'] == 'yes' else ()
     each.cache_dir = config.get_ref('cache_dir')
@@ -97,14 +100,14 @@ def section(name: str, shared: ConfigDict, *, image_size, resize, shots=SHOTS) -
 _RULES = {'kind': 'fewshot', 'seeds': (0, 1, 2), 'l2': 2.0**10, 'images_per_device': 64}
 
 
-def _folder(path: str, **sizes) -> ConfigDict:
-  """The section of a folder: samples of train, tested on test, or on val if it has no test."""
-  images = {'source': 'folder', 'path': path, 'val_fraction': 0.1, 'crop': 'resize', **sizes}
-  found = ConfigDict({**_RULES, 'train_input': {**images, 'split': 'train'}, 'shots': SHOTS})
-  found.input = ConfigDict({**images, 'split': common.held_out(path)[-1]})
-  for key in ('path', 'val_fraction'):
-    found.input[key] = found.train_input.get_ref(key)
-  return found
+def _own(path: str, **sizes) -> ConfigDict:
+  """The section of a folder or table: samples of train, tested on test, or else on val."""
+  support = common.images(path)
+  data = common.images(path, support)
+  support.split, data.split = 'train', common.held_out(path)[-1]
+  for images in (support, data):
+    images.update(crop='resize', **sizes)
+  return ConfigDict({**_RULES, 'train_input': support, 'input': data, 'shots': SHOTS})
 
 
 def _digits() -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Fine-tuning as in section 3 and appendix C of the paper, or on a folder of images.
+"""Fine-tuning as in section 3 and appendix C of the paper, or on a folder or table of images.
 
   python train.py --config=configs/finetune.py:model=B/16,data=cifar10 \
       --config.init.path=Mixer-B_16.npz --workdir=DIR
@@ -10,7 +10,7 @@ The argument is a list of KEY=VALUE:
   model       S/32 ... H/14, the model of the file
   data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by
               TFDS), or a folder of class folders, or of the splits train, val and test with class
-              folders in them
+              folders in them, or a table of images and labels (.csv, .tsv, .jsonl)
   resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs
@@ -130,25 +130,22 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def _check_data(data: str) -> None:
-  if data not in DATA and not common.is_folder(data):
+  if data not in DATA and not common.is_own(data):
     raise ValueError(
       f'data={data!r} is none of {sorted(DATA)}, and there is no such folder here; '
-      'write a folder as a path, with a "/".'
+      'write a folder as a path, with a "/"; a table ends with .csv, .tsv, .jsonl or .ndjson.'
     )
 
 
-def _is_folder(options: dict) -> bool:
+def _is_own(options: dict) -> bool:
   return options['data'] not in DATA
 
 
 def _input(options: dict, train: ConfigDict | None = None) -> ConfigDict:
   """The data source; that of an evaluation refers to the training input `train`."""
+  if _is_own(options):
+    return common.images(options['data'], train)
   own = ConfigDict()
-  if _is_folder(options):
-    own.source = 'folder'
-    own.path = train.get_ref('path') if train else options['data']
-    own.val_fraction = train.get_ref('val_fraction') if train else 0.1
-    return own
   own.source = 'tfds'
   own.name = train.get_ref('name') if train else options['data']
   own.data_dir = train.get_ref('data_dir') if train else config_dict.placeholder(str)
@@ -158,7 +155,7 @@ def _input(options: dict, train: ConfigDict | None = None) -> ConfigDict:
 def _splits(options: dict, facts: dict) -> tuple[str, dict[str, str]]:
   """(training split, {name of an evaluation: its split})."""
   dev = options['stage'] == 'dev'
-  if _is_folder(options):
+  if _is_own(options):
     own = common.held_out(options['data'])
     if dev and len(own) == 2:
       return 'train', {'dev': 'val'}

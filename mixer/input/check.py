@@ -2,6 +2,7 @@
 
   python -m mixer.input.check --config=configs/finetune.py:data=/path/to/photos --output=report.json
   python -m mixer.input.check --source=folder --path=/path/to/photos
+  python -m mixer.input.check --source=table --path=/path/to/labels.csv
   python -m mixer.input.check --source=tfds --name=imagenet2012 --data_dir=/path/to/sets
 
 With --config, it reads all inputs of the config, and prints which evaluations are skipped because
@@ -17,14 +18,15 @@ from absl import flags
 from mixer import cli, config_file, files, settings
 from mixer import input as inputs
 from mixer.errors import InputError
+from mixer.input import tables
 
 _PRINTED = 20  # bad images
 
 
 def define_flags() -> None:
   config_file.define_flags()
-  flags.DEFINE_enum('source', None, ['folder', 'tfds'], 'Instead of --config.')
-  flags.DEFINE_string('path', None, 'With --source=folder: the folder.')
+  flags.DEFINE_enum('source', None, ['folder', 'table', 'tfds'], 'Instead of --config.')
+  flags.DEFINE_string('path', None, 'With --source=folder or table: the folder or file.')
   flags.DEFINE_string('name', None, 'With --source=tfds: the data set.')
   flags.DEFINE_string('data_dir', None, "With --source=tfds: None for TFDS's default.")
   flags.DEFINE_string('split', None, 'With --source: one split; None for all.')
@@ -39,6 +41,8 @@ def main() -> None:
     opened = open_config(config_file.load())
   elif given.source == 'folder':
     opened = open_folder(given.path, given.split)
+  elif given.source == 'table':
+    opened = open_table(given.path, given.split)
   else:
     opened = open_tfds(given.name, given.data_dir, given.split)
   report = {}
@@ -86,6 +90,15 @@ def open_folder(path: str | None, split: str | None) -> dict[str, inputs.Input]:
   found = folder.splits(path)
   splits = [split] if split else found if 'train' in found else ['train']
   return {name: _open('folder', path=path, split=name, val_fraction=0) for name in splits}
+
+
+def open_table(path: str | None, split: str | None) -> dict[str, inputs.Input]:
+  """The splits of a table with the usual columns, or the one that is given."""
+  if path is None:
+    raise InputError('--source=table needs --path.')
+  found = tables.splits(path)
+  splits = [split] if split else found or ['train']
+  return {name: _open('table', path=path, split=name, val_fraction=0) for name in splits}
 
 
 def open_tfds(name: str | None, data_dir: str | None, split: str | None) -> dict[str, inputs.Input]:

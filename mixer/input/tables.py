@@ -75,13 +75,7 @@ def read(
     MissingData: no such file.
     InputError: names the file, line and column of what cannot be read.
   """
-  if not is_table(path):
-    raise InputError(f'{path} is no table; its name must end with {", ".join(ENDINGS)}.')
-  text = _text(path)
-  reader = _json_lines if path.lower().endswith(('.jsonl', '.ndjson')) else _separated
-  names, lines = reader(path, text)
-  if not lines:
-    raise InputError(f'{path} has no rows.')
+  names, lines = _cells(path)
   columns = _chosen(path, names, columns, multi_label)
   labels = _labels(path, lines, columns.label, multi_label, label_separator)
   rows = [
@@ -96,6 +90,15 @@ def read(
     for (line, cells), of in zip(lines, labels, strict=True)
   ]
   return _each_once(path, rows, columns)
+
+
+def splits(path: str, split_column: str | None = None) -> list[str]:
+  """Those of 'train', 'val' and 'test' that a table has rows of; [] without a column of splits."""
+  names, lines = _cells(path)
+  columns = [name for name in names if name.lower() == SPLIT_COLUMN]
+  column = split_column or (columns[0] if columns else None)
+  found = {folders.split_of(str(cells.get(column)).strip()) for _, cells in lines}
+  return [split for split in ('train', 'val', 'test') if split in found]
 
 
 def classes(path: str, rows: Sequence[Row], columns: Columns, multi_label: bool) -> tuple[str, ...]:
@@ -185,6 +188,17 @@ def find_images(path: str, rows: Sequence[Row], images_dir: str | None) -> list[
       f'the folder in which the paths begin as images_dir (now {base}):{listed}'
     )
   return found
+
+
+def _cells(path: str) -> tuple[list[str], list[tuple[int, dict]]]:
+  """(names of the columns, [(line, {column: value})])."""
+  if not is_table(path):
+    raise InputError(f'{path} is no table; its name must end with {", ".join(ENDINGS)}.')
+  reader = _json_lines if path.lower().endswith(('.jsonl', '.ndjson')) else _separated
+  names, lines = reader(path, _text(path))
+  if not lines:
+    raise InputError(f'{path} has no rows.')
+  return names, lines
 
 
 def _place(path: str, line: int, column: str | Sequence[str]) -> str:

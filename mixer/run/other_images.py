@@ -1,6 +1,6 @@
-"""Evaluations of a model on folders of images with fewer classes, or that it was not trained on."""
+"""Evaluations of a model on images that it was not trained on, or that have fewer classes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 import os
 
@@ -10,15 +10,17 @@ from etils import epath
 from mixer import console, files
 from mixer import input as inputs
 from mixer.errors import InputError
-from mixer.input import folders
+from mixer.input import folders, tables
 from mixer.pretrained import description
+
+_EXISTS = {'folder': folders.is_folder, 'table': os.path.exists}  # source -> is the path there
 
 
 def adapt(evals: Mapping[str, Mapping], checkpoint: epath.Path) -> dict[str, dict]:
-  """`config.evals` in which a folder has the class numbers of the model.
+  """`config.evals` in which a folder or table has the class numbers of the model.
 
-  Where a folder of class folders is not the one that the model was trained on, all of its images
-  are evaluated, and no part of them is taken for training images.
+  Where one without splits is not the one that the model was trained on, all of its images are
+  evaluated, and no part of them is taken for training images.
 
   Args:
     evals: `config.evals`.
@@ -36,10 +38,11 @@ def adapt_to_run(evals: Mapping[str, Mapping], section: Mapping, data: inputs.In
 
 def _section(name: str, section: Mapping, classes, training: Mapping, data: Mapping) -> dict:
   given = section.get('input', {})
-  if given.get('source') != 'folder' or 'train_input' in section:
+  if given.get('source') not in _EXISTS or 'train_input' in section:
     return dict(section)
   path = os.path.expanduser(given['path'])
-  divided = given['split'] not in ('val', 'validation', 'test') or folders.split_folders(path)
+  exists = _EXISTS[given['source']](path)
+  divided = given['split'] not in ('val', 'validation', 'test') or (exists and _splits(given))
   if classes is None:
     if not divided and given['split'] != 'test':
       logging.warning(
@@ -49,7 +52,7 @@ def _section(name: str, section: Mapping, classes, training: Mapping, data: Mapp
       )  # fmt: skip
     return dict(section)
   given = {**given, 'class_names': classes}
-  if not divided and folders.is_folder(path) and not _is_same(path, training, data):
+  if not divided and exists and not _is_same(given, training, data):
     console.print_line(
       f'config.evals.{name}: the model was not trained on {path}, so all of its images are '
       'evaluated.'
@@ -58,10 +61,17 @@ def _section(name: str, section: Mapping, classes, training: Mapping, data: Mapp
   return {**section, 'input': given}
 
 
-def _is_same(path: str, training: Mapping, data: Mapping) -> bool:
-  """Whether the folder is that of the training, which may have moved."""
-  if training.get('source') != 'folder':
+def _splits(given: Mapping) -> Collection[str]:
+  if given['source'] == 'table':
+    return tables.splits(given['path'], given.get('split_column'))
+  return folders.split_folders(os.path.expanduser(given['path']))
+
+
+def _is_same(given: Mapping, training: Mapping, data: Mapping) -> bool:
+  """Whether the folder or table is that of the training, which may have moved."""
+  if training.get('source') != given['source']:
     return False
+  path = os.path.expanduser(given['path'])
   if os.path.realpath(path) == os.path.realpath(os.path.expanduser(training['path'])):
     return True
   known = data.get('config.train_input')
@@ -74,7 +84,8 @@ def _is_same(path: str, training: Mapping, data: Mapping) -> bool:
     )  # fmt: skip
     return True
   try:
-    here = inputs.build(**{**training, 'path': path})
+    place = {key: given[key] for key in ('path', 'images_dir') if key in given}
+    here = inputs.build(**{**training, **place})
   except InputError:
     return False
   return inputs.movable({}, here)['config.train_input'] == known
