@@ -249,7 +249,7 @@ def test_placed_digits():
     (
       {'source': 'mnist', 'batch_size': 1},
       "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', "
-      "'placed_digits', 'shards', 'synthetic', 'tfds', 'vtab'].",
+      "'placed_digits', 'shards', 'synthetic', 'table', 'tfds', 'vtab'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},

@@ -3,17 +3,21 @@
 from itertools import islice
 import json
 import logging
+from pathlib import Path
 import re
 
 import numpy as np
 import pytest
 
-from mixer import input
+from mixer import config_file, input
 from mixer.errors import InputError, MissingData
+from mixer.input import check
 import sets
 
+inspection = pytest.importorskip('mixer.input.inspection', reason='needs TensorFlow')
 table = pytest.importorskip('mixer.input.sources.table', reason='needs TensorFlow')
 
+ROOT = Path(__file__).parents[2]
 CLASSES = ('ant', 'bee', 'cat')
 NAMES = [f'{name}/{i}.png' for name in CLASSES for i in range(7)]
 
@@ -264,3 +268,61 @@ def test_a_bad_image_is_named(write, images, tmp_path):
   data = build('table', path, on_bad_image='skip', **own)
   np.testing.assert_array_equal(next(data.train_batches(0, 0))['label'], 0)
   assert data.bad_images == 1
+
+
+# Programs
+
+
+@pytest.mark.parametrize(
+  ('header', 'cells', 'expected'),
+  [
+    ('path,label', ('', '', ''), ['val']),
+    ('path,label,Split', (',train', ',Testing', ',train'), ['test']),
+    ('path;label;split', (';train', ';valid', ';test'), ['val', 'test']),
+  ],
+)
+def test_a_table_as_the_data_of_a_config(header, cells, expected, write, images, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  mark = header[4]
+  lines = [f'{images}/{n}{mark}{k}{cell}' for n, k, cell in zip(NAMES, 'aba', cells)]
+  path = write('\n'.join([header, *lines]))
+  config = config_file.read(
+    f'configs/finetune.py:data={path}',
+    ['train_input.label_column=label', 'train_input.on_bad_image=skip'],
+  )
+  evals = {name: section['input'] for name, section in config['evals'].items()}
+  assert [(name, section['split']) for name, section in evals.items()] == [(e, e) for e in expected]
+  for section in evals.values():
+    assert (section['source'], section['path']) == ('table', path)
+    assert section['label_column'] == 'label'
+  assert input.build(**config['train_input']).num_classes == 2
+  few = config_file.read(f'configs/fewshot.py:data={path}')['evals']['table']
+  assert few['input']['split'] == expected[-1] and few['train_input']['path'] == path
+  opened, _ = input.open_evals({'table': few})
+  assert set(opened['table']) == {'data', 'support_set'}
+
+
+def test_a_config_names_a_table_that_is_not_there(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = config_file.read('configs/finetune.py:data=gone.jsonl')
+  with pytest.raises(MissingData, match=r'no file gone.jsonl'):
+    input.build(**config['train_input'])
+
+
+def test_check_reads_the_splits_of_a_table(write, images, tmp_path):
+  (tmp_path / 'bad.png').write_bytes(b'')
+  path = write(f'path,label,split\n{images}/{NAMES[0]},a,train\nbad.png,b,train\n'
+               f'{images}/{NAMES[1]},b,test\n')  # fmt: skip
+  found = check.open_table(path, None)
+  assert [(name, data.num_examples) for name, data in found.items()] == [('train', 2), ('test', 1)]
+  findings = inspection.inspect(found['train'].examples, 'train')
+  assert findings.bad == 1 and findings.bad_places[0]['where'] == f'{tmp_path}/bad.png'
+  several = write('path,label\n' + f'{images}/{NAMES[0]},a;b\n{images}/{NAMES[1]},\n')
+  own = {'split': 'train', 'multi_label': True, 'val_fraction': 0}
+  findings = inspection.inspect(build('table', several, **own).examples, 'train')
+  assert findings.per_class.tolist() == [1, 1]
+
+
+def test_a_folder_without_class_folders_points_to_tables(images):
+  with pytest.raises(InputError, match='give that file, as source="table"'):
+    build('folder', images / 'ant', split='train')

@@ -177,3 +177,30 @@ def test_other_sources_move_too(tmp_path, source):
     return inputs.movable({}, data)['config.train_input']
 
   assert known('one') == known('two') != known('other')
+
+
+def listed(path, names, labels, images):
+  lines = [f'{images}/{name},{label}' for name, label in zip(names, labels, strict=True)]
+  path.write_text('\n'.join(['image,kinds', *lines]))
+  return path
+
+
+def test_a_table_is_trained_on_and_others_are_evaluated(trained, tmp_path, capsys):
+  """With several labels; images without one are counted apart."""
+  _, images = trained
+  names = [f'{name}/{i}.jpg' for name in ('ant', 'bee', 'cow') for i in range(20)]
+  labels = ['a;b', 'b;c', '', 'c'] * 15
+  own = {'source': 'table', 'label_column': 'kinds', 'multi_label': True}
+  table = listed(tmp_path / 'all.csv', names, labels, images)
+  workdir = tmp_path / 'run'
+  runs.train_here(config_of(table, **own), workdir)
+  row = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert row['val/n'] + row['val/n_without_labels'] == 6
+  assert 0 < row['val/mean_average_precision'] <= 1 and 'val/top5' not in row
+  assert json.loads((workdir / 'classes.json').read_text()) == ['a', 'b', 'c']
+  moved = shutil.copy(table, tmp_path / 'moved.csv')
+  assert count(config_of(moved, **own), workdir) == row['val/n']
+  assert 'all of its images' not in capsys.readouterr().out
+  fewer = listed(tmp_path / 'fewer.csv', names[:5], ['c', 'c', 'c', 'b', ''], images)
+  assert count(config_of(fewer, **own), workdir) == 4
+  assert f'the model was not trained on {fewer}, so all' in capsys.readouterr().out
