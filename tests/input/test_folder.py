@@ -516,7 +516,8 @@ def test_a_file_that_goes_away(tmp_path):
      "{root}, split 'val', is empty with val_fraction=0.1. Give another fraction."),
     ('1.jpg 2.jpg', 'train',
      '{root} must hold one folder per class, at least two; it holds []. PATH is the '
-     'folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg.'),
+     'folder of PATH/CLASS/image.jpg or of PATH/train/CLASS/image.jpg. Where a CSV or '
+     'JSON-lines file has the labels, give that file, as source="table".'),
     ('set/a/1.jpg set/b/1.jpg', 'train',
      "{root} must hold one folder per class, at least two; it holds ['set']. ..."),
     ('train/1.jpg test/1.jpg', 'train',

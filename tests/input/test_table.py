@@ -249,6 +249,8 @@ def test_a_table_that_is_not_there_is_missing_data(open_table, tmp_path):
     ('path,label\nant/1.png,Cat\nant/2.png,cat\n', {}, r"such as \['Cat', 'cat'\]"),
     ('path,label\nant/1.png,01\nant/2.png,1\n', {}, r"such as \['01', '1'\]"),
     ('path,label\nant/1.png,a\nant/2.png,b\nant/1.png,a\n', {}, '1 lines repeat other lines'),
+    ('path,label,split\nant/1.png,a,train\nant/2.png,b,train\n', {'val_fraction': 0.3},
+     'so val_fraction=0.3 has no effect'),
     ('path,label\nant/1.png,a b\n', {'multi_label': True}, 'label_separator=" " divides it'),
   ],
 )
@@ -276,22 +278,22 @@ def test_a_bad_image_is_named(write, images, tmp_path):
 @pytest.mark.parametrize(
   ('header', 'cells', 'expected'),
   [
-    ('path,label', ('', '', ''), ['val']),
-    ('path,label,Split', (',train', ',Testing', ',train'), ['test']),
-    ('path;label;split', (';train', ';valid', ';test'), ['val', 'test']),
+    ('path,label', ('', '', '', ''), ['val']),
+    ('path,label,Split', (',train', ',Testing', ',train', ',Testing'), ['test']),
+    ('path;label;split', (';train', ';valid', ';train', ';test'), ['val', 'test']),
   ],
 )
 def test_a_table_as_the_data_of_a_config(header, cells, expected, write, images, monkeypatch):
   monkeypatch.chdir(ROOT)
   mark = header[4]
-  lines = [f'{images}/{n}{mark}{k}{cell}' for n, k, cell in zip(NAMES, 'aba', cells)]
+  lines = [f'{images}/{n}{mark}{k}{cell}' for n, k, cell in zip(NAMES, 'aabb', cells)]
   path = write('\n'.join([header, *lines]))
   config = config_file.read(
     f'configs/finetune.py:data={path}',
     ['train_input.label_column=label', 'train_input.on_bad_image=skip'],
   )
   evals = {name: section['input'] for name, section in config['evals'].items()}
-  assert [(name, section['split']) for name, section in evals.items()] == [(e, e) for e in expected]
+  assert {name: section['split'] for name, section in evals.items()} == {e: e for e in expected}
   for section in evals.values():
     assert (section['source'], section['path']) == ('table', path)
     assert section['label_column'] == 'label'

@@ -18,7 +18,7 @@ tf = runtime.tensorflow()
 
 _SPLITS = ('train', 'val', 'validation', 'test')
 _PART_OF_TRAIN = r'train\[(?:(\d{1,2})%:|:(\d{1,2})%)\]'
-_VAL_FRACTION = 0.1
+VAL_FRACTION = 0.1
 _MODEL = 'the model'
 _SAMPLE = 100  # files whose sizes are taken for those of all
 
@@ -37,7 +37,7 @@ class ImageFolder:
     *,
     path: str,
     split: str,
-    val_fraction: Share = _VAL_FRACTION,
+    val_fraction: Share = VAL_FRACTION,
     class_names: Sequence[str] | None = None,
   ):
     """Lists the files.
@@ -92,7 +92,7 @@ def _find(
   if not folders.is_folder(path):
     raise MissingData(f'no folder {path}.')
   own = folders.split_folders(path)
-  if 'train' in own and val_fraction not in (_VAL_FRACTION, 0, 1):
+  if 'train' in own and val_fraction not in (VAL_FRACTION, 0, 1):
     logging.warning(
       '%s is divided into %s, so val_fraction=%g has no effect.',
       path, _folders_of(own), val_fraction,

@@ -11,6 +11,7 @@ from mixer import labels, runtime
 from mixer.errors import InputError
 from mixer.input import tables
 from mixer.input.sources import folder
+from mixer.values import Share
 
 tf = runtime.tensorflow()
 
@@ -31,7 +32,7 @@ class ImageTable(folder.ImageFolder):
     *,
     path: str,
     split: str,
-    val_fraction: float = 0.1,
+    val_fraction: Share = folder.VAL_FRACTION,
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     split_column: str | None = None,
@@ -100,9 +101,13 @@ def _part(
   path: str, rows: Iterable[Numbered], classes: Sequence[str], split: str, val_fraction: float
 ) -> list[Numbered]:
   """The rows of a split, sorted by class and path, or by path if `classes` is ('',)."""
-  base, within = folder.parse_split(split, val_fraction)
+  base, within = folder.parse_split(split)
   rows = list(rows)
   own = [part for part in ('train', 'val', 'test') if any(row.split == part for row, _ in rows)]
+  if own and val_fraction not in (folder.VAL_FRACTION, 0, 1):
+    logging.warning(
+      '%s has the splits %s, so val_fraction=%g has no effect.', path, own, val_fraction
+    )
   if own and base not in own:
     raise InputError(
       f'{path} has no rows of the split {split!r}; it has {own}. To evaluate on one of these, give '
