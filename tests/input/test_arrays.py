@@ -390,7 +390,7 @@ def test_flips_are_half_of_the_time_and_mirror(npz, held):
     (
       {},
       {'num_classes': 9},
-      'image 8 has the label 9; there are 9 classes, counted from 0.',
+      'image 8 has the label 9; there are 9 classes, counted from 0; label_offset shifts them.',
     ),
     (
       {'labels': np.full((10, 2), 3)},

@@ -201,7 +201,7 @@ def test_records_that_are_no_examples(tmp_path):
     (
       {'num_classes': 39},
       "...part-1, record 19 has the label 39 in 'image/class/label', which is not a class of 39 "
-      'counted from 0; see num_classes.',
+      'counted from 0; see num_classes. If the labels begin at 1, give label_offset=1.',
     ),
     (
       {'num_classes': 0},

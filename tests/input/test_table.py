@@ -249,8 +249,11 @@ def test_a_table_that_is_not_there_is_missing_data(open_table, tmp_path):
     ('path,label\nant/1.png,Cat\nant/2.png,cat\n', {}, r"such as \['Cat', 'cat'\]"),
     ('path,label\nant/1.png,01\nant/2.png,1\n', {}, r"such as \['01', '1'\]"),
     ('path,label\nant/1.png,a\nant/2.png,b\nant/1.png,a\n', {}, '1 lines repeat other lines'),
-    ('path,label,split\nant/1.png,a,train\nant/2.png,b,train\n', {'val_fraction': 0.3},
-     'so val_fraction=0.3 has no effect'),
+    (
+      'path,label,split\nant/1.png,a,train\nant/2.png,b,train\n',
+      {'val_fraction': 0.3},
+      'so val_fraction=0.3 has no effect',
+    ),
     ('path,label\nant/1.png,a b\n', {'multi_label': True}, 'label_separator=" " divides it'),
   ],
 )

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from mixer.errors import InputError
-from mixer.input import order
+from mixer.input import label_numbers, order
 from mixer.values import Count, Fraction, Seed, Steps
 
 _SAMPLE = 256  # images that stand for all
@@ -146,7 +146,7 @@ def _check_labels(labels: np.ndarray, num_classes: int) -> None:
   if len(bad):
     raise InputError(
       f'image {bad[0, 0]} has the label {labels[tuple(bad[0])]}; there are {num_classes} classes, '
-      + ('counted from 0.' if numbers else 'each 0 or 1.')
+      + ('counted from 0; label_offset shifts them.' if numbers else 'each 0 or 1.')
     )
 
 
@@ -155,6 +155,7 @@ def load(
   images: str,
   labels: str | None = None,
   num_classes: Count | None = None,
+  label_offset: Steps = 0,
   first: float = 0,
   last: float | None = None,
 ) -> Held:
@@ -165,6 +166,8 @@ def load(
       with uint8 (n, height, width, channels).
     labels: path of a .npy with the labels that `Arrays` takes, where `images` is one.
     num_classes: None for the number of 'class_names'.
+    label_offset: what is subtracted from class numbers, 1 where they begin at 1. A warning says
+      where class 0 does not occur.
     first, last: the part that is read: ints count images, floats are fractions of them, `last`
       itself is not in it, None is the end.
 
@@ -191,7 +194,17 @@ def load(
   if held['images'].ndim and held['images'].shape[:1] == held['labels'].shape[:1]:
     begin, end = order.part(len(held['images']), first, last, images)
     held = {key: held[key][begin:end] for key in ('images', 'labels')}
-  return held['images'], held['labels'], names
+  return held['images'], _counted(held['labels'], label_offset, images), names
+
+
+def _counted(given: np.ndarray, label_offset: int, where: str) -> np.ndarray:
+  """The class numbers from 0."""
+  if given.ndim == 1 and given.dtype.kind in 'iu':
+    label_numbers.warn_of_offset(where, [np.unique(given)], label_offset)
+    return given.astype(np.int64) - label_offset
+  if label_offset:
+    raise InputError(f'{where}: label_offset={label_offset} is for class numbers alone.')
+  return given
 
 
 def _load(path: str):

@@ -1,6 +1,7 @@
 """Plain TFRecord or ArrayRecord files of tf.train.Example with encoded images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import glob
 import hashlib
 import os
@@ -10,9 +11,9 @@ import numpy as np
 
 from mixer import labels, runtime
 from mixer.errors import InputError
-from mixer.input import order
+from mixer.input import label_numbers, order
 from mixer.input.records import readers
-from mixer.values import Count
+from mixer.values import Count, Steps
 
 tf = runtime.tensorflow()
 
@@ -35,6 +36,7 @@ class Shards:
     label_key: str = 'image/class/label',
     multi_label: bool = False,
     class_names: str | None = None,
+    label_offset: Steps = 0,
     first: float = 0,
     last: float | None = None,
   ):
@@ -44,11 +46,13 @@ class Shards:
       files: a path or glob, or several; all of one format.
       num_classes: of the label; 18,291 for JFT-300M.
       image_key: the feature with an image file: one bytes value.
-      label_key: the feature with the class numbers from 0, int64, or with names of `class_names`.
+      label_key: the feature with the class numbers, int64, or with names of `class_names`.
       multi_label: images have any number of labels, which gives uint8 vectors (num_classes,);
         without it, exactly one, which gives int32.
       class_names: a list of `mixer.labels`, or a file with a class on each line; where a line
         begins with a WordNet id, that is the name. None for the numbers.
+      label_offset: what is subtracted from class numbers, 1 where they begin at 1. A warning says
+        where class 0 seems not to occur.
       first, last: the part that is read: ints count examples, floats are fractions of them, `last`
         itself is not in it, None is the end.
 
@@ -57,7 +61,7 @@ class Shards:
         label that is not a class. Such a label in another record is an error when it is read.
     """
     self._image_key, self._label_key, self.multi_label = image_key, label_key, multi_label
-    self.num_classes = num_classes
+    self.num_classes, self._offset = num_classes, label_offset
     self.class_names = _names(class_names, num_classes)
     paths = _matching(files)
     self._records = readers.open_files(paths)
@@ -74,6 +78,10 @@ class Shards:
     self._table = self._lookup(class_names) if self._text else None
     for place, example in sample.items():
       self._check_labels(place, example)
+    if self._text and label_offset:
+      raise InputError(f'{label_key!r} holds text, so label_offset={label_offset} has no effect.')
+    if not self._text:
+      label_numbers.warn_of_offset(where, self._some_labels(), label_offset)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray]:
     found = self._records.read(np.asarray(indices) + self._begin)
@@ -89,10 +97,12 @@ class Shards:
     features = {self._image_key: tf.io.FixedLenFeature([], tf.string), self._label_key: label}
     example = tf.io.parse_single_example(record, features)
     given = example[self._label_key]
-    numbers = self._table.lookup(given) if self._text else given
+    numbers = self._table.lookup(given) if self._text else given - self._offset
     known = tf.reduce_all((numbers >= 0) & (numbers < self.num_classes))
     message = f'{self._label_key} is not a class of {self.num_classes}:'
-    with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[message, given])]):
+    hint = '' if self._text else f'(counted from {self._offset}; label_offset shifts them)'
+    checked = tf.raw_ops.Assert(condition=known, data=[message, given, hint])
+    with tf.control_dependencies([checked]):
       numbers = tf.identity(numbers)
     if self.multi_label:
       hot = tf.reduce_max(tf.one_hot(numbers, self.num_classes, dtype=tf.uint8), axis=0)
@@ -118,6 +128,13 @@ class Shards:
       raise damaged
     return sample
 
+  def _some_labels(self) -> Iterator[list]:
+    """The labels of some records, without damaged ones, to see where they begin."""
+    for index in label_numbers.sample(self.num_examples, self.num_classes):
+      with contextlib.suppress(DecodeError, InputError):
+        ((record,),) = self.fetch([index])
+        yield _values(tf.train.Example.FromString(record), self._label_key)
+
   def _lookup(self, class_names: str | None) -> tf.lookup.StaticHashTable:
     if class_names is None:
       raise InputError(
@@ -137,13 +154,17 @@ class Shards:
         f'{place} has {len(given)} labels in {self._label_key!r}; with multi_label=True images may '
         'have any number.'
       )
-    names = {name.encode() for name in self.class_names} if self._text else range(self.num_classes)
+    numbers = range(self._offset, self._offset + self.num_classes)
+    names = {name.encode() for name in self.class_names} if self._text else numbers
     unknown = [label for label in given if label not in names]
     if unknown:
       raise InputError(
-        f'{place} has the label {unknown[0]!r} in {self._label_key!r}, which is not a class of '
-        f'{self.num_classes}'
-        + ('; see class_names.' if self._text else ' counted from 0; see num_classes.')
+        f'{place} has the label {unknown[0]!r} in {self._label_key!r}, '
+        + (
+          f'which is not a class of {self.num_classes}; see class_names.'
+          if self._text
+          else label_numbers.outside(unknown[0], self.num_classes, self._offset)
+        )
       )
 
 

@@ -1,14 +1,18 @@
 """Any TensorFlow Datasets image set that has been prepared on disk. Never downloads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import os
 
+from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import runtime
 from mixer.errors import InputError, MissingData
+from mixer.input import label_numbers
 from mixer.input.records import readers
+from mixer.values import Steps
 
 tf = runtime.tensorflow()
 
@@ -25,6 +29,7 @@ def open_split(
   data_dir: str | None = None,
   image_key: str = 'image',
   label_key: str = 'label',
+  label_offset: Steps = 0,
 ) -> 'Split':
   """One split of a prepared data set.
 
@@ -33,6 +38,8 @@ def open_split(
     split: in the syntax of TFDS, such as 'train[:99%]'.
     data_dir: the directory of TFDS sets; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     image_key, label_key: names of the features. The label is a ClassLabel or a Sequence of it.
+    label_offset: what is subtracted from class numbers, 1 where they begin at 1; the first name is
+      then of no class. A warning says where class 0 seems not to occur.
 
   Raises:
     MissingData: the set is not on disk; says where it looked and what to do.
@@ -42,13 +49,32 @@ def open_split(
   classes = _classes(builder, image_key, label_key)
   multi_label = isinstance(builder.info.features[label_key], tfds.features.Sequence)
 
+  names = classes.names[label_offset:]
+
   def to_label(stored):
+    if label_offset:
+      message = f'{label_key} is below label_offset={label_offset}:'
+      known = tf.reduce_all(stored >= label_offset)
+      with tf.control_dependencies([tf.raw_ops.Assert(condition=known, data=[message, stored])]):
+        stored = stored - label_offset
     if multi_label:
-      return tf.reduce_max(tf.one_hot(stored, classes.num_classes, dtype=tf.uint8), axis=0)
+      return tf.reduce_max(tf.one_hot(stored, len(names), dtype=tf.uint8), axis=0)
     return tf.cast(stored, tf.int32)
 
   keys = (image_key, label_key)
-  return Split(builder, split, keys, classes.names, to_label=to_label, multi_label=multi_label)
+  opened = Split(builder, split, keys, names, to_label=to_label, multi_label=multi_label)
+  where = f'{builder.info.full_name}, split {split!r}'
+  label_numbers.warn_of_offset(where, _some_labels(opened, label_key), label_offset)
+  return opened
+
+
+def _some_labels(opened: 'Split', label_key: str) -> Iterator[list[int]]:
+  """The class numbers of some examples, without damaged ones, to see where they begin."""
+  for index in label_numbers.sample(opened.num_examples, opened.num_classes):
+    with contextlib.suppress(DecodeError, InputError):
+      ((record,),) = opened.fetch([index])
+      example = tf.train.Example.FromString(record)
+      yield list(example.features.feature[label_key].int64_list.value)
 
 
 class Split:
