@@ -1,12 +1,13 @@
 """Training that starts from pretrained weights: their head, their resolution, and do they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 from typing import Annotated
 
+from absl import logging
 import numpy as np
 
-from mixer import models, pretrained
+from mixer import labels, models, pretrained
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, position_tables, variants, vit
@@ -26,12 +27,14 @@ def load(
   image_size: tuple[int, int],
   channels: int,
   permutation: Mapping | None,
+  class_names: Sequence[str] = (),
   cluster: Cluster = SINGLE,
 ) -> tuple[dict, dict]:
   """(parameters in the layout of `model`, their identity and 'changes'); see `start_from`.
 
   The arguments up to `from_size` are `config.init`, where an empty `from_size` means a square;
-  `permutation` is `config.permutation`.
+  `permutation` is `config.permutation`; `class_names` are those of the data. Where head='auto'
+  keeps a head of other classes, or of the same in another order, a warning says so.
   """
   found = pretrained.open(path, cluster=cluster)
   found.check_permutation(permutation, image_size)
@@ -44,6 +47,8 @@ def load(
     head=head,
     from_size=from_size or None,
   )
+  if head == 'auto' and not has_zero_head(params):  # a head that is reset is zero
+    _warn_of_other_classes(found, class_names)
   return models.to_model_layout(model, params), {**found.identity, 'changes': changes}
 
 
@@ -156,6 +161,27 @@ def check_head(params: Mapping, source: str, tests: Mapping) -> int | None:
         f'{data.num_classes}: {hint}'
       )
   return outputs
+
+
+def _warn_of_other_classes(found: pretrained.Pretrained, class_names: Sequence[str]) -> None:
+  """Warns if the head that is kept is known to be of other classes than those of the data."""
+  known = found.description.class_names
+  bundled = [name for name, count in labels.BUNDLED.items() if count == len(class_names)]
+  if known is None and found.description.file is None and bundled:
+    classes = labels.load(bundled[0], len(class_names))
+    known = tuple(synset for synset, _ in classes)
+    if tuple(class_names) == tuple(name for _, name in classes):
+      return
+  numbered = tuple(class_names) == tuple(map(str, range(len(class_names))))
+  if known is None or numbered or tuple(known) == tuple(class_names):
+    return
+  differing = [pair for pair in zip(known, class_names, strict=True) if pair[0] != pair[1]]
+  what = 'IN ANOTHER ORDER' if set(known) == set(class_names) else 'OF OTHER NAMES'
+  logging.warning(
+    '%s: THE HEAD IS KEPT, WITH CLASSES %s: %d of %d differ, such as %r in the file and %r in the '
+    'data. If they are other classes, start with --config.init.head=reset; head=keep says that '
+    'they are the same.', found.source, what, len(differing), len(known), *differing[0],
+  )  # fmt: skip
 
 
 def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:

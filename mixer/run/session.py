@@ -287,7 +287,7 @@ def _start(
   params, source = settings.call(
     'config.init', warm_start.load, config.init,
     model=program.model, image_size=data.image_size, channels=data.channels,
-    permutation=config.permutation, cluster=cluster,
+    permutation=config.permutation, class_names=data.class_names, cluster=cluster,
   )  # fmt: skip
   if jax.process_index() == 0:
     files.write(workdir / 'init.json', json.dumps(source, indent=1).encode())

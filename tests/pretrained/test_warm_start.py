@@ -1,13 +1,14 @@
 """Growing to a higher resolution, and what becomes of the head."""
 
 import hashlib
+import json
 import re
 
 import jax
 import numpy as np
 import pytest
 
-from mixer import models, pretrained
+from mixer import labels, models, pretrained
 from mixer.errors import InputError
 from mixer.models import position_tables
 from mixer.pretrained import growth, warm_start
@@ -235,6 +236,48 @@ def test_load_lays_out_for_scanned_blocks(tmp_path):
   np.testing.assert_allclose(
     model.apply({'params': found}, images), build().apply({'params': params}, images), atol=1e-5
   )
+
+
+@pytest.mark.parametrize(
+  ('head', 'now', 'warning'),
+  [
+    ('auto', 'abcde', None),
+    ('auto', '01234', None),  # numbers of unnamed classes
+    ('auto', 'abcdx', "OF OTHER NAMES: 1 of 5 differ, such as 'e' in the file and 'x' in the data"),
+    (
+      'auto',
+      'bacde',
+      "IN ANOTHER ORDER: 2 of 5 differ, such as 'a' in the file and 'b' in the data",
+    ),
+    ('keep', 'bacde', None),
+    ('reset', 'bacde', None),
+  ],
+)
+def test_a_head_of_as_many_other_classes(head, now, warning, tmp_path, caplog):
+  facts = {'class_names': list('abcde')}
+  (tmp_path / 'model.json').write_text(json.dumps(facts))
+  params = weights(build(), 16)
+  pretrained.save(tmp_path / 'model.npz', params)
+  with caplog.at_level('WARNING', 'absl'):
+    warm_start.load(
+      path=str(tmp_path / 'model.npz'), model=build(), head=head, from_size=(),
+      image_size=(16, 16), channels=3, permutation=None, class_names=tuple(now),
+    )  # fmt: skip
+  assert ('THE HEAD' in caplog.text) == (warning is not None) and (warning or '') in caplog.text
+
+
+def test_a_released_head_of_1000_other_classes(tmp_path, caplog):
+  params = weights(build(num_classes=1000), 16)
+  pretrained.save(tmp_path / 'model.npz', params)
+  synsets = [synset for synset, _ in labels.load('imagenet1k', 1000)]
+  for names, warns in ((synsets, False), ([f'breed {i}' for i in range(1000)], True)):
+    caplog.clear()
+    with caplog.at_level('WARNING', 'absl'):
+      warm_start.load(
+        path=str(tmp_path / 'model.npz'), model=build(num_classes=1000), head='auto', from_size=(),
+        image_size=(16, 16), channels=3, permutation=None, class_names=tuple(names),
+      )  # fmt: skip
+    assert ("such as 'n01440764' in the file and 'breed 0' in the data" in caplog.text) == warns
 
 
 @pytest.mark.parametrize('size,from_size', [((16, 24), None), ((8, 12), (16, 12)), ((8, 8), None)])
