@@ -1,6 +1,6 @@
-"""Makes a TensorFlow Datasets set of a folder with a folder or .tar of images per class."""
+"""Makes a TensorFlow Datasets set of a folder or .tar of images per class, or of a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import io
 import itertools
@@ -14,10 +14,11 @@ import tqdm
 
 from mixer import labels, runtime
 from mixer.errors import InputError
-from mixer.input import folders, image_files
+from mixer.input import folders, image_files, tables
 
 _IMAGENET_21K = 'imagenet21k'
 _NAMED = 10  # classes in a message
+_HINT = 'Where a CSV or JSON-lines file has the labels, give that file.'
 _LISTED = 20  # bad images in a message
 _AT_ONCE = 64  # images that are decoded together
 
@@ -33,6 +34,7 @@ def prepare(
   file_format: str,
   verify: bool = True,
   on_bad_image: str = 'fail',
+  table: Mapping | None = None,
 ) -> None:
   """Writes the set, and prints what is in it.
 
@@ -44,12 +46,13 @@ def prepare(
 
   Args:
     name: of the set; lower-case letters, digits and _.
-    images: the folder.
+    images: the folder, or a table, see `tables.read`.
     split: of a folder of classes; None for 'train', or 'full' for 'imagenet21k'.
     data_dir: None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     file_format: 'tfrecord' or 'array_record'.
     verify: decode every image before anything is written.
     on_bad_image: 'fail' if one cannot be decoded, or 'skip' to leave it out.
+    table: of a table, arguments of `sources.table.ImageTable` that say which columns have what.
 
   Raises:
     InputError: the name or the folder is invalid, the set exists, or an image cannot be decoded.
@@ -60,24 +63,25 @@ def prepare(
     )
   if on_bad_image == 'skip' and not verify:
     raise InputError('without --verify, no image is decoded, and none is found to be bad.')
-  folder = epath.Path(images).expanduser()
-  if not folder.is_dir():
-    raise InputError(f'no folder {folder}.')
-  parts = _splits(folder, split, 'full' if name == _IMAGENET_21K else 'train')
-  found = next(iter(parts.values()))
-  classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
+  if tables.is_table(images):
+    classes, examples = _of_table(images, split, table or {})
+  elif table:
+    raise InputError(f'{images} is no table, so {sorted(table)} have no effect.')
+  else:
+    classes, examples = _of_folder(name, epath.Path(images).expanduser(), split)
+  several = bool(table) and table.get('multi_label', False)
 
   runtime.tensorflow()
   import tensorflow_datasets as tfds  # takes seconds, so the checks come first
 
-  examples = {split: _Examples(of) for split, of in parts.items()}
+  label = tfds.features.ClassLabel(names=classes)
   builder = tfds.dataset_builders.AdhocBuilder(
     name=name,
     version='1.0.0',
     features=tfds.features.FeaturesDict(
       {
         'image': tfds.features.Image(shape=(None, None, 3)),
-        'label': tfds.features.ClassLabel(names=classes),
+        'label': tfds.features.Sequence(label) if several else label,
         'file_name': tfds.features.Text(),
       }
     ),
@@ -95,9 +99,42 @@ def prepare(
   except (OSError, tarfile.TarError) as fault:
     raise InputError(f'{name} was not prepared: {fault}') from fault
   for each, of in examples.items():
-    folders.warn_left_out(str(folder), sorted(of.others))
+    folders.warn_left_out(images, sorted(of.others))
     count = builder.info.splits[each].num_examples
     print(f'{name}: {count} images of {len(classes)} classes in split {each!r}.')
+
+
+def _of_folder(name: str, folder: epath.Path, split: str | None):
+  """(classes, {split: its examples}) of a folder."""
+  if not folder.is_dir():
+    raise InputError(f'no folder {folder}.')
+  parts = _splits(folder, split, 'full' if name == _IMAGENET_21K else 'train')
+  found = next(iter(parts.values()))
+  classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
+  return classes, {split: _Examples(of) for split, of in parts.items()}
+
+
+def _of_table(path: str, split: str | None, given: Mapping):
+  """(classes, {split: its examples}) of a table; `given` are arguments of `tables.read`."""
+  given = dict(given)
+  columns = tables.Columns(
+    *(given.pop(f'{key}_column', None) for key in ('path', 'label', 'split'))
+  )
+  images_dir, several = given.pop('images_dir', None), given.pop('multi_label', False)
+  rows = tables.read(
+    path, columns, multi_label=several, label_separator=given.pop('label_separator', None)
+  )
+  if given:
+    raise InputError(f'a table has no option {sorted(given)[0]!r}; see docs/data.md.')
+  classes = tables.classes(path, rows, columns, several)
+  parts: dict[str, list] = {}
+  for (row, _), place in zip(
+    tables.numbered(path, rows, classes), tables.find_images(path, rows, images_dir), strict=True
+  ):
+    parts.setdefault(row.split or split or 'train', []).append((row, place))
+  if split and rows[0].split:
+    raise InputError(f'{path} has the splits {sorted(parts)}, so --split={split} does not fit.')
+  return classes, {split: _Listed(of, several) for split, of in parts.items()}
 
 
 def _splits(folder: epath.Path, split: str | None, default: str) -> dict[str, Classes]:
@@ -153,7 +190,7 @@ def _classes(folder: epath.Path, *, needed: bool) -> Classes:
   if not found or (empty and needed) or len(empty) == len(found):
     raise InputError(
       f'{folder} must hold one folder or .tar per class with {", ".join(image_files.ENDINGS)} '
-      f'files; ' + (f'no such file in {empty[:_NAMED]}.' if found else 'it holds none.')
+      f'files; ' + (f'no such file in {empty[:_NAMED]}.' if found else 'it holds none. ' + _HINT)
     )
   if len(found) == 1 and len(folders.class_folders(str(*found.values()))) > 1:
     raise InputError(
@@ -229,6 +266,22 @@ class _Examples:
       for inside, image in _images(path, others):
         yield label, f'{label}/{inside}', image
       self.others |= {f'{path.name}/{other}' for other in others}
+
+
+class _Listed(_Examples):
+  """The rows of a table with the paths of their images."""
+
+  def __init__(self, rows: Sequence[tuple[tables.Row, str]], several: bool):
+    super().__init__({})
+    self._rows, self._several = rows, several
+
+  def _files(self) -> Iterator[tuple[str | list[str], str, bytes | OSError]]:
+    for row, place in self._rows:
+      label = list(row.labels) if self._several else row.labels[0]
+      try:
+        yield label, row.path, epath.Path(place).read_bytes()
+      except OSError as fault:
+        yield label, row.path, fault
 
 
 def _images(path: epath.Path, others: set[str]) -> Iterator[tuple[str, bytes | OSError]]:

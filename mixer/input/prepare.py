@@ -10,8 +10,15 @@ A folder with one folder, or one .tar, of images for each class, such as one's o
   python -m mixer.input.prepare --name=flowers --images=FOLDER
   python -m mixer.input.prepare --name=imagenet21k --images=FOLDER_OF_SYNSETS
 
+A table of images and labels, as docs/data.md describes:
+
+  python -m mixer.input.prepare --name=flowers --images=labels.csv --table=label_column=kind
+
 Where FOLDER holds train, val and test with class folders in them, the set has these splits.
 """
+
+import ast
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -22,10 +29,14 @@ from mixer.input import class_folders, registered
 
 def define_flags() -> None:
   flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
-  flags.DEFINE_string('images', None, 'Folder of class folders, to make a data set of.')
+  flags.DEFINE_string('images', None, 'Folder of class folders, or table, to make a data set of.')
   flags.DEFINE_string(
     'split', None, 'With --images of class folders: the split; "train", or "full" for imagenet21k.'
   )
+  flags.DEFINE_multi_string(
+    'table', [],
+    'With --images of a table: KEY=VALUE, an argument of source="table", as multi_label=True.',
+  )  # fmt: skip
   flags.DEFINE_string(
     'manual_dir', None, 'Without --images: directory of archives that were downloaded by hand.'
   )
@@ -57,8 +68,22 @@ def main() -> None:
     raise InputError('--manual_dir is for the data sets of TFDS; do not give it with --images.')
   class_folders.prepare(
     given.name, given.images, split=given.split, verify=given.verify,
-    on_bad_image=given.on_bad_image, **output,
+    on_bad_image=given.on_bad_image, table=_options(given.table), **output,
   )  # fmt: skip
+
+
+def _options(given: Sequence[str]) -> dict:
+  """KEY=VALUE, in which a value may be True, False or a tuple of names."""
+  options = {}
+  for part in given:
+    key, equals, value = part.partition('=')
+    if not equals:
+      raise InputError(f'--table={part} is not KEY=VALUE.')
+    try:
+      options[key] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+      options[key] = value
+  return options
 
 
 if __name__ == '__main__':

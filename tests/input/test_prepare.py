@@ -115,7 +115,10 @@ FORMATS = ', '.join(image_files.ENDINGS)
   ('files', 'fault'),
   [
     (['ant/one.jpg', 'bee/notes.txt', 'cow/deep/b.svg'], "no such file in ['bee', 'cow']."),
-    (['one.jpg', 'two.png'], 'it holds none.'),
+    (
+      ['one.jpg', 'two.png'],
+      'it holds none. Where a CSV or JSON-lines file has the labels, give that file.',
+    ),
   ],
 )
 def test_a_folder_that_is_none_of_class_folders(prepare, folder, files, fault):

@@ -11,7 +11,7 @@ import pytest
 
 from mixer import config_file, input
 from mixer.errors import InputError, MissingData
-from mixer.input import check
+from mixer.input import check, class_folders
 import sets
 
 inspection = pytest.importorskip('mixer.input.inspection', reason='needs TensorFlow')
@@ -56,9 +56,10 @@ def open_table(write, images):
   return opened
 
 
-def build(source, path, **given):
+def build(source, path=None, **given):
   shape = {'batch_size': 4, 'image_size': 16, 'crop': 'resize_random', 'resize': 20}
-  return input.build(source=source, path=str(path), **shape | given)
+  where = {'path': str(path)} if path else {}
+  return input.build(source=source, **where, **shape | given)
 
 
 def rows(data):
@@ -331,3 +332,25 @@ def test_check_reads_the_splits_of_a_table(write, images, tmp_path):
 def test_a_folder_without_class_folders_points_to_tables(images):
   with pytest.raises(InputError, match='give that file, as source="table"'):
     build('folder', images / 'ant', split='train')
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_prepare_makes_a_set_of_a_table(several, write, images, tmp_path, capsys):
+  (tmp_path / 'bad.png').write_bytes(b'')
+  labels = ['a;b', '', 'b', 'a'] if several else ['a', 'b', 'b', 'a']
+  paths = [*(f'{images}/{name}' for name in NAMES[:3]), 'bad.png']
+  lines = [f'{path},{label},{split}' for path, label, split in zip(
+    paths, labels, ['train', 'train', 'dev', 'train'])]  # fmt: skip
+  path = write('\n'.join(['path,kind,split', *lines]))
+  given = {'split': None, 'data_dir': str(tmp_path), 'file_format': 'tfrecord'}
+  given['table'] = {'label_column': 'kind', 'multi_label': several}
+  with pytest.raises(InputError, match='1 images cannot be read(?s:.*)bad.png'):
+    class_folders.prepare('ours', path, **given)
+  class_folders.prepare('ours', path, on_bad_image='skip', **given)
+  assert "ours: 2 images of 2 classes in split 'train'" in capsys.readouterr().out
+  shape = {'data_dir': str(tmp_path), 'crop': 'resize'}
+  data = build('tfds', '', name='ours', split='train', **shape)
+  (batch,) = data.eval_batches(4, 0, 1)
+  expected = [[0, 0], [1, 1]] if several else [0, 1]
+  assert sorted(batch['label'][batch['mask']].tolist()) == expected
+  assert data.class_names == ('a', 'b') and data.multi_label == several
