@@ -13,7 +13,7 @@ from mixer.errors import InputError
 from mixer.training import batch_ops, losses, sharding
 
 _GUESSES = 5
-_RANKED = 2**29  # scores that are kept at most for the mean average precision, as float32
+_RANKED = 2**28  # scores that are kept at most for the mean average precision, as float32
 
 
 def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping], dict[str, float]]:
