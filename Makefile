@@ -39,8 +39,8 @@ lock: $(VENV)/installed
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
 $(VENV)/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
-	  "Python 3.11 or newer is needed, and " + sys.executable + " is " + sys.version.split()[0] + \
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+	  "Python 3.11 to 3.13 is needed, and " + sys.executable + " is " + sys.version.split()[0] + \
 	  ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -16,6 +16,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
 flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
+flags.DEFINE_bool('verbose', False, 'Also print the config and the table of parameters.')
 flags.DEFINE_string('compilation_cache', None, 'Directory for compiled programs.')
 flags.DEFINE_string('profile_steps', None, 'FIRST:LAST, traced into WORKDIR/profile.')
 flags.DEFINE_float(
@@ -61,6 +62,7 @@ def main() -> None:
       require=given.require,
       require_evals=given.require_evals,
       tensorboard=given.tensorboard,
+      verbose=given.verbose,
       profile_steps=given.profile_steps,
       stall_seconds=given.stall_seconds,
       finish=given.finish,

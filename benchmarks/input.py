@@ -199,7 +199,9 @@ def answer(start: Callable[[str], Iterator], folder: str) -> None:
     found = {
       'clock': (time.perf_counter() - clock) / (count * BATCH) * 1e6,
       'cpu': (time.process_time() - cpu) / (count * BATCH) * 1e6,
-      'peak': int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]),
+      'peak': int(
+        pathlib.Path('/proc/self/status').read_text(encoding='utf-8').split('VmHWM:')[1].split()[0]
+      ),
     }
     print(RESULT + json.dumps(found), flush=True)
 
@@ -214,7 +216,7 @@ def settle() -> None:
     time.sleep(0.02)
     # After the name, which is in brackets, is the state: 'R' runs or waits for a core.
     tasks = [t for t in os.listdir('/proc/self/task') if t != str(threading.get_native_id())]
-    states = [pathlib.Path(f'/proc/self/task/{t}/stat').read_text() for t in tasks]
+    states = [pathlib.Path(f'/proc/self/task/{t}/stat').read_text(encoding='utf-8') for t in tasks]
     busy = any(state.rpartition(')')[2].split()[0] in 'RD' for state in states)
     quiet = 0 if busy else quiet + 1
 

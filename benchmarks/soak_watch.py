@@ -116,6 +116,6 @@ def unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def sample(pid: int, step: int) -> checks.Sample:
-  lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+  lines = pathlib.Path(f'/proc/{pid}/status').read_text(encoding='utf-8').splitlines()
   kib = next(int(line.split()[1]) for line in lines if line.startswith('VmRSS:'))
   return checks.Sample(step, len(os.listdir(f'/proc/{pid}/fd')), kib / 1024)

@@ -23,6 +23,8 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
   and exits with its status. The process ends at once: TensorFlow's and JAX's threads can hold up
   the interpreter's own exit for seconds.
   """
+  _use_utf8()
+  console.accept_all_text()
 
   def guarded(argv) -> int:
     if not flags.FLAGS['verbosity'].present:
@@ -34,6 +36,9 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
       return _exit(print_error(error))
     except KeyboardInterrupt:
       return _exit(_print('error', 'stopped by Ctrl-C.', 130))
+    except BrokenPipeError:  # as in `python -m mixer.predict ... | head`, which has what it wants
+      if not console.is_unread():
+        raise
     except (AssertionError, RuntimeError) as error:
       if not _is_of_backend(error):
         raise
@@ -66,6 +71,16 @@ def _leave(status: int | str | None) -> NoReturn:
   atexit._run_exitfuncs()  # those that remove temporary directories, for instance
   console.flush()
   os._exit(status or 0)
+
+
+def _use_utf8() -> None:
+  """Starts this program again, in Python's UTF-8 mode, if the locale has another encoding.
+
+  TensorFlow and orbax take the names of files as UTF-8, whatever the locale.
+  """
+  if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def print_error(error: ExpectedError) -> int:

@@ -19,6 +19,7 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict
 
+from mixer import shipped
 from mixer.errors import InputError
 
 OPTIONAL_SECTIONS = ('init', 'permutation')  # those that a config may leave out
@@ -124,6 +125,7 @@ def _divide(given: str) -> tuple[str, str | None]:
 
 
 def _executed(path: str) -> ModuleType:
+  path = shipped.find(path)
   if not pathlib.Path(path).is_file():
     beside = sorted(map(str, pathlib.Path(path).parent.glob('*.py')))
     close = difflib.get_close_matches(path, beside, n=1)

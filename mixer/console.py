@@ -1,6 +1,8 @@
 """Printed lines. A closed output does not end the run."""
 
+import io
 import os
+import select
 import sys
 
 
@@ -17,6 +19,20 @@ def print_line(text: str, *, error: bool = False) -> None:
     _discard(stream)  # the reader does not return
   except (OSError, ValueError):  # ValueError: it is closed
     pass
+
+
+def accept_all_text() -> None:
+  """From now on, characters that stdout or stderr cannot encode are escaped, as in \\xe9."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
+def is_unread() -> bool:
+  """Whether stdout is a pipe whose reader has ended."""
+  poll = select.poll()
+  poll.register(sys.stdout, 0)
+  return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def flush() -> None:

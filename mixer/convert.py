@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mixer import cli, files, models, pretrained, sizes
+from mixer import cli, console, files, models, pretrained, sizes
 from mixer.errors import InputError
 from mixer.pretrained import layouts
 from mixer.pretrained.description import Description, beside, facts, read
@@ -171,9 +171,9 @@ WRITERS: dict[str, tuple[Callable, Callable]] = {
 
 def main(source: str, target: str) -> None:
   image_size = sizes.parse('image_size', flags.FLAGS.image_size)
-  print(convert(source, target, image_size, flags.FLAGS.which))
+  console.print_line(convert(source, target, image_size, flags.FLAGS.which))
   if any(epath.Path(path).suffix in ('.safetensors', '.pth') for path in (source, target)):
-    print(GELU_NOTE)
+    console.print_line(GELU_NOTE)
 
 
 if __name__ == '__main__':

@@ -1,20 +1,22 @@
-"""Atomic writes, locks, and names of files."""
+"""Atomic writes, JSON files, locks, and names of files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import fcntl
 import io
+import json
 import os
 import socket
-from typing import IO
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
 
 from mixer.errors import DiskError, InputError
 
-CONFIG_FILE, CLASSES_FILE = 'config.json', 'classes.json'  # of a workdir
+# Of a workdir:
+CONFIG_FILE, CLASSES_FILE, INPUT_FILE = 'config.json', 'classes.json', 'input.json'
 DATA_FILE = 'data.json'  # `mixer.input.movable` of its run
 
 
@@ -65,13 +67,82 @@ def is_writable(directory: epath.Path) -> bool:
   return True
 
 
+def check_writable(path: epath.Path) -> None:
+  """Raises InputError if `write` cannot write this file; an older one stays as it is."""
+  partial = path.with_name(path.name + '.partial')
+  try:
+    if path.is_dir():
+      raise IsADirectoryError(0, 'it is a directory')
+    partial.write_bytes(b'')
+    partial.unlink()
+  except OSError as fault:
+    raise InputError(
+      f'{path} cannot be written: {fault.strerror or fault}. Give a file in a directory that can '
+      'be written to.'
+    ) from fault
+
+
+def write_text(path: epath.Path, text: str) -> None:
+  """Writes UTF-8 as `write` does; bytes of names that are no text are escaped, as in \\udcff."""
+  write(path, text.encode(errors='backslashreplace'))
+
+
 def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:
   """Writes rows that all have the keys of the first, as `write` does, with a header."""
   text = io.StringIO()
   writer = csv.DictWriter(text, rows[0], lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  write(path, text.getvalue().encode())
+  write_text(path, text.getvalue())
+
+
+def read_json(path: epath.Path, kind: type = dict, *, cure: str) -> Any:
+  """The content of a JSON file, which is a `kind`.
+
+  Raises:
+    InputError: it is something else, or cannot be read; names the line, and ends with `cure`.
+  """
+  return _parse(path, _content(path), kind, 1, cure)
+
+
+def read_json_lines(path: epath.Path, *, cure: str) -> list[tuple[int, dict]]:
+  """(its line number, its object) of each line of a file; empty lines are left out.
+
+  So is a last line without its end, as a kill leaves it. Errors are those of `read_json`.
+  """
+  lines = enumerate(_content(path).split(b'\n')[:-1], start=1)
+  return [(i, _parse(path, line, dict, i, cure)) for i, line in lines if line.strip()]
+
+
+def damaged(path: epath.Path, line: int, fault: str, cure: str) -> InputError:
+  return InputError(f'{path} is damaged in line {line}: {fault}. {cure}')
+
+
+def _content(path: epath.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as fault:
+    raise InputError(f'{path} cannot be read: {fault.strerror or fault}.') from fault
+
+
+def _parse(path: epath.Path, content: bytes, kind: type, first_line: int, cure: str) -> Any:
+  line = 1
+  try:
+    found = json.loads(content.decode('utf-8-sig'))  # editors may add a byte order mark
+    fault = None if isinstance(found, kind) else f'a JSON {_JSON_NAMES[kind]} is expected'
+  except json.JSONDecodeError as error:
+    line, fault = error.lineno, f'{error.msg.removesuffix(" at")}, at character {error.colno}'
+    fault = fault if content.strip() else 'it is empty'
+  except UnicodeDecodeError as error:
+    line, fault = content.count(b'\n', 0, error.start) + 1, 'this is not UTF-8 text'
+  except RecursionError:
+    fault = 'it is nested too deeply'
+  if fault:
+    raise damaged(path, first_line + line - 1, fault, cure)
+  return found
+
+
+_JSON_NAMES = {dict: 'object', list: 'list'}
 
 
 @contextlib.contextmanager
@@ -89,7 +160,7 @@ def lock(path: epath.Path, when_locked: Callable[[IO[str]], None]) -> Iterator[I
     yield None
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'a+') as file:
+  with open(path, 'a+', encoding='utf-8') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

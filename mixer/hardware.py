@@ -86,5 +86,12 @@ def host_memory() -> int:
   """Bytes of memory that this host, or the container this runs in, has."""
   size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   limit = pathlib.Path('/sys/fs/cgroup/memory.max')
-  text = limit.read_text().strip() if limit.exists() else 'max'
+  text = limit.read_text(encoding='utf-8').strip() if limit.exists() else 'max'
   return min(size, int(text)) if text.isdigit() else size
+
+
+def host_swap() -> int:
+  """Bytes of memory that this host may move to its disk; 0 where Linux does not tell."""
+  path = pathlib.Path('/proc/meminfo')
+  found = re.search(r'SwapTotal: +(\d+) kB', path.read_text('utf-8') if path.exists() else '')
+  return 1024 * int(found[1]) if found else 0

@@ -6,10 +6,12 @@ not, or any other file of parameters. Standard output has the results alone, as 
 pre-logits are written instead. See docs/predict.md.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import io
 import json
+import os
 import sys
 
 from absl import flags
@@ -17,7 +19,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mixer import cli, files, labels, models, pretrained, runtime, sizes
+from mixer import cli, console, files, labels, models, pretrained, runtime, sizes
 from mixer.errors import InputError
 from mixer.input import single_images
 from mixer.pretrained import warm_start
@@ -31,7 +33,7 @@ def main(*paths: str) -> None:
   given = flags.FLAGS
   features = check_output(given.features)
   found = single_images.find(paths)
-  trained = pretrained.open(given.checkpoint)
+  trained = pretrained.open(given.checkpoint, given.which)
   description = trained.describe(
     model=given.model,
     image_size=sizes.parse('image_size', given.image_size),
@@ -42,8 +44,9 @@ def main(*paths: str) -> None:
     note(f'assumed: {fact}')
   if not features:
     check_head(trained, description)
+  changes: list[str] = []
   decode = single_images.decoder(
-    description.preprocessing, description.image_size, description.channels
+    description.preprocessing, description.image_size, description.channels, tell=changes.append
   )
   for remark in single_images.remarks(found, description.preprocessing):
     note(remark)
@@ -56,7 +59,14 @@ def main(*paths: str) -> None:
     write_features(features, trained, description, batches)
   else:
     show = show_json if given.json else show_table
-    classify(trained, description, batches, top=given.top, show=show)
+    try:
+      classify(trained, description, batches, top=given.top, show=show)
+    except BrokenPipeError:
+      raise
+    except OSError as fault:
+      raise InputError(f'the results cannot be printed: {fault.strerror}.') from fault
+  for change, count in collections.Counter(changes).items():
+    note(f'{count} of {len(found)} images: {change}')
   if skipped:
     raise InputError(f'{len(skipped)} of {len(found)} images could not be read, see above.')
 
@@ -151,7 +161,7 @@ def write_features(
   buffer = io.BytesIO()
   np.save(buffer, np.concatenate(rows))
   files.write(path, buffer.getvalue())
-  files.write(path.with_suffix('.txt'), ''.join(f'{name}\n' for name in order).encode())
+  files.write(path.with_suffix('.txt'), b''.join(os.fsencode(name) + b'\n' for name in order))
   note(f'{path}: {len(order)} x {model.hidden_dim}; the files are named in {path.stem}.txt')
 
 
@@ -205,15 +215,18 @@ def check_output(path: str | None) -> epath.Path | None:
     raise InputError(f'--features={path}: give a name that ends in .npy.')
   if not output.parent.is_dir():
     raise InputError(f'--features={path}: there is no folder {output.parent}.')
+  for one in (output, output.with_suffix('.txt')):
+    files.check_writable(one)
   return output
 
 
 def note(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+  console.print_line(text, error=True)
 
 
 def define_flags() -> None:
   flags.DEFINE_string('checkpoint', None, 'A file of parameters or a workdir.')
+  flags.DEFINE_string('which', None, pretrained.WHICH_HELP)
   flags.DEFINE_string('model', None, 'Of a file without .json: its model, as in Mixer-B/16.')
   flags.DEFINE_list('image_size', None, 'Of a file without .json: SIDE or HEIGHT,WIDTH.')
   flags.DEFINE_enum('loss', None, sorted(losses.LOSSES), 'Of a file without .json: its training.')

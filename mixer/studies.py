@@ -10,20 +10,17 @@ are passed to train.py. See docs/studies.md.
 
 from collections.abc import Callable, Sequence
 import itertools
-import json
-import pathlib
 import statistics
 
 from absl import flags
 from etils import epath
 
-from mixer import cli, files, sweep
+from mixer import cli, console, files, shipped, sweep
 from mixer.errors import InputError
 from mixer.run import metrics_log
 from mixer.visualize import plots
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-EVALUATE = CONFIGS.parent / 'evaluate.py'
+CONFIGS, EVALUATE = shipped.CONFIGS, shipped.EVALUATE
 MODELS = {'mixer': 'Mixer', 'resnet': 'ResNet'}
 KINDS = {
   'original': 'original images',
@@ -50,9 +47,11 @@ def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str])
     for model, title in MODELS.items()
   }
   plots.png(panels, workdir / 'permutations.png', xlabel='step', ylabel='test top-1')
-  print(f'\n{"test top-1 at the end":<24}' + ''.join(f'{kind:>14}' for kind in KINDS))
+  console.print_line(f'\n{"test top-1 at the end":<24}' + ''.join(f'{kind:>14}' for kind in KINDS))
   for title, curves in panels.items():
-    print(f'{title:<24}' + ''.join(f'{100 * points[-1][1]:14.1f}' for points in curves.values()))
+    console.print_line(
+      f'{title:<24}' + ''.join(f'{100 * points[-1][1]:14.1f}' for points in curves.values())
+    )
 
 
 def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) -> None:
@@ -77,9 +76,9 @@ def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) ->
     ylabel='test top-1',
     xticks=PERCENTS,
   )
-  print(f'\n{"test top-1":<24}' + ''.join(f'{percent:>12} %' for percent in PERCENTS))
+  console.print_line(f'\n{"test top-1":<24}' + ''.join(f'{percent:>12} %' for percent in PERCENTS))
   for title, points in curves.items():
-    print(f'{title:<24}' + ''.join(f'{100 * top1:14.1f}' for _, top1 in points))
+    console.print_line(f'{title:<24}' + ''.join(f'{100 * top1:14.1f}' for _, top1 in points))
 
 
 STUDIES: dict[str, Callable[[epath.Path, Sequence[str], Sequence[str]], None]] = {
@@ -103,7 +102,7 @@ def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
        f'--output={output}', *overrides],
       f'the evaluation of {run}',
     )  # fmt: skip
-  return json.loads(output.read_text())
+  return files.read_json(output, cure='Delete it, and start again.')
 
 
 def means(table: Sequence[dict], x: str, **where) -> list[tuple[float, float]]:
@@ -122,7 +121,7 @@ def main(study: str, *rest: str) -> None:
   sweep.exit_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
   STUDIES[study](workdir, flags.FLAGS.seeds, rest)
-  print(f'written: {workdir / study}.csv, {workdir / study}.png')
+  console.print_line(f'written: {workdir / study}.csv, {workdir / study}.png')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ run has its own workdir in DIR, so an interrupted sweep continues with the same 
 
 from collections.abc import Sequence
 import json
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import sys
 from absl import flags
 from etils import epath
 
-from mixer import cli, files
+from mixer import cli, console, files, shipped
 from mixer.errors import InputError, Interrupted
 from mixer.run import metrics_log
 
-TRAIN = pathlib.Path(__file__).parent.parent / 'train.py'
+TRAIN = shipped.TRAIN
 
 
 def sweep(config: str, workdir: epath.Path, rates: Sequence[str], rest: Sequence[str]) -> dict:
@@ -62,7 +61,7 @@ def train(config: str, workdir: epath.Path, *rest: str) -> dict:
   """
 
   def wait(_):
-    print(f'waiting for the run that is still active in {workdir}', flush=True)
+    console.print_line(f'waiting for the run that is still active in {workdir}')
 
   with files.lock(workdir / '.sweep-lock', wait) as lock:
     run_to_end(
@@ -86,7 +85,7 @@ def run_to_end(command: Sequence[str], name: str, inherited: Sequence[int] = ())
     InputError: it failed; its message has been printed.
   """
   command = [sys.executable, *command]
-  print(' '.join(command), flush=True)
+  console.print_line(' '.join(command))
   process = subprocess.Popen(command, pass_fds=inherited)
   try:
     status = process.wait()
@@ -109,13 +108,13 @@ def main(*rest: str) -> None:
   exit_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
   result = sweep(flags.FLAGS.config, workdir, flags.FLAGS.learning_rates, rest)
+  files.write(workdir / 'sweep.json', json.dumps(result, indent=1).encode())
   for rate, top1 in result['dev'].items():
     selected = '  <- selected' if rate == result['learning_rate'] else ''
-    print(f'learning rate {rate:>6}: dev/top1 {top1:.4f}{selected}')
+    console.print_line(f'learning rate {rate:>6}: dev/top1 {top1:.4f}{selected}')
   for name in ('val/top1', 'test/top1'):
     if name in result['final']:
-      print(f'final: {name} {result["final"][name]:.4f}')
-  files.write(workdir / 'sweep.json', json.dumps(result, indent=1).encode())
+      console.print_line(f'final: {name} {result["final"][name]:.4f}')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ interrupted program continues with the same command. See docs/vtab.md.
 
 from collections.abc import Callable, Mapping, Sequence
 import json
-import pathlib
 import re
 import statistics
 
@@ -18,11 +17,11 @@ from absl import flags
 from etils import epath
 import jax
 
-from mixer import cli, files, paper, pretrained, sweep
+from mixer import cli, console, files, paper, pretrained, shipped, sweep
 from mixer.errors import InputError, MissingData
 from mixer.run import workdirs
 
-CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'vtab.py'
+CONFIG = shipped.CONFIGS / 'vtab.py'
 RATES = ('0.003', '0.01', '0.03')  # appendix C
 # Flags of train.py that the protocol sets.
 _OWN = re.compile(
@@ -82,7 +81,8 @@ def runner(model: str, directory: epath.Path, rest: Sequence[str]) -> Runner:
     if stage == 'dev':  # only its accuracy is needed
       (workdir / 'checkpoints').rmtree(missing_ok=True)
       (workdir / 'model.npz').unlink(missing_ok=True)
-    return json.loads(result.read_text())['dev/top1' if stage == 'dev' else 'test/top1']
+    row = files.read_json(result, cure=f'Delete {workdir}, and start again.')
+    return row['dev/top1' if stage == 'dev' else 'test/top1']
 
   return run
 
@@ -167,7 +167,7 @@ def find_data(asked: Sequence[str], data_dir: str | None, require_all: bool) -> 
     text = f'{len(missing)} of the tasks have no data; to prepare them:\n' + '\n'.join(missing)
     if require_all or not found:
       raise MissingData(text)
-    print(f'SKIPPED: {text}', flush=True)
+    console.print_line(f'SKIPPED: {text}')
   return found
 
 
@@ -209,7 +209,7 @@ def main(*rest: str) -> None:
     facts |= {'checkpoint': checkpoint, 'sets': sets, 'one_rate': given.one_learning_rate}
     files.write(directory / 'vtab.json', json.dumps(facts, indent=1).encode())
     files.write_csv(directory / 'vtab.csv', table(facts))
-    files.write(directory / 'vtab.md', markdown(facts).encode())
+    files.write_text(directory / 'vtab.md', markdown(facts))
 
   own = [f'--config.init.path={checkpoint["source"]}']
   own += [f'--config.train_input.data_dir={given.data_dir}'] if given.data_dir else []
@@ -221,7 +221,9 @@ def main(*rest: str) -> None:
     one_learning_rate=given.one_learning_rate,
     report=report,
   )
-  print((directory / 'vtab.md').read_text() + f'written: {directory}/vtab.json, .csv and .md')
+  console.print_line(
+    (directory / 'vtab.md').read_text() + f'written: {directory}/vtab.json, .csv and .md'
+  )
 
 
 if __name__ == '__main__':

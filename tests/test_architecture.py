@@ -19,6 +19,7 @@ LAYERS = [
   'mixer.cluster',
   'mixer.cli mixer.labels mixer.paper mixer.runtime mixer.settings',
   'mixer.config_file mixer.console mixer.files mixer.hardware mixer.sizes',
+  'mixer.shipped',
   'mixer.errors mixer.values',
 ]
 LAYER = {package: i for i, line in enumerate(LAYERS) for package in line.split()}

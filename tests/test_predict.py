@@ -1,6 +1,7 @@
 """mixer.predict as a user meets it, and what it makes of model files and of image files."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -131,7 +132,7 @@ def test_predictions_are_what_evaluation_counted(workdir, digits, without_tensor
 def test_the_table_and_what_is_skipped(workdir, digits, tmp_path, without_tensorflow):
   folder, pixels, _ = digits
   Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / 'b_tall.png')
-  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'c_colour.png')
+  Image.fromarray(pixels[7, ..., 0]).convert('RGB').save(tmp_path / 'c_colour.png')
   (tmp_path / 'd_text.png').write_bytes(b'hello')
   (tmp_path / 'e_cut.png').write_bytes((folder / '0' / '000.png').read_bytes()[:60])
   (tmp_path / 'a.PNG').write_bytes((folder / '0' / '007.png').read_bytes())
@@ -142,28 +143,26 @@ def test_the_table_and_what_is_skipped(workdir, digits, tmp_path, without_tensor
   )
   assert status == 2
   name, *lines = output.splitlines()
-  assert name == f'{tmp_path}/a.PNG' and len(lines) == 2
+  assert name == f'{tmp_path}/a.PNG' and len(lines) == 8
+  assert lines[2] == f'{tmp_path}/b_tall.png'
+  assert lines[5:] == [f'{tmp_path}/c_colour.png', *lines[:2]]  # the same picture
   best = np.argmax(outputs(pretrained.load(workdir / 'model.npz'), pixels[7:8], 10))
   assert re.fullmatch(rf'  0\.\d{{6}}      {best}  {best}', lines[0])
-  assert errors.splitlines()[0] == (
-    f'skipped {tmp_path}/b_tall.png: it has 9 x 8 pixels of 1 channels (L), and the model takes '
-    '8 x 8 of 1 as they are'
-  )
-  assert errors.splitlines()[1] == (
-    f'skipped {tmp_path}/c_colour.png: it has 8 x 8 pixels of 3 channels (RGB), and the model '
-    'takes 8 x 8 of 1 as they are'
-  )
-  assert errors.splitlines()[2].startswith(
+  assert errors.splitlines()[0].startswith(
     f'skipped {tmp_path}/d_text.png: cannot identify image file'
   )
-  assert errors.splitlines()[3].startswith(f'skipped {tmp_path}/e_cut.png: ')
-  assert errors.splitlines()[4:] == ['error: 4 of 5 images could not be read, see above.']
+  assert errors.splitlines()[1].startswith(f'skipped {tmp_path}/e_cut.png: ')
+  assert set(errors.splitlines()[2:4]) == {
+    '1 of 5 images: resized to 8 x 8 pixels, without keeping its shape',
+    '1 of 5 images: made grey of its colours, since the model takes one channel',
+  }
+  assert errors.splitlines()[4:] == ['error: 2 of 5 images could not be read, see above.']
 
   status, output, errors = predict(
     f'--checkpoint={workdir}', '--strict', tmp_path, env=without_tensorflow
   )
   assert (status, output) == (2, '')
-  assert errors.startswith(f'error: {tmp_path}/b_tall.png: it has 9 x 8 pixels')
+  assert errors.startswith(f'error: {tmp_path}/d_text.png: cannot identify image file')
 
 
 def test_features(workdir, digits, tmp_path, without_tensorflow):
@@ -190,6 +189,27 @@ def test_features(workdir, digits, tmp_path, without_tensorflow):
   np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_what_is_printed_in_another_place(workdir, digits, tmp_path, without_tensorflow):
+  """Into a pipe whose reader ends, onto a full disk, in an encoding that lacks letters."""
+  name = tmp_path / 'dígit \udcff.png'
+  shutil.copy(digits[0] / '0' / '003.png', name)
+  ascii_only = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONPATH': ''}
+  command = f'{sys.executable} -m mixer.predict --require=cpu --checkpoint={workdir} '
+  for more, env, wanted in (
+    (f'{digits[0]} {digits[0]} | head -1', {}, (0, f'{digits[0]}/0/000.png\n', '')),
+    (
+      f'{digits[0]} >/dev/full', {},
+      (2, '', 'error: the results cannot be printed: No space left on device.\n'),
+    ),
+    (f'"{name}" --top=1 | head -1', ascii_only, (0, f'{tmp_path}/dígit \\udcff.png\n', '')),
+  ):  # fmt: skip
+    done = subprocess.run(
+      ['bash', '-o', 'pipefail', '-c', command + more], cwd=runs.ROOT, capture_output=True,
+      env={**without_tensorflow, **env}, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == wanted
+
+
 def without_its_end(workdir, tmp_path):
   """The workdir as it is before the run has finished."""
   path = tmp_path / 'unfinished'
@@ -206,7 +226,7 @@ def test_a_run_that_has_not_finished(workdir, digits, tmp_path, without_tensorfl
   status, output, errors = predict(
     f'--checkpoint={unfinished}', '--json', folder, env=without_tensorflow
   )
-  assert status == 0 and errors == 'assumed: images of 8 x 8 pixels\n'
+  assert status == 0 and errors == ''
   found = [json.loads(line)['top'] for line in output.splitlines()]
   top1 = np.mean([top[0]['index'] == label for top, label in zip(found, truth)])
   assert top1 == runs.rows(workdir)[-1]['test/top1']
@@ -216,6 +236,11 @@ def test_a_run_that_has_not_finished(workdir, digits, tmp_path, without_tensorfl
   weights.equal(opened.params, finished.params)
   weights.equal(opened.params, pretrained.open(unfinished).params)  # of evaluate.py
   assert opened.source == f'{unfinished}, step 100'
+  status, output, errors = predict(
+    f'--checkpoint={unfinished}', '--which=best', '--json', folder, env=without_tensorflow
+  )
+  assert (status, errors) == (0, '')
+  assert [json.loads(line)['top'] for line in output.splitlines()] == found
   changes = {'file': workdir / 'model.json', 'assumed': ()}
   assert dataclasses.replace(opened.describe(), **changes) == finished.describe()
 
@@ -449,15 +474,63 @@ def test_an_unknown_preprocessing(preprocessing):
 def test_images_as_they_are(tmp_path):
   pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
   preprocessing = {'name': 'none', 'value_range': [-1, 1]}
-  colour = single_images.decoder(preprocessing, (4, 5), 3)
+  colour = single_images.decoder(preprocessing, (4, 5), 3, tell=pytest.fail)
   np.testing.assert_array_equal(colour(sets.encode(pixels)), pixels)
   palette = Image.fromarray(pixels).quantize(256)
   palette.save(tmp_path / 'p.png')
   np.testing.assert_array_equal(
     colour((tmp_path / 'p.png').read_bytes()), np.asarray(palette.convert('RGB'))
   )
-  grey = single_images.decoder(preprocessing, (4, 5), 1)
+  grey = single_images.decoder(preprocessing, (4, 5), 1, tell=pytest.fail)
   np.testing.assert_array_equal(grey(sets.encode(pixels[..., 0])), pixels[..., :1])
   Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / 'deep.png')
   with pytest.raises(InputError, match=r'it has 4 x 5 pixels of 1 channels \(I;16\), and the'):
     grey((tmp_path / 'deep.png').read_bytes())
+
+
+RGB, RGBA = (200, 100, 50), (200, 100, 50, 30)
+TALL = 'resized to 4 x 5 pixels, without keeping its shape'
+GREY = 'made grey of its colours, since the model takes one channel'
+EQUAL = 'made three equal channels of its grey, since the model takes colour'
+OPAQUE = 'its transparency left out'
+
+
+@pytest.mark.parametrize(
+  ('mode', 'colour', 'shape', 'channels', 'wanted', 'told'),
+  [
+    ('RGB', RGB, (4, 5), 1, 124, [GREY]),  # 0.299 R + 0.587 G + 0.114 B
+    ('RGBA', RGBA, (4, 5), 1, 124, [OPAQUE, GREY]),
+    ('RGBA', RGBA, (9, 3), 3, RGB, [OPAQUE, TALL]),
+    ('LA', (70, 30), (4, 5), 1, 70, [OPAQUE]),
+    ('LA', (70, 30), (4, 5), 2, (70, 30), []),
+    ('RGBA', (*RGB, 255), (40, 40), 4, (*RGB, 255), [TALL]),
+    ('L', 70, (4, 5), 3, (70, 70, 70), [EQUAL]),
+    ('1', 1, (1, 60), 1, 255, [TALL]),
+    ('1', 1, (4, 5), 3, (255, 255, 255), [EQUAL]),
+    ('P', 0, (4, 5), 1, 124, [GREY]),
+  ],
+)
+def test_other_channels_and_sizes(mode, colour, shape, channels, wanted, told):
+  image = Image.new(mode, shape[::-1], colour)
+  if mode == 'P':
+    image.putpalette(RGB)
+  content = io.BytesIO()
+  image.save(content, 'PNG')
+  found = []
+  decode = single_images.decoder(
+    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, tell=found.append
+  )
+  pixels = decode(content.getvalue())
+  assert pixels.dtype == np.uint8 and pixels.shape == (4, 5, channels)
+  assert (pixels == np.uint8(wanted)).all() and found == told
+
+
+@pytest.mark.parametrize(
+  ('mode', 'channels'), [('L', 2), ('RGB', 4), ('LA', 4), ('RGB', 2), ('L', 5)]
+)
+def test_channels_that_cannot_be_made(mode, channels):
+  content = io.BytesIO()
+  Image.new(mode, (5, 4)).save(content, 'PNG')
+  decode = single_images.decoder({'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels)
+  with pytest.raises(InputError, match=rf'it has .* \({mode}\), and the model takes {channels} of'):
+    decode(content.getvalue())

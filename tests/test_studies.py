@@ -61,7 +61,7 @@ def commands(tmp_path, monkeypatch):
 
 
 def read(path):
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     return list(csv.DictReader(file))
 
 
@@ -159,7 +159,7 @@ def start(study, workdir, env) -> subprocess.Popen:
   """The study as a command; what it prints goes to workdir/output.txt, so that no pipe fills."""
   workdir.mkdir(exist_ok=True)
   command = [sys.executable, str(runs.ROOT / 'mixer/studies.py'), study, f'--workdir={workdir}']
-  with open(workdir / 'output.txt', 'w') as output:
+  with open(workdir / 'output.txt', 'w', encoding='utf-8') as output:
     return subprocess.Popen([*command, *TINY], env=env, stdout=output, stderr=output)
 
 

@@ -202,7 +202,7 @@ def test_a_run_waits_for_one_that_a_kill_has_left(tmp_path, monkeypatch, capsys)
   monkeypatch.setattr(sweep, 'TRAIN', tmp_path / 'fake.py')
   own = epath.Path(tmp_path / 'pets' / 'dev-0.01')
   own.mkdir(parents=True)
-  with open(own / '.sweep-lock', 'w') as lock:
+  with open(own / '.sweep-lock', 'w', encoding='utf-8') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     end = threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
     end.start()
@@ -235,7 +235,7 @@ def test_the_run_ends_with_its_program(tmp_path):
     process.send_signal(end)
     assert process.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 75}[end]
     assert (tmp_path / 'saved').exists() == (end == signal.SIGTERM)
-    with open(tmp_path / 'run' / '.sweep-lock') as lock:
+    with open(tmp_path / 'run' / '.sweep-lock', encoding='utf-8') as lock:
       if end == signal.SIGKILL:
         with pytest.raises(BlockingIOError):
           fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

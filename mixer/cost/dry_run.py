@@ -104,6 +104,7 @@ def _prepare_output(output: str) -> epath.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as fault:
     raise InputError(f'--dry_run_output={path} cannot be written: {fault}.') from fault
+  files.check_writable(path)
   return path
 
 

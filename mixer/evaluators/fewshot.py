@@ -13,6 +13,7 @@ import numpy as np
 
 from mixer.errors import InputError
 from mixer.evaluators import features as extraction
+from mixer.input import describe_preprocessing
 from mixer.values import Count, Positive, Steps
 
 BIAS = 100.0  # the constant feature; so large that the penalty hardly touches its weight
@@ -109,7 +110,8 @@ def describe(
     if len(index) < most
   }
   digest = hashlib.sha256(repr(taken).encode()).hexdigest()
-  note = f'images {support_set.preprocessing}, sample ids of sha256 {digest[:16]}'
+  images = describe_preprocessing(support_set.preprocessing)
+  note = f'images: {images}; sample ids of sha256 {digest[:16]}'
   if short:
     note += (
       f'\n  {len(short)} of {support_set.num_classes} classes have fewer than {most} images, the '

@@ -297,6 +297,19 @@ def _compare_pixels(name: str, data: Input, trained: Input) -> None:
       )
 
 
+def describe_preprocessing(preprocessing: Mapping) -> str:
+  """The `preprocessing` of an input in words."""
+  name = preprocessing['name']
+  if name == 'none':
+    return 'the pixels as they are, values in [-1, 1]'
+  resize, crop = (
+    ' x '.join(map(str, side)) if side[0] != side[1] else str(side[0])
+    for side in (preprocessing['resize'] or preprocessing['crop'], preprocessing['crop'])
+  )
+  way = 'shorter side to' if name == 'resize_small' else 'resized, without keeping the shape, to'
+  return f'{way} {resize}, centre crop of {crop}, values in [-1, 1]'
+
+
 def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) -> str:
   """The estimated memory of the inputs in this process; warns if the host has less.
 

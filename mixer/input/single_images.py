@@ -6,6 +6,7 @@ import io
 
 from etils import epath
 import numpy as np
+from PIL import Image
 
 from mixer import runtime
 from mixer.errors import InputError
@@ -40,7 +41,12 @@ def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
   return found
 
 
-def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) -> Decode:
+def decoder(
+  preprocessing: Mapping,
+  image_size: tuple[int, int],
+  channels: int,
+  tell: Callable[[str], None] = lambda change: None,
+) -> Decode:
   """A function from the content of an image file to uint8 (height, width, channels).
 
   The function raises InputError, with the reason alone, for a file that it cannot decode.
@@ -49,6 +55,7 @@ def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) 
     preprocessing: that of an `input.Input`: 'name', a key of DECODERS, and its arguments.
     image_size: (height, width) that the model takes.
     channels: of the model.
+    tell: called, from any thread, with what was done to an image that is not as the model takes it.
 
   Raises:
     InputError: the preprocessing is unknown.
@@ -58,7 +65,7 @@ def decoder(preprocessing: Mapping, image_size: tuple[int, int], channels: int) 
     raise InputError(
       f'unknown preprocessing {name!r} to {values}; known are {sorted(DECODERS)} to [-1, 1].'
     )
-  return DECODERS[name](preprocessing, tuple(image_size), channels)
+  return DECODERS[name](preprocessing, tuple(image_size), channels, tell)
 
 
 def remarks(paths: Sequence[epath.Path], preprocessing: Mapping) -> list[str]:
@@ -79,32 +86,65 @@ def _converted(preprocessing: Mapping) -> dict:
   return {name: preprocessing[name] for name in names if name in preprocessing}
 
 
-def _exact(_, size: tuple[int, int], channels: int) -> Decode:
-  """For models of in-memory data: the pixels as they are."""
-  from PIL import Image
+def _exact(_, size: tuple[int, int], channels: int, tell: Callable[[str], None]) -> Decode:
+  """For models of in-memory data: the pixels as they are, if size and channels are the model's."""
 
   def decode(content: bytes) -> np.ndarray:
     try:
       image = Image.open(io.BytesIO(content))
-      if (image.height, image.width) == size:  # otherwise only the header is read
-        image = image.convert({'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode))
+      _check_channels(image, channels)  # only the header is read
+      image = _in_channels(image, channels, tell)
+    except InputError:
+      raise
     except Exception as fault:  # Pillow raises all kinds of errors for damaged files
       raise InputError(image_facts.fault_text(fault)) from fault
-    bands = len(image.getbands())
-    if (image.height, image.width, bands) != (*size, channels) or image.mode not in _EIGHT_BITS:
-      raise InputError(
-        f'it has {image.height} x {image.width} pixels of {bands} channels ({image.mode}), and the '
-        f'model takes {size[0]} x {size[1]} of {channels} as they are'
-      )
+    if (image.height, image.width) != size:
+      tell(f'resized to {size[0]} x {size[1]} pixels, without keeping its shape')
+      image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(*size, channels)
 
   return decode
 
 
-_EIGHT_BITS = ('L', 'LA', 'RGB', 'RGBA')  # Pillow's modes with a byte a channel
+_BANDS = {
+  '1': 1,
+  'L': 1,
+  'LA': 2,
+  'P': 3,
+  'RGB': 3,
+  'RGBA': 4,
+}  # modes of a byte a channel, or less
+_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 
-def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> Decode:
+def _check_channels(image: Image.Image, channels: int) -> None:
+  """Raises InputError if the image has other channels that do not make those of the model."""
+  bands = _BANDS.get(image.mode)
+  if bands != channels and (channels not in (1, 3) or bands is None):
+    raise InputError(
+      f'it has {image.height} x {image.width} pixels of {len(image.getbands())} channels '
+      f'({image.mode}), and the model takes {channels} of 8 bits'
+    )
+
+
+def _in_channels(image: Image.Image, channels: int, tell: Callable[[str], None]) -> Image.Image:
+  """The image in the model's channels: grey of colour, three equal channels of grey."""
+  mode, wanted = image.mode, _MODES.get(channels)
+  if _BANDS[mode] == channels and 'transparency' not in image.info:
+    return image.convert(wanted)
+  if mode in ('LA', 'RGBA') or 'transparency' in image.info:
+    tell('its transparency left out')
+    image = image.convert('L' if mode in ('1', 'L', 'LA') else 'RGB')
+  if channels == 1 and image.mode != 'L':
+    tell('made grey of its colours, since the model takes one channel')
+  elif channels == 3 and image.mode in ('1', 'L'):
+    tell('made three equal channels of its grey, since the model takes colour')
+  return image.convert(wanted)
+
+
+def _cropped(
+  preprocessing: Mapping, size: tuple[int, int], channels: int, tell: Callable[[str], None]
+) -> Decode:
   """The crop of that name in `mixer.input.crops`, as in an evaluation."""
   try:
     tf = runtime.tensorflow()
@@ -116,10 +156,10 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
     ) from fault
   resize = preprocessing.get('resize')
   crop = crops.find(preprocessing['name'], size, resize)
-  if crop.random or channels != 3:
+  if channels not in (1, 3):
     raise InputError(
-      f'a single image needs a crop without randomness and a model of 3 channels, not '
-      f'{preprocessing["name"]!r} and {channels}.'
+      f'the crop {preprocessing["name"]!r} makes colour images, of which 3 channels or a grey one '
+      f'can be used, and the model takes {channels}.'
     )
   arguments = {'resize': pair(resize)} if crop.resizes else {}
   convert = conversion.Conversion(**_converted(preprocessing))
@@ -130,7 +170,10 @@ def _cropped(preprocessing: Mapping, size: tuple[int, int], channels: int) -> De
         image = crop.function(convert(tf.constant(content)), size, **arguments)
     except reading.ERRORS as error:
       raise InputError(reading.error_text(error)) from error
-    return image.numpy()
+    if channels == 3:
+      return image.numpy()
+    tell('made grey of its colours, if it has some, since the model takes one channel')
+    return np.asarray(Image.fromarray(image.numpy()).convert('L'))[..., None]
 
   return decode
 

@@ -1,10 +1,10 @@
 """Descriptions of models: what a run of train.py records, in model.json and before in config.json.
 
-A finished run describes its model in model.json; before the end of the run, config.json and
-classes.json contain the same.
+A finished run describes its model in model.json; before the end of the run, config.json,
+classes.json and input.json contain the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import json
 
@@ -16,6 +16,12 @@ from mixer.models import permutations
 from mixer.sizes import pair
 
 MODEL_FILE = 'model.json'
+_NO_NAMES = 'Restore it from a copy, or move it away: the classes then have no names.'
+_NO_SIZES = 'Restore it from a copy, or move it away: the config then has to tell the sizes.'
+_CURE = (
+  'If it does not belong to these parameters, move it away, and the model is inferred from their '
+  'shapes.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,34 +61,43 @@ def read(path: epath.Path) -> Description:
   Raises:
     InputError: a file that should describe a model does not.
   """
-  directory = path.is_dir()
-  file, parse = (path / MODEL_FILE if directory else beside(path)), _from_model_file
-  if directory and not file.exists():
-    file, parse = path / files.CONFIG_FILE, _from_config
+  if path.is_dir() and not (path / MODEL_FILE).exists():
+    names = _recorded(path / files.CLASSES_FILE, list, _NO_NAMES)
+    images = _recorded(path / files.INPUT_FILE, dict, _NO_SIZES) or {}
+    return _described(path / files.CONFIG_FILE, lambda found: _from_config(found, names, images))
+  file = path / MODEL_FILE if path.is_dir() else beside(path)
+  return _described(file, _from_model_file)
+
+
+def _described(file: epath.Path, parse: Callable[[dict], Description]) -> Description:
+  """What `parse` makes of the object in a file; nothing, if there is none."""
   if not file.exists():
     return Description()
+  content = files.read_json(file, cure=_CURE)
   try:
-    found = parse(file, _read_object(file))
+    found = dataclasses.replace(parse(content), file=file)
     moves = permutations.normalize(found.permutation)
     return found if moves else dataclasses.replace(found, permutation=None)
   except (ValueError, AttributeError, KeyError, TypeError) as fault:
     raise not_described(file, repr(fault)) from fault
 
 
+def _recorded(file: epath.Path, kind: type, cure: str):
+  return files.read_json(file, kind, cure=cure) if file.exists() else None
+
+
 def read_model_file(workdir: epath.Path) -> dict | None:
   """The content of model.json, or None if the run has not finished."""
   file = workdir / MODEL_FILE
-  try:
-    return _read_object(file) if file.exists() else None
-  except (ValueError, TypeError) as fault:
-    raise not_described(file, repr(fault)) from fault
+  return files.read_json(file, cure=_CURE) if file.exists() else None
 
 
 def recorded_keep_best(workdir: epath.Path) -> str | None:
   """`config.checkpoints.keep_best` of the run in `workdir`; None if it is not recorded."""
   file = workdir / files.CONFIG_FILE
+  config = _recorded(file, dict, _CURE) or {'checkpoints': {}}
   try:
-    return _read_object(file)['checkpoints'].get('keep_best') if file.exists() else None
+    return config['checkpoints'].get('keep_best')
   except (ValueError, AttributeError, KeyError, TypeError) as fault:
     raise not_described(file, repr(fault)) from fault
 
@@ -92,45 +107,47 @@ def write(workdir: epath.Path, facts: Mapping) -> None:
   files.write(workdir / MODEL_FILE, json.dumps(facts, indent=1).encode())
 
 
-def _read_object(file: epath.Path) -> dict:
-  found = json.loads(file.read_text())
-  if not isinstance(found, dict):
-    raise TypeError(f'it is a JSON {type(found).__name__}')
-  return found
-
-
-def _from_model_file(file: epath.Path, facts: Mapping) -> Description:
+def _from_model_file(facts: Mapping) -> Description:
   names = facts.get('class_names')
   return Description(
-    file=file,
     model=facts.get('model'),
-    image_size=pair(facts['image_size']) if 'image_size' in facts else None,
-    channels=facts.get('channels'),
-    preprocessing=facts.get('preprocessing'),
-    loss=facts.get('loss'),
     class_names=None if names is None else tuple(names),
+    loss=facts.get('loss'),
     permutation=facts.get('permutation'),
+    **_of_images(facts),
   )
 
 
-def _from_config(file: epath.Path, config: Mapping) -> Description:
-  """Of a run that has not finished; the preprocessing is that of its first evaluation."""
+def _of_images(facts: Mapping) -> dict:
+  return {
+    'image_size': pair(facts['image_size']) if 'image_size' in facts else None,
+    'channels': facts.get('channels'),
+    'preprocessing': facts.get('preprocessing'),
+  }
+
+
+def _from_config(config: Mapping, class_names: list | None, images: Mapping) -> Description:
+  """Of a run that has not finished.
+
+  Without `images`, the content of input.json, the size and the preprocessing of its first
+  evaluation are taken from the config.
+  """
   training = config.get('train_input', {})
   own = [s['input'] for s in config.get('evals', {}).values() if 'train_input' not in s]
   size = training.get('image_size', training.get('side'))
-  classes = file.with_name(files.CLASSES_FILE)
-  names = tuple(json.loads(classes.read_text())) if classes.exists() else None
   model = config.get('model')
-  if model is not None and names is not None:
-    model = {**model, 'num_classes': len(names)}
+  if model is not None and class_names is not None:
+    model = {**model, 'num_classes': len(class_names)}
   return Description(
-    file=file,
     model=model,
-    image_size=None if size is None else pair(size),
-    preprocessing=_preprocessing((own or [training])[0]),
     loss=config.get('loss'),
-    class_names=names,
+    class_names=None if class_names is None else tuple(class_names),
     permutation=config.get('permutation'),
+    **_of_images(
+      {'preprocessing': _preprocessing((own or [training])[0])}
+      | ({} if size is None else {'image_size': size})
+      | images
+    ),
   )
 
 
@@ -149,10 +166,7 @@ def _preprocessing(section: Mapping) -> dict:
 
 
 def not_described(file: epath.Path, fault: str) -> InputError:
-  return InputError(
-    f'{file} does not describe a model as train.py does: {fault}. If it does not belong to these '
-    'parameters, move it away, and the model is inferred from their shapes.'
-  )
+  return InputError(f'{file} does not describe a model as train.py does: {fault}. {_CURE}')
 
 
 def facts(found: Description) -> dict:

@@ -8,12 +8,22 @@ from typing import NamedTuple
 
 from mixer import labels, models
 from mixer.errors import InputError
+from mixer.input import describe_preprocessing
 from mixer.models import mlp_mixer
 from mixer.pretrained import released, trees
 from mixer.pretrained.description import Description, not_described
 from mixer.sizes import pair
 from mixer.training import losses
 
+# Random crops of training -> those of `mixer.input.crops` that evaluate the same; None for the
+# evaluation of the released models.
+_OF_TRAINING = {
+  'inception': None,
+  'direct_flip': 'direct',
+  'resize_random': 'resize',
+  'resize_random_unflipped': 'resize',
+  'resize_small_random': 'resize_small',
+}
 _CHANGED = re.compile(r'MixerBlock_\d+/(\w+_token_mixing)/')  # of `mixer.models.variants`
 
 
@@ -132,16 +142,17 @@ def complete(
   if size is None:
     size = _square_size(params, source)
     assumed.append(f'images of {size[0]} x {size[1]} pixels')
+  channels = description.channels or _num_channels(params)
   preprocessing = description.preprocessing
-  if preprocessing is None or preprocessing['name'] == 'inception':  # the crop of training
+  if preprocessing is None or preprocessing['name'] in _OF_TRAINING:
     why = ', as the run had no evaluation' if preprocessing else ''
-    preprocessing = _resize_small(size)
-    assumed.append(f'preprocessing{why}: {_format(preprocessing)}')
+    preprocessing = _preprocessing(preprocessing, size, channels)
+    assumed.append(f'preprocessing{why}: {describe_preprocessing(preprocessing)}')
   found = dataclasses.replace(
     description,
     model=arguments,
     image_size=size,
-    channels=description.channels or _num_channels(params),
+    channels=channels,
     preprocessing=preprocessing,
     loss=_loss(description, loss, arguments['num_classes'], assumed),
     classes=_classes(description, label_map, arguments['num_classes'], assumed),
@@ -245,6 +256,16 @@ def _num_channels(params: Mapping) -> int:
   return kernels[0].shape[2] if kernels else 3  # without one, `trees.check` fails
 
 
+def _preprocessing(training: Mapping | None, image_size: tuple[int, int], channels: int) -> Mapping:
+  """The one to assume where that of an evaluation is not recorded."""
+  name = _OF_TRAINING[training['name']] if training else None
+  if name is not None:
+    return {**training, 'name': name}
+  if channels != 3:  # image files have colours, so the model is of images in memory
+    return {'name': 'none', 'value_range': [-1, 1]}
+  return _resize_small(image_size)
+
+
 def _resize_small(image_size: tuple[int, int]) -> dict:
   """The evaluation of the released models: 256 to 224, and the same ratio for other sizes."""
   return {
@@ -253,11 +274,3 @@ def _resize_small(image_size: tuple[int, int]) -> dict:
     'crop': image_size,
     'value_range': [-1, 1],
   }
-
-
-def _format(preprocessing: Mapping) -> str:
-  resize, crop = (
-    ' x '.join(map(str, side)) if side[0] != side[1] else str(side[0])
-    for side in (preprocessing['resize'], preprocessing['crop'])
-  )
-  return f'shorter side to {resize}, centre crop of {crop}, values in [-1, 1]'

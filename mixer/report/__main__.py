@@ -8,7 +8,7 @@ of every metric, a line for each run. Runs may be unfinished. See docs/figures.m
 from absl import flags
 from etils import epath
 
-from mixer import cli, files
+from mixer import cli, console, files
 from mixer.errors import InputError
 from mixer.report import run_files
 from mixer.report.document import write
@@ -20,6 +20,8 @@ def check_output(path: str) -> epath.Path:
     raise InputError(f'--output={path}: give a file name that ends in .html.')
   if not output.parent.is_dir():
     raise InputError(f'--output={path}: there is no directory {output.parent}; create it first.')
+  for one in (output, output.with_suffix('.csv')):
+    files.check_writable(one)
   return output
 
 
@@ -28,7 +30,7 @@ def main(*workdirs: str) -> None:
     raise InputError('no workdir; give one or several: python -m mixer.report WORKDIR...')
   output = check_output(flags.FLAGS.output)
   write(run_files.read(workdirs), output, flags.FLAGS.samples)
-  print(f'{output}, {output.with_suffix(".csv")}')
+  console.print_line(f'{output}, {output.with_suffix(".csv")}')
 
 
 if __name__ == '__main__':

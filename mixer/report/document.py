@@ -64,7 +64,7 @@ def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
     configs=[(run.label, settings.flatten(run.config)) for run in runs],
     versions=sections.versions(runs),
   )
-  files.write(output, page.encode())
+  files.write_text(output, page)
   files.write_csv(output.with_suffix('.csv'), table_of_metrics(runs))
 
 

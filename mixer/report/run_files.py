@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 
 from etils import epath
 
@@ -119,12 +118,16 @@ def _read(path: epath.Path, label: str) -> Run:
     hint = f' Its subdirectories {", ".join(inside)} are workdirs.' if inside else ''
     what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is not a directory'
     raise InputError(f'{path} is not a workdir of train.py: it {what}.{hint}')
-  try:
-    rows = metrics_log.read_rows(path)
-  except json.JSONDecodeError as fault:
-    raise InputError(f'{path / metrics_log.METRICS_FILE} is damaged: {fault}.') from fault
-  description = descriptions.read_model_file(path)
-  return Run(label, path, _json(path / files.CONFIG_FILE), rows, description, _evaluations(path))
+  config = files.read_json(path / files.CONFIG_FILE, cure='Restore it from a copy.')
+  sections = {name: config.get(name) for name in ('model', 'train_input', 'evals')}
+  wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
+  wrong += [] if wrong or 'name' in config['model'] else ['model.name']
+  if wrong:
+    raise InputError(
+      f'{path} is not a workdir of train.py: its {files.CONFIG_FILE} lacks {", ".join(wrong)}.'
+    )
+  rows = [_numbers(row) for row in metrics_log.read_rows(path)]
+  return Run(label, path, config, rows, descriptions.read_model_file(path), _evaluations(path))
 
 
 def _evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:
@@ -135,19 +138,13 @@ def _evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:
       paths |= {f'{prefix}{path.stem}': path for path in sorted((workdir / directory).iterdir())}
   found = {}
   for name, path in paths.items():
-    content = _json(path) if path.suffix == '.json' else None
-    if content and 'checkpoint' in content:  # and not a record of sample ids
-      found[name] = {k: v for k, v in content.items() if '/' in k and isinstance(v, int | float)}
+    if path.suffix != '.json' or not path.exists():
+      continue
+    content = files.read_json(path, cure='Delete it, and run evaluate.py again.')
+    if 'checkpoint' in content:  # and not a record of sample ids
+      found[name] = {k: value for k, value in _numbers(content).items() if '/' in k}
   return found
 
 
-def _json(path: epath.Path) -> dict | None:
-  if not path.exists():
-    return None
-  try:
-    found = json.loads(path.read_text())
-  except ValueError as fault:
-    raise InputError(f'{path} is damaged: {fault}.') from fault
-  if not isinstance(found, dict):
-    raise InputError(f'{path} is damaged: it is not a JSON object.')
-  return found
+def _numbers(row: Mapping) -> dict[str, float]:
+  return {name: value for name, value in row.items() if isinstance(value, int | float)}

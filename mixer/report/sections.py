@@ -133,23 +133,38 @@ def cost(runs: Sequence[Run]) -> Table:
 
   def row(run):
     final = run.final
-    devices = round(final['images_per_sec'] / final['images_per_sec_per_device'])
+    devices = _device_count(run)
     from_scratch = run.paper_model and not run.start  # the paper has the cost of pre-training
     found = paper.rows(run.paper_model, run.data) if from_scratch else []
     in_paper = sorted({row.kilo_core_days for row in found if row.table == 3})
+    hours = final.get('core_hours')
     return [
       run.label,
-      Number(f'{devices}'),
-      Number(f'{final["core_hours"]:,.3f}'),
-      Number(f'{final["core_hours"] / 24:.3g}'),
+      _number(devices, '{}'),
+      _number(hours, '{:,.3f}'),
+      _number(None if hours is None else hours / 24, '{:.3g}'),
       Number(' or '.join(f'{1000 * value:,.0f}' for value in in_paper) or _NONE),
-      Number(f'{statistics.median(row["images_per_sec"] for row in run.rows):,.0f}'),
-      Number(f'{statistics.median(row["images_per_sec_per_device"] for row in run.rows):,.0f}'),
-      Number(f'{100 * final["mfu"]:.1f} %' if 'mfu' in final else _NONE),
-      Number(f'{100 * final["input_wait"]:.0f} %'),
+      *(_number(_median(run, f'images_per_sec{of}'), '{:,.0f}') for of in ('', '_per_device')),
+      _number(_percent(final.get('mfu')), '{:.1f} %'),
+      _number(_percent(final.get('input_wait')), '{:.0f} %'),
     ]
 
   return Table(_COST_HEAD, [row(run) for run in runs if run.rows])
+
+
+def _device_count(run: Run) -> int | None:
+  """As the rates tell; None if they were not logged."""
+  rates = [run.final.get(name) for name in ('images_per_sec', 'images_per_sec_per_device')]
+  return round(rates[0] / rates[1]) if all(rates) else None
+
+
+def _median(run: Run, name: str) -> float | None:
+  values = [row[name] for row in run.rows if name in row]
+  return statistics.median(values) if values else None
+
+
+def _percent(share: float | None) -> float | None:
+  return None if share is None else 100 * share
 
 
 def differences(runs: Sequence[Run]) -> Table:
@@ -213,7 +228,8 @@ def on_imagenet(run: Run) -> OnImageNet:
       speed = run.results.get(f'{name}/images_per_sec')
   final = run.final
   if speed is not None:
-    speed *= final['images_per_sec_per_device'] / final['images_per_sec']
+    devices = _device_count(run)
+    speed = speed / devices if devices else None
   core_days = final['core_hours'] / 24 if 'core_hours' in final else None
   return OnImageNet(**top1, images_per_sec=speed, core_days=core_days)
 

@@ -15,13 +15,20 @@ PARTIAL_FILE = 'metrics.partial.json'
 
 
 def read_rows(workdir: epath.Path) -> list[dict]:
-  """The complete lines of a run's metrics.jsonl; a last line cut short by a kill is ignored."""
+  """The complete lines of a run's metrics.jsonl; a last line cut short by a kill is ignored.
+
+  Raises:
+    InputError: a line is no object with a 'step'.
+  """
   path = epath.Path(workdir) / METRICS_FILE
   if not path.exists():
     return []
-  return [
-    json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n'
-  ]
+  cure = 'Delete this line: its row is lost, and all else of the run stays as it is.'
+  rows = files.read_json_lines(path, cure=cure)
+  for line, row in rows:
+    if not isinstance(row.get('step'), int):
+      raise files.damaged(path, line, "it has no number 'step'", cure)
+  return [row for _, row in rows]
 
 
 class MetricsLog:
@@ -95,7 +102,7 @@ class MetricsLog:
     if not self._partial_path.exists():
       return {}
     try:
-      found = json.loads(self._partial_path.read_text())
+      found = files.read_json(self._partial_path, cure='It is ignored.')
       kept = {step: entry for step, entry in found.items() if int(step) <= self._first_step}
       return {step: (int(since), dict(value)) for step, (since, value) in kept.items()}
     except (OSError, AttributeError, TypeError, ValueError):  # damaged

@@ -1,7 +1,6 @@
 """Evaluations of a model on images that it was not trained on, or that have fewer classes."""
 
 from collections.abc import Collection, Mapping
-import json
 import os
 
 from absl import logging
@@ -98,10 +97,10 @@ def _recorded(checkpoint: epath.Path) -> tuple[list[str] | None, dict, dict]:
     return None, {}, {}
   if checkpoint.is_dir():
     config, data = (
-      json.loads(file.read_text()) if file.exists() else {}
+      files.read_json(file, cure='Restore it from a copy.') if file.exists() else {}
       for file in (checkpoint / files.CONFIG_FILE, checkpoint / files.DATA_FILE)
     )
   else:
-    facts = json.loads(checkpoint.with_suffix('.json').read_text())
+    facts = files.read_json(checkpoint.with_suffix('.json'), cure='Move it away.')
     config, data = facts.get('config', {}), facts.get('data', {})
   return list(names), config.get('train_input', {}), data

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import math
+import os
 import sys
 import time
 from typing import NamedTuple
@@ -311,4 +312,4 @@ def _tensorboard_writer(workdir: epath.Path):
   except ImportError as fault:
     logging.warning('no TensorBoard output: %s', fault)
     return None
-  return metric_writers.SummaryWriter(str(workdir / 'tensorboard'))
+  return metric_writers.SummaryWriter(os.fsencode(workdir / 'tensorboard'))  # in any encoding

@@ -17,12 +17,14 @@ from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
 from mixer.errors import Diverged, InputError
 from mixer.pretrained import warm_start
-from mixer.run import build, metrics_log, other_images, workdirs
+from mixer.run import build, memory, metrics_log, other_images, workdirs
 from mixer.run.profile import Profile
 from mixer.run.reporter import Reporter, Workload
 from mixer.run.watchdog import Watchdog
 from mixer.training import loop, optimizers, plan, sharding, train_step
 from mixer.visualize import plots
+
+_PARAMETERS_FILE = 'parameters.txt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Options:
     require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
     require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
     tensorboard: also write WORKDIR/tensorboard.
+    verbose: also print the config and the table of parameters.
     profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
     stall_seconds: report a step that takes longer; 0 for never.
     finish: train no further, and write the model of a checkpoint: 'latest', 'best' or its step.
@@ -48,6 +51,7 @@ class Options:
   require: str | None = None
   require_evals: bool = False
   tensorboard: bool = True
+  verbose: bool = False
   profile_steps: str | None = None
   stall_seconds: float = 600.0
   finish: str | None = None
@@ -88,6 +92,7 @@ def _train(
 
   # Build.
   program = build.build(config, data, jax.devices())
+  needed = memory.check(memory.estimate(config, program), program)
   profile = Profile(workdir / 'profile', options.profile_steps)
   watchdog = Watchdog(workdir, stall_seconds=options.stall_seconds, cluster=cluster)
   evals = other_images.adapt_to_run(config.evals, config.train_input, data)
@@ -106,6 +111,7 @@ def _train(
   )  # fmt: skip
   known = inputs.movable(tests, data)
   first = _claim(options.config, workdir, program, known, saved, cluster)
+  cluster.on_process_0(lambda: _record_input(workdir, data, tests))
   if options.finish is not None:
     step = _step_to_finish(options.finish, workdir, saved, cluster)
     params = sharding.gather(saved.restore(step, program.like).params)
@@ -122,7 +128,7 @@ def _train(
   params, origin = _start(config, program, workdir, first, cluster)
   batches = _batches(config, program, first)
   batch = next(batches)
-  _print_banner(options.config, program, batch, tests)
+  _print_banner(options, workdir, program, batch, tests, needed)
   state = saved.restore(first, program.like) if first else program.initial_state()
   if params is not None:
     state = state.replace(params=sharding.place(params, program.like.params))
@@ -258,6 +264,11 @@ def _step_to_finish(
   return step
 
 
+def _record_input(workdir: epath.Path, data: inputs.Input, tests: Mapping[str, Mapping]) -> None:
+  """Writes what the model takes, for programs that read the run before its end."""
+  files.write(workdir / files.INPUT_FILE, json.dumps(_images(tests, data), indent=1).encode())
+
+
 def _make_room(
   workdir: epath.Path,
   saved: manager.Checkpoints,
@@ -303,18 +314,30 @@ def _batches(config: build.TrainConfig, program: build.Program, first: int) -> I
 
 
 def _print_banner(
-  config: dict, program: build.Program, batch: dict, tests: Mapping[str, Mapping]
+  options: Options,
+  workdir: epath.Path,
+  program: build.Program,
+  batch: dict,
+  tests: Mapping[str, Mapping],
+  needed: str,
 ) -> None:
+  """Prints what the run works with, and writes the table of parameters to the workdir."""
   like, data = program.like, program.data
   overview = parameter_overview.get_parameter_overview(like.params, include_stats=False)
+  if jax.process_index() == 0:
+    files.write_text(workdir / _PARAMETERS_FILE, f'{overview}\n')
+  total = overview.splitlines()[-1].removeprefix('Total: ')
+  where = (
+    f'each in {_PARAMETERS_FILE}; the config is in {files.CONFIG_FILE} (--verbose prints both)'
+  )
   runtime.banner({
     'devices': runtime.device_line(),
     'versions': ', '.join(f'{name} {version}' for name, version in runtime.versions().items()),
-    'config': json.dumps(config, indent=1),
-    'parameters': overview,
-    'optimizer': optimizers.describe(config['optim'], program.total_steps),
+    **({'config': json.dumps(options.config, indent=1)} if options.verbose else {}),
+    'parameters': overview if options.verbose else f'{total}, {where}',
+    'optimizer': optimizers.describe(options.config['optim'], program.total_steps),
     'data': plan.describe_data(data, program.total_steps),
-    'memory': train_step.describe_shapes(like, batch),
+    'memory': f'{train_step.describe_shapes(like, batch)}; {needed}',
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),
   })  # fmt: skip
 
@@ -379,10 +402,8 @@ def _export(
   rows = [row for row in metrics_log.read_rows(workdir) if row['step'] <= step]
   pretrained.save_model(workdir, params, {
     'model': {**config['model'], 'num_classes': data.num_classes},
-    'image_size': data.image_size,
-    'channels': data.channels,
+    **_images(tests, data),
     'permutation': config.get('permutation'),
-    'preprocessing': _preprocessing(tests, data),
     'loss': config['loss'],
     'class_names': data.class_names,
     'data': inputs.movable(tests, data),
@@ -401,7 +422,11 @@ def _export(
   console.print_line(f'done: {workdir}/model.npz, model.json, metrics.jsonl, curves.png')
 
 
-def _preprocessing(tests: Mapping[str, Mapping], data: inputs.Input) -> dict:
-  """The preprocessing with which the model's own classes are evaluated."""
+def _images(tests: Mapping[str, Mapping], data: inputs.Input) -> dict:
+  """The images that the model takes, with the preprocessing of the evaluation of its classes."""
   own = [opened['data'] for opened in tests.values() if 'support_set' not in opened]
-  return (own or [data])[0].preprocessing
+  return {
+    'image_size': data.image_size,
+    'channels': data.channels,
+    'preprocessing': (own or [data])[0].preprocessing,
+  }

@@ -88,7 +88,7 @@ class Watchdog:
       'run continues.', self._stall_seconds, self._step, where, self._path,
     )  # fmt: skip
     faulthandler.dump_traceback(sys.__stderr__)
-    with contextlib.suppress(OSError), open(self._path, 'a') as file:
+    with contextlib.suppress(OSError), open(self._path, 'a', encoding='utf-8') as file:
       file.write(f'--- after step {self._step}, {time.strftime("%F %T")}\n')
       file.flush()
       faulthandler.dump_traceback(file)

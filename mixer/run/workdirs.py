@@ -26,6 +26,10 @@ _MAY_CHANGE = re.compile(
 # Keys that say where the data are.
 _PLACE = re.compile(r'(train_input|evals\..*\.(?:train_)?input)\.(path|files|images|labels)')
 _NAMED = 10  # classes in a message
+_WRITTEN_ANEW = (
+  'Restore it from a copy. Without one, delete it: it is written anew, without a check that the '
+  'config and the classes given now are those of the run.'
+)
 
 
 def prepare(path: str) -> epath.Path:
@@ -109,8 +113,8 @@ def claim(
     data: `mixer.input.movable` of the run.
   """
   path, known = workdir / files.CONFIG_FILE, workdir / files.DATA_FILE
-  old = json.loads(path.read_text()) if started and path.exists() else config
-  then = json.loads(known.read_text()) if started and known.exists() else {}
+  old = files.read_json(path, cure=_WRITTEN_ANEW) if started and path.exists() else config
+  then = files.read_json(known, cure=_WRITTEN_ANEW) if started and known.exists() else {}
   data = data or {}
   old, new = _comparable(old), _comparable(config)
   kept = [name for name, section in old['evals'].items() if section in new['evals'].values()]
@@ -183,7 +187,7 @@ def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: b
   """Writes the class names; raises InputError in the workdir of a run `started` with others."""
   path, now = workdir / files.CLASSES_FILE, list(class_names)
   if started and path.exists():
-    then = json.loads(path.read_text())
+    then = files.read_json(path, list, cure=_WRITTEN_ANEW)
     if then != now:
       raise InputError(
         f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Restore '

@@ -10,7 +10,7 @@ import re
 
 from absl import flags
 
-from mixer import cli, files, pretrained
+from mixer import cli, console, files, pretrained
 from mixer.errors import InputError
 from mixer.visualize import unit_pictures
 
@@ -27,6 +27,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
   except OSError as fault:
     raise InputError(f'--output={output}: cannot create this directory: {fault}.') from fault
+  files.check_writable(output / 'stem.png')
   found = unit_pictures.pictures(
     pretrained.open(
       flags.FLAGS.checkpoint, flags.FLAGS.which, allow_invalid=flags.FLAGS.allow_invalid
@@ -39,7 +40,7 @@ def main() -> None:
     for ending, content in (('png', mosaic.png()), ('svg', mosaic.svg())):
       path = output / f'{name}.{ending}'
       files.write(path, content)
-      print(path)
+      console.print_line(path)
 
 
 if __name__ == '__main__':

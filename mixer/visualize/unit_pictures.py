@@ -83,6 +83,8 @@ def pictures(
 ) -> dict[str, Mosaic]:
   """{'block_0' and so on: the token-mixing units of the block, 'stem': the patches of the stem}.
 
+  A ViT and a ResNet have only the stem.
+
   Args:
     trained: the parameters, opened.
     blocks: indices of blocks; None for the first three.
@@ -95,8 +97,9 @@ def pictures(
   flat, source = pretrained.flatten(trained.params), trained.source
   if blocks is None:
     blocks = range(min(3, units.count_blocks(flat)))
+  _check_pixels(trained)
   stem, found = units.stem_units(flat, source), {}
-  recorded = _recorded_grid(trained, stem.shape[1:3])
+  recorded = _recorded_grid(trained, stem.shape[1:3]) if units.count_blocks(flat) else None
   for block in blocks:
     shape = grid or recorded or units.square_grid(flat, block, source)
     weights = units.token_mixing_units(flat, block, shape, source)
@@ -108,16 +111,20 @@ def pictures(
   return found
 
 
-def _recorded_grid(
-  trained: pretrained.Pretrained, patch: tuple[int, int]
-) -> tuple[int, int] | None:
-  """(rows, columns) of patches in the images that the model was trained on, if recorded."""
-  size = trained.description.image_size
+def _check_pixels(trained: pretrained.Pretrained) -> None:
+  """Raises InputError if the parameters belong to permuted images."""
   if permutation := trained.description.permutation:
     raise InputError(
       f'{trained.source} was trained with the input permutation {permutation}: its weights are not '
       'in the order of the pixels of an image, so they make no pictures.'
     )
+
+
+def _recorded_grid(
+  trained: pretrained.Pretrained, patch: tuple[int, int]
+) -> tuple[int, int] | None:
+  """(rows, columns) of patches in the images that the model was trained on, if recorded."""
+  size = trained.description.image_size
   return None if size is None else layers.patch_grid(size, patch)
 
 

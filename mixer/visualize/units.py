@@ -13,6 +13,7 @@ import numpy as np
 
 from mixer.errors import InputError
 
+_STEMS = ('stem/kernel', 'embedding/kernel', 'root_block/conv_root/kernel')  # Mixer, ViT, BiT
 Flat = Mapping[str, np.ndarray]  # parameters in the released layout, as `pretrained.flatten` gives
 
 
@@ -46,10 +47,11 @@ def square_grid(flat: Flat, block: int, source: str) -> tuple[int, int]:
 
 def stem_units(flat: Flat, source: str) -> np.ndarray:
   """The patches of the stem: (units, patch height, patch width, 1 or 3 channels)."""
-  kernel = _finite(flat, 'stem/kernel', source)
+  name = next((name for name in _STEMS if name in flat), _STEMS[0])
+  kernel = _finite(flat, name, source)
   if kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
     raise InputError(
-      f'{source}: stem/kernel has the shape {kernel.shape}; only those of grey and colour images, '
+      f'{source}: {name} has the shape {kernel.shape}; only those of grey and colour images, '
       '(height, width, 1 or 3, units), can be drawn.'
     )
   return np.moveaxis(kernel, -1, 0)
@@ -61,6 +63,8 @@ def count_blocks(flat: Flat) -> int:
 
 def _token_kernel(flat: Flat, block: int, source: str) -> np.ndarray:
   count = count_blocks(flat)
+  if not count:
+    raise InputError(f'{source} has no blocks of a Mixer; leave out --blocks to draw its stem.')
   if not 0 <= block < count:
     raise InputError(f'{source} has the blocks 0 to {count - 1}; there is no block {block}.')
   prefix = f'MixerBlock_{block}/'

@@ -171,7 +171,7 @@ def test_the_best(tmp_path):
   (run / 'config.json').write_text(json.dumps({'checkpoints': {'keep_best': 'val/top1'}}))
   assert pretrained.open(run, which='best').identity == found.identity  # as the run recorded
   (run / 'config.json').write_text('{')
-  with pytest.raises(InputError, match='config.json does not describe a model as train.py does'):
+  with pytest.raises(InputError, match='config.json is damaged in line 1: Expecting'):
     pretrained.open(run, which='best')
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 
+from etils import epath
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -344,12 +345,26 @@ def test_what_is_not_a_workdir(workdirs, tmp_path):
   write_run(tmp_path / 'bad', digits_config(), [])
   assert run_files.read([str(tmp_path / 'bad')])[0].final == {}
   (tmp_path / 'bad' / 'metrics.jsonl').write_text('{"step": 1\n')
-  with pytest.raises(InputError, match=r'metrics.jsonl is damaged'):
+  with pytest.raises(InputError, match=r'metrics.jsonl is damaged in line 1: .* Delete this'):
     run_files.read([str(tmp_path / 'bad')])
   (tmp_path / 'bad' / 'metrics.jsonl').unlink()
   (tmp_path / 'bad' / 'config.json').write_text('[]')
   with pytest.raises(InputError, match=r'config.json is damaged'):
     run_files.read([str(tmp_path / 'bad')])
+
+
+@pytest.mark.parametrize(
+  ('config', 'lacking'),
+  [
+    ({'checkpoint': 'ab12', 'model': 'B/16'}, 'model, train_input, evals'),  # of mixer.vtab
+    ({'model': {}, 'train_input': {}, 'evals': {}}, 'model.name'),
+    ({}, 'model, train_input, evals'),
+  ],
+)
+def test_the_config_of_something_else(tmp_path, config, lacking):
+  write_run(tmp_path / 'other', config, [])
+  with pytest.raises(InputError, match=f'not a workdir of train.py: .*config.json lacks {lacking}'):
+    run_files.read([str(tmp_path / 'other')])
 
 
 def test_output_is_checked_first(tmp_path):
@@ -359,6 +374,21 @@ def test_output_is_checked_first(tmp_path):
     program.check_output(str(tmp_path / 'none' / 'report.html'))
   with pytest.raises(InputError, match='no workdir; give one or several: python -m mixer.report'):
     program.main()
+
+
+def test_rows_that_lack_values(tmp_path):
+  """Rows of another version or of a user: what they have is shown."""
+  rows = [{'step': 1, 'train/loss': None}, {'step': 2, 'train/loss': 1.5, 'note': 'warm'}]
+  write_run(tmp_path / 'bare', digits_config(), rows)
+  rates = [{**rows[1], 'images_per_sec': 50, 'input_wait': 0.25}, {'step': 4, 'images_per_sec': 70}]
+  write_run(tmp_path / 'some', digits_config(), rates)
+  runs_ = run_files.read([str(tmp_path / 'bare'), str(tmp_path / 'some')])
+  assert sections.cost(runs_).rows == [
+    ['bare', '-', '-', '-', '-', '-', '-', '-', '-'],
+    ['some', '-', '-', '-', '-', '60', '-', '-', '25 %'],
+  ]
+  document.write(runs_, epath.Path(tmp_path / 'report.html'), samples=1)
+  assert 'last logged step 4' in (tmp_path / 'report.html').read_text()
 
 
 def test_a_run_that_has_logged_nothing(tmp_path):

@@ -62,9 +62,14 @@ def test_make_train_reaches_its_accuracy(tmp_path, env):
 
 
 def test_the_banner(finished):
-  _, output = finished
+  workdir, output = finished
+  lines = output.splitlines()
+  assert next(i for i, line in enumerate(lines) if line.startswith('step ')) <= 24
+  assert '| MixerBlock_1/token_mixing/Dense_0/bias' in (workdir / 'parameters.txt').read_text()
+  assert '"total_steps": 20' in (workdir / 'config.json').read_text()
   for text in (
-    'cpu: 1 x cpu', f'jax {jax.__version__}', '"total_steps": 20', 'MixerBlock_1/token_mixing',
+    'cpu: 1 x cpu', f'jax {jax.__version__}', 'bytes, each in parameters.txt; the config is in con',
+    'a step needs about 0.0 GiB, and this machine has ',
     'weight decay on kernels: 0.0003 times the schedule (big_vision, "independent") = 0.1 times '
     'the learning rate (AdamW, "adamw")', '1437 images of 10 classes; 20 steps of 64 are 0.89',
     'config.optim.schedule.warmup_steps=100: the run ends within its warm-up',

@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from mixer import pretrained
+from mixer import models, pretrained
 from mixer.checkpoints import manager
 from mixer.errors import InputError
 from mixer.visualize import __main__ as program
@@ -140,6 +141,26 @@ def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
   assert found['stem'].tiles.shape == (8, 4, 4, 3)
 
 
+@pytest.mark.parametrize('name', ['ViT', 'BiT'])
+def test_the_stem_of_other_models(name, tmp_path):
+  sizes = {
+    'ViT': {'num_blocks': 1, 'hidden_dim': 12, 'mlp_dim': 8, 'num_heads': 2, 'patch_size': 4},
+    'BiT': {'stage_sizes': (1,), 'width': 8, 'groups': 4},
+  }[name]
+  net = models.build(name, 5, **sizes)
+  params = jax.tree.map(
+    lambda x: np.random.default_rng(0).standard_normal(x.shape).astype(np.float32),
+    models.shapes(net, 32, 1),
+  )
+  pretrained.save(tmp_path / 'm.npz', params)
+  (tmp_path / 'm.json').write_text(json.dumps({'image_size': [32, 32]}))
+  found = pictures(tmp_path / 'm.npz')
+  side, units_ = {'ViT': (4, 12), 'BiT': (7, 8)}[name]
+  assert list(found) == ['stem'] and found['stem'].tiles.shape == (units_, side, side, 3)
+  with pytest.raises(InputError, match='has no blocks of a Mixer; leave out --blocks to draw its'):
+    pictures(tmp_path / 'm.npz', [0])
+
+
 def run_main(monkeypatch, **flags):
   values = {
     'blocks': None, 'units': 64, 'grid': None, 'which': None, 'allow_invalid': False, **flags
@@ -172,7 +193,7 @@ def test_the_grid_is_that_of_the_description_or_a_square(model, tmp_path):
   with pytest.raises(InputError, match=r'its 96 tokens make no square; .*--grid=ROWSxCOLUMNS'):
     pictures(tmp_path / 'm.npz')
   (tmp_path / 'm.json').write_text('[]')
-  with pytest.raises(InputError, match='does not describe a model as train.py does'):
+  with pytest.raises(InputError, match='m.json is damaged in line 1: a JSON object is expected'):
     pictures(tmp_path / 'm.npz')
   grown = weights.tree(image_size=16, tokens_mlp_dim=24)
   grown['stem']['kernel'] = grown['stem']['kernel'][:, :, :1]  # of grey images
