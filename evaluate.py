@@ -13,8 +13,8 @@ from mixer.run import evaluation
 
 config_file.define_flags()
 flags.DEFINE_string('checkpoint', None, 'A file of parameters, or the workdir of a run.')
-flags.DEFINE_enum(
-  'which', 'newest', ['newest', 'best'], 'Of a workdir: the newest checkpoint or the best.'
+flags.DEFINE_string(
+  'which', 'newest', 'Of a workdir: the latest (newest) or best checkpoint, or its step.'
 )
 flags.DEFINE_string(
   'output',

@@ -25,7 +25,7 @@ class Options:
     config: nested plain dicts; its keys evals, model, loss, mesh, checkpoints and permutation are
       read.
     checkpoint: a file of parameters, or the workdir of a run.
-    which: 'newest' or 'best' checkpoint of a workdir.
+    which: of a workdir the 'newest' ('latest') or 'best' checkpoint, or its step.
     name: of this evaluation, such as that of its config file.
     output: a JSON file for the results. None for NAME-step_STEP.json in the directory 'evaluation'
       of the workdir, or NAME.json in the directory FILE.evaluation beside a file; with a number
