@@ -229,7 +229,7 @@ def test_the_best_checkpoint_of_a_stopped_run(tmp_path):
   text = f'{run}/config.json would describe {run}/config.npz, and is another file: move it away.'
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     convert.convert(run, run / 'config.npz')
-  with pytest.raises(InputError, match=f'^{run}/classes.json does not describe a model as train'):
+  with pytest.raises(InputError, match=f'^{run}/classes.json is damaged in line 1: a JSON object'):
     convert.convert(run, run / 'classes.npz')
   assert json.loads((run / 'classes.json').read_text()) == list('abcde')
 

@@ -307,7 +307,9 @@ def describe_preprocessing(preprocessing: Mapping) -> str:
     for side in (preprocessing['resize'] or preprocessing['crop'], preprocessing['crop'])
   )
   way = 'shorter side to' if name == 'resize_small' else 'resized, without keeping the shape, to'
-  return f'{way} {resize}, centre crop of {crop}, values in [-1, 1]'
+  names = ('exif_orientation', 'bits_per_channel')
+  more = ''.join(f', {name} {preprocessing[name]}' for name in names if name in preprocessing)
+  return f'{way} {resize}, centre crop of {crop}{more}, values in [-1, 1]'
 
 
 def describe_memory(data: Input, tests: Mapping[str, Mapping], num_shards: int) -> str:
