@@ -8,7 +8,7 @@ import json
 from etils import epath
 import jax
 
-from mixer import evaluators, files, models, pretrained, runtime, settings
+from mixer import console, evaluators, files, models, pretrained, runtime, settings
 from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
@@ -100,17 +100,20 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   if cluster.process_id == 0:
     identity = {} if path.is_dir() else trained.identity
     if identity:
-      print(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
+      console.print_line(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
     width = max(map(len, results))
-    print('\n'.join([source, *(f'{name:<{width}} {value:.6g}' for name, value in results.items())]))
+    lines = [f'{name:<{width}} {value:.6g}' for name, value in results.items()]
+    console.print_line('\n'.join([source, *lines]))
     report = {'checkpoint': source, **identity, 'model': config['model']['name'], **results}
     if skipped:
       report['left_out'] = sorted(skipped)
     if output:
       files.write(output, json.dumps({**report, 'config': used}, indent=1).encode())
-      print(f'written to {output}')
+      console.print_line(f'written to {output}')
     else:
-      print(f'not written: {_directory(path)} is read-only; --output=FILE gives another place')
+      console.print_line(
+        f'not written: {_directory(path)} is read-only; --output=FILE gives another place'
+      )
   return results
 
 
