@@ -44,7 +44,7 @@ def load(path: epath.PathLike) -> dict:
 
 def open(
   path: epath.PathLike,
-  which: str | None = None,
+  which: str | int | None = None,
   *,
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
@@ -66,7 +66,7 @@ def open(
   Raises:
     InputError: no such file or checkpoint, one that is something else, or invalid parameters.
   """
-  path = local(path)
+  path, which = local(path), which if which is None else str(which)
   try:
     return _open(path, which, keep_best, cluster, allow_invalid)
   except OSError as fault:

@@ -66,8 +66,8 @@ def opened(folder):
 
 
 IMAGES = (
-  'batch_size crop image_size on_bad_image randaugment_layers randaugment_magnitude randaugment_on '
-  'resize subset_fraction subset_seed'
+  'batch_size bits_per_channel crop exif_orientation image_size max_pixels on_bad_image '
+  'randaugment_layers randaugment_magnitude randaugment_on resize subset_fraction subset_seed'
 )
 PLACED = 'split side magnify stride copies'
 ARRAYS = 'batch_size flip shift_pixels subset_fraction subset_seed'
@@ -76,19 +76,19 @@ ARRAYS = 'batch_size flip shift_pixels subset_fraction subset_seed'
 @pytest.mark.parametrize(
   ('source', 'missing', 'own', 'shared'),
   [
-    ('arrays', 'images', 'first images labels last num_classes', ARRAYS),
+    ('arrays', 'images', 'first images label_offset labels last num_classes', ARRAYS),
     ('digits', 'split', 'split', ARRAYS),
-    ('folder', 'path split', 'path split val_fraction', IMAGES),
+    ('folder', 'path split', 'class_names path split val_fraction', IMAGES),
     ('placed_digits', PLACED, PLACED, ARRAYS),
     (
       'shards',
       'files num_classes',
-      'class_names files first image_key label_key last multi_label num_classes',
+      'class_names files first image_key label_key label_offset last multi_label num_classes',
       IMAGES,
     ),
     ('synthetic', 'num_classes num_examples image_size', 'channels image_size multi_label '
      'num_classes num_examples', 'batch_size'),
-    ('tfds', 'name split', 'data_dir image_key label_key name split', IMAGES),
+    ('tfds', 'name split', 'data_dir image_key label_key label_offset name split', IMAGES),
     ('vtab', 'task split', 'data_dir split task', IMAGES),
   ],
 )  # fmt: skip
