@@ -70,6 +70,14 @@ def prepare(
   else:
     classes, examples = _of_folder(name, epath.Path(images).expanduser(), split)
   several = bool(table) and table.get('multi_label', False)
+  unfit = [
+    name for name in classes if '\n' in name or name.encode(errors='ignore') != os.fsencode(name)
+  ]
+  if unfit:
+    raise InputError(
+      f'TFDS stores the names of classes as lines of UTF-8, which {unfit[:_NAMED]} are not; rename '
+      'them.'
+    )
 
   runtime.tensorflow()
   import tensorflow_datasets as tfds  # takes seconds, so the checks come first
@@ -141,7 +149,9 @@ def _splits(folder: epath.Path, split: str | None, default: str) -> dict[str, Cl
   """{split: its classes}, the training split first; `default` if the folder is not divided."""
   own = folders.split_folders(str(folder))
   if not own:
-    return {split or default: _classes(folder, needed=True)}
+    classes = _classes(folder, needed=True)
+    folders.check_classes(str(folder), list(classes))
+    return {split or default: classes}
   listed = sorted(itertools.chain(*own.values()))
   if split is not None:
     raise InputError(
@@ -230,8 +240,8 @@ class _Examples:
     self._classes, self._bad, self.others = classes, set(), set()
 
   def __iter__(self) -> Iterator[tuple[bytes, dict]]:
-    for label, name, image in self._files():
-      if name not in self._bad:
+    for label, name, where, image in self._files():
+      if where not in self._bad:
         if isinstance(image, OSError):
           raise image
         place = os.fsencode(name)  # a name need not be UTF-8
@@ -243,12 +253,13 @@ class _Examples:
     files = self._files()
     with concurrent.futures.ThreadPoolExecutor() as pool, tqdm.tqdm(unit=' images') as bar:
       while part := list(itertools.islice(files, _AT_ONCE)):
-        faults = pool.map(_fault, [image for _, _, image in part])
-        bad |= {name: fault for (_, name, _), fault in zip(part, faults, strict=True) if fault}
+        faults = pool.map(_fault, [image for *_, image in part])
+        places = (where for _, _, where, _ in part)
+        bad |= {where: fault for where, fault in zip(places, faults, strict=True) if fault}
         bar.update(len(part))
     if not bad:
       return
-    lines = [f'\n  {name}: {fault}' for name, fault in bad.items()]
+    lines = [f'\n  {where}: {fault}' for where, fault in bad.items()]
     rest = f'\n  and {len(bad) - _LISTED} more' if len(bad) > _LISTED else ''
     listed = ''.join(lines[:_LISTED]) + rest
     if on_bad_image == 'fail':
@@ -259,12 +270,12 @@ class _Examples:
     logging.warning('%d images are left out, since they cannot be read:%s', len(bad), listed)
     self._bad = set(bad)
 
-  def _files(self) -> Iterator[tuple[str, str, bytes | OSError]]:
-    """(class, name with the class, content or why it cannot be read) of every image."""
+  def _files(self) -> Iterator[tuple[str, str, str, bytes | OSError]]:
+    """(class, name with the class, path, content or why it cannot be read) of every image."""
     for label, path in self._classes.items():
       others: set[str] = set()
       for inside, image in _images(path, others):
-        yield label, f'{label}/{inside}', image
+        yield label, f'{label}/{inside}', str(path / inside), image
       self.others |= {f'{path.name}/{other}' for other in others}
 
 
@@ -275,13 +286,13 @@ class _Listed(_Examples):
     super().__init__({})
     self._rows, self._several = rows, several
 
-  def _files(self) -> Iterator[tuple[str | list[str], str, bytes | OSError]]:
+  def _files(self) -> Iterator[tuple[str | list[str], str, str, bytes | OSError]]:
     for row, place in self._rows:
       label = list(row.labels) if self._several else row.labels[0]
       try:
-        yield label, row.path, epath.Path(place).read_bytes()
+        yield label, row.path, place, epath.Path(place).read_bytes()
       except OSError as fault:
-        yield label, row.path, fault
+        yield label, row.path, place, fault
 
 
 def _images(path: epath.Path, others: set[str]) -> Iterator[tuple[str, bytes | OSError]]:

@@ -64,6 +64,17 @@ def split_folders(path: str) -> dict[str, list[str]]:
   return found
 
 
+def check_classes(path: str, classes: Sequence[str]) -> None:
+  """Raises InputError where all classes have names of splits, which hold no class folders."""
+  if all(map(split_of, classes)) and not any(
+    class_folders(os.path.join(path, name)) for name in classes
+  ):
+    raise InputError(
+      f'{path} holds {sorted(classes)} without class folders in them; images belong in '
+      'PATH/train/CLASS/image.jpg.'
+    )
+
+
 def class_folders(path: str) -> list[str]:
   """The names of the folders in `path` without leftovers, sorted; [] if it does not exist."""
   if not is_folder(path):

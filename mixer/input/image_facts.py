@@ -118,8 +118,8 @@ def remarks(files: Iterable[tuple[str, bytes]], converted: Collection[str]) -> l
     for kind in oddities(encoded):
       places.setdefault(kind, []).append(where)
   return [
-    f'{len(places[kind])} of {total} images that were looked at have {fault}, such as '
-    f'{places[kind][0]}.'
+    f'{len(places[kind])} of {total} images that were looked at, such as {places[kind][0]}, have '
+    f'{fault}.'
     for kind, (argument, fault) in _REMARKS.items()
     if kind in places and argument not in converted
   ]

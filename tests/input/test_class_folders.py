@@ -95,7 +95,7 @@ def test_bad_images_are_named_before_anything_is_written(bad):
     '4 images cannot be read; replace or remove them, or leave them out with --on_bad_image=skip:'
   )
   for line, (name, reason) in zip(sorted(lines), BAD.items(), strict=True):
-    assert line.startswith(f'  {name}: {reason}')
+    assert line.startswith(f'  {bad}/images/{name}: {reason}')
   assert not list(bad.glob('bad/*/*.tfrecord*'))
 
 
@@ -104,7 +104,7 @@ def test_bad_images_are_left_out_if_asked(bad, capsys, caplog):
     prepare_bad(bad, 'skip')
   assert capsys.readouterr().out.endswith("bad: 3 images of 2 classes in split 'train'.\n")
   (message,) = [text for text in caplog.messages if '4 images are left out' in text]
-  assert all(f'\n  {name}: {reason}' in message for name, reason in BAD.items())
+  assert all(f'\n  {bad}/images/{name}: {reason}' in message for name, reason in BAD.items())
 
 
 def test_a_divided_folder_becomes_a_set_with_its_splits(prepare, tmp_path, capsys, caplog):
@@ -148,6 +148,18 @@ def test_a_divided_folder_becomes_a_set_with_its_splits(prepare, tmp_path, capsy
      '{0} holds one folder, which holds others. If these are the classes, give --images={0}/set.'),
     ('train/a/1 Training/a/1', None,
      "{0} holds ['train', 'Training'] for one split; keep one of them."),
+    ('train/1 val/1', None,
+     "{0} holds ['train', 'val'] without class folders in them; images belong in "
+     'PATH/train/CLASS/image.jpg.'),
+    ('Validation/1 Training_Set/1', None,
+     "{0} holds ['Training_Set', 'Validation'] without class folders in them; images belong in "
+     'PATH/train/CLASS/image.jpg.'),
+    ('cat/1 na\udcefve/1', None,
+     "TFDS stores the names of classes as lines of UTF-8, which ['na\\udcefve'] are not; rename "
+     'them.'),
+    ('train/caf\udce9/1 train/dog/1 dev/dog/1', None,
+     "TFDS stores the names of classes as lines of UTF-8, which ['caf\\udce9'] are not; rename "
+     'them.'),
   ],
 )  # fmt: skip
 def test_divided_folders_that_make_no_set(tmp_path, names, split, fault):

@@ -212,11 +212,12 @@ def unusual_files():
 
 def test_a_run_tells_once_how_many_images_are_not_read_as_they_are_meant(tmp_path, caplog):
   told = [
-    f'2 of 11 images that were looked at have an EXIF orientation, which is ignored: they are used '
-    f'as they are stored. exif_orientation=True turns them, such as {tmp_path}/a/turned.jpg.',
-    f'1 of 11 images that were looked at have 16 bits per channel, of which the upper two or more '
-    f'are 0: they are used as nearly black ones. bits_per_channel=12, for 12-bit data, scales '
-    f'them, such as {tmp_path}/b/dark.png.',
+    f'2 of 11 images that were looked at, such as {tmp_path}/a/turned.jpg, have an EXIF '
+    'orientation, which is ignored: they are used as they are stored. exif_orientation=True turns '
+    'them.',
+    f'1 of 11 images that were looked at, such as {tmp_path}/b/dark.png, have 16 bits per channel, '
+    'of which the upper two or more are 0: they are used as nearly black ones. '
+    'bits_per_channel=12, for 12-bit data, scales them.',
   ]
   for options, expected in (
     ({}, told),

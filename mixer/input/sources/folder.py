@@ -181,13 +181,7 @@ def _part(path: str, base: str, val_fraction: float, class_names) -> dict[str, l
   if class_names is not None:
     _check_known(path, class_names, _MODEL)
   classes = _classes(path) if class_names is None else class_names
-  if all(map(folders.split_of, classes)) and not any(
-    folders.class_folders(os.path.join(path, name)) for name in classes
-  ):
-    raise InputError(
-      f'{path} holds {classes} without class folders in them; images belong in '
-      'PATH/train/CLASS/image.jpg.'
-    )
+  folders.check_classes(path, classes)
   files = _files(path, classes)
   _check(path, files, needed=class_names is None)
   files = {name: half(name, of, base, val_fraction) for name, of in files.items()}
