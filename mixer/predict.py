@@ -21,7 +21,7 @@ import numpy as np
 
 from mixer import cli, console, files, labels, models, pretrained, runtime, sizes
 from mixer.errors import InputError
-from mixer.input import single_images
+from mixer.input import folders, single_images
 from mixer.pretrained import warm_start
 from mixer.pretrained.description import Description
 from mixer.training import batch_ops, losses
@@ -86,7 +86,7 @@ def read_batches(
 
   def read(path: epath.Path) -> np.ndarray | InputError:
     try:
-      return decode(path.read_bytes())
+      return decode(folders.read_file(str(path)))
     except OSError as fault:
       return InputError(f'{fault.strerror or fault}')
     except InputError as fault:

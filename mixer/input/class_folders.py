@@ -290,7 +290,7 @@ class _Listed(_Examples):
     for row, place in self._rows:
       label = list(row.labels) if self._several else row.labels[0]
       try:
-        yield label, row.path, place, epath.Path(place).read_bytes()
+        yield label, row.path, place, folders.read_file(str(place))
       except OSError as fault:
         yield label, row.path, place, fault
 
@@ -302,7 +302,7 @@ def _images(path: epath.Path, others: set[str]) -> Iterator[tuple[str, bytes | O
     others |= set(rest)
     for name in names:
       try:
-        yield name, (path / name).read_bytes()
+        yield name, folders.read_file(str(path / name))
       except OSError as fault:
         yield name, fault
     return

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import mimetypes
 import os
 import re
+import stat
 
 from absl import logging
 
@@ -154,6 +155,17 @@ def entries(path: str) -> tuple[list[str], list[str]]:
     raise InputError(f'the folder {path} cannot be read: {fault.strerror}.') from fault
   names = sorted(kinds)
   return [name for name in names if kinds[name]], [name for name in names if not kinds[name]]
+
+
+def read_file(path: str) -> bytes:
+  """The content; OSError if it cannot be read, or is a pipe or device, which might never end."""
+  if '://' in path:
+    return runtime.tensorflow().io.gfile.GFile(path, 'rb').read()
+  kind = os.stat(path).st_mode
+  if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    raise OSError('it is a pipe, a socket or a device, and no file')
+  with open(path, 'rb') as file:
+    return file.read()
 
 
 def _real(path: str, name: str) -> str:

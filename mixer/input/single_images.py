@@ -74,7 +74,7 @@ def remarks(paths: Sequence[epath.Path], preprocessing: Mapping) -> list[str]:
   def files():
     for number in image_facts.sample(len(paths)):
       with contextlib.suppress(OSError):
-        yield str(paths[number]), paths[number].read_bytes()
+        yield str(paths[number]), folders.read_file(str(paths[number]))
 
   exact = DECODERS[preprocessing['name']] is _exact
   return [] if exact else image_facts.remarks(files(), _converted(preprocessing))

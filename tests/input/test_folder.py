@@ -13,7 +13,7 @@ import pytest
 
 from mixer import input
 from mixer.errors import InputError
-from mixer.input import image_files, order, single_images
+from mixer.input import folders, image_files, order, single_images
 from mixer.training import loop
 import runs
 import sets
@@ -483,6 +483,24 @@ def test_a_file_that_goes_away(tmp_path):
     next,
     data.eval_batches(2),
   )
+
+
+def test_pipes_and_devices_are_bad_and_are_not_read(tmp_path):
+  paths = [put(tmp_path, f'{name}/1.png', sets.encode(picture())) for name in 'ab']
+  pipe, device = tmp_path / 'a/2.jpg', tmp_path / 'b/2.png'
+  os.mkfifo(pipe)
+  device.symlink_to('/dev/zero')
+  data = build(tmp_path, val_fraction=0, crop='resize')
+  reason = 'it is a pipe, a socket or a device, and no file'
+  fails_with(
+    f'2 bad images in one batch; replace or remove them. (...)\n  {pipe}: {reason}\n  {device}: '
+    f'{reason}',
+    next,
+    data.eval_batches(4),
+  )
+  assert not single_images.remarks([pipe, device], {'name': 'resize'})
+  good = [folders.read_file(path) for path in map(str, paths)]
+  assert good == [sets.encode(picture())] * 2
 
 
 @pytest.mark.parametrize(

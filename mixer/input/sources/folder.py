@@ -65,7 +65,7 @@ class ImageFolder:
     self.index_bytes, self.record_bytes = host_bytes(paths)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    files = [_read(self._paths[i]) for i in indices]
+    files = [folders.read_file(self._paths[i]) for i in indices]
     return np.array(files, dtype=object), self._labels[indices]
 
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
@@ -284,10 +284,3 @@ def _size(path: str) -> int:
   if '://' in path:
     return tf.io.gfile.stat(path).length
   return os.path.getsize(path) if os.path.exists(path) else 0  # a dangling link
-
-
-def _read(path: str) -> bytes:
-  if '://' in path:
-    return tf.io.gfile.GFile(path, 'rb').read()
-  with open(path, 'rb') as file:
-    return file.read()
