@@ -118,6 +118,8 @@ def _of_folder(name: str, folder: epath.Path, split: str | None):
     raise InputError(f'no folder {folder}.')
   parts = _splits(folder, split, 'full' if name == _IMAGENET_21K else 'train')
   found = next(iter(parts.values()))
+  if len(found) == 1 and name != _IMAGENET_21K:
+    logging.warning('%s holds one class alone, %s. %s', folder, list(found), _HINT)
   classes = _imagenet_21k(folder, list(found)) if name == _IMAGENET_21K else list(found)
   return classes, {split: _Examples(of) for split, of in parts.items()}
 

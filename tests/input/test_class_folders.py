@@ -107,6 +107,17 @@ def test_bad_images_are_left_out_if_asked(bad, capsys, caplog):
   assert all(f'\n  {bad}/images/{name}: {reason}' in message for name, reason in BAD.items())
 
 
+@pytest.mark.parametrize('inside', ['images', 'Train/photos'])
+def test_a_folder_of_one_class_is_told(prepare, tmp_path, caplog, inside):
+  put(tmp_path, f'images/{inside}/1.jpg', sets.encode(picture(), 'JPEG'))
+  with caplog.at_level(logging.WARNING, 'absl'):
+    prepare('own')
+  assert (
+    f'{tmp_path}/images holds one class alone, {[inside.split("/")[-1]]}. Where a CSV or '
+    'JSON-lines file has the labels, give that file.'
+  ) in caplog.messages
+
+
 def test_a_divided_folder_becomes_a_set_with_its_splits(prepare, tmp_path, capsys, caplog):
   """One understanding of a folder: that of source='folder'."""
   import tensorflow_datasets as tfds
