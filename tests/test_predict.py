@@ -526,6 +526,26 @@ def test_other_channels_and_sizes(mode, colour, shape, channels, wanted, told):
 
 
 @pytest.mark.parametrize(
+  ('mode', 'colour', 'kind', 'wanted', 'told'),
+  [
+    ('CMYK', (0, 255, 255, 0), 'JPEG', (254, 0, 0), ['made RGB of CMYK']),
+    ('CMYK', (255, 255, 255, 255), 'TIFF', 0, ['made RGB of CMYK', GREY]),
+    ('YCbCr', (90, 128, 128), 'TIFF', 90, ['made RGB of YCbCr', GREY]),
+  ],
+)
+def test_other_colours(mode, colour, kind, wanted, told):
+  content, found = io.BytesIO(), []
+  Image.new(mode, (5, 4), colour).save(content, kind)
+  channels = np.size(wanted)
+  decode = single_images.decoder(
+    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, tell=found.append
+  )
+  pixels = decode(content.getvalue()).astype(int)
+  assert pixels.shape == (4, 5, channels) and np.abs(pixels - wanted).max() <= 2
+  assert found == told
+
+
+@pytest.mark.parametrize(
   ('mode', 'channels'), [('L', 2), ('RGB', 4), ('LA', 4), ('RGB', 2), ('L', 5)]
 )
 def test_channels_that_cannot_be_made(mode, channels):

@@ -92,6 +92,9 @@ def _exact(_, size: tuple[int, int], channels: int, tell: Callable[[str], None])
   def decode(content: bytes) -> np.ndarray:
     try:
       image = Image.open(io.BytesIO(content))
+      if channels in (1, 3) and image.mode in _OTHER_COLOURS:
+        tell(f'made RGB of {image.mode}')
+        image = image.convert('RGB')
       _check_channels(image, channels)  # only the header is read
       image = _in_channels(image, channels, tell)
     except InputError:
@@ -106,6 +109,7 @@ def _exact(_, size: tuple[int, int], channels: int, tell: Callable[[str], None])
   return decode
 
 
+_OTHER_COLOURS = ('CMYK', 'YCbCr', 'LAB', 'HSV')
 _BANDS = {
   '1': 1,
   'L': 1,
