@@ -48,7 +48,8 @@ def main() -> None:
   runtime.configure(deterministic=given.deterministic, compilation_cache=given.compilation_cache)
   config = config_file.load()
   if given.dry_run:
-    unused = [name for name in ('profile_steps', 'require', 'require_evals') if given[name].present]
+    of_runs = ('finish', 'profile_steps', 'require', 'require_evals')
+    unused = [name for name in of_runs if given[name].present]
     if unused:
       logging.warning('--dry_run runs nothing, so --%s has no effect.', ', --'.join(unused))
     dry_run.run(

@@ -15,6 +15,7 @@ import typing
 from typing import Annotated, Any
 
 _LARGE = {2**31 - 1: '2**31 - 1', -(2**63): '-2**63', 2**63 - 1: '2**63 - 1'}
+_FLOAT32 = 2.0**-126, 2.0**128 - 2.0**104  # the smallest normal and the largest number
 _NAMES = {float: 'a number', int: 'an int', bool: 'True or False', str: 'text', type(None): 'None'}
 
 
@@ -104,9 +105,8 @@ def accepts(annotation, value) -> bool:
     return isinstance(value, numbers.Integral) and value in (0, 1)
   if kind is int:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if kind is float:  # NaN and infinity are not between these bounds, and no int is too large for it
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and -1e300 < value < 1e300
+  if kind is float:
+    return _is_number(value) and not _rounded(value)
   if kind in (dict, Mapping):
     return isinstance(value, Mapping)
   if kind in (list, tuple, Sequence):
@@ -139,4 +139,16 @@ def fault(name: str, annotation, value) -> str | None:
   """What is wrong with a value, in a sentence; None if it is accepted."""
   if annotation is inspect.Parameter.empty or accepts(annotation, value):
     return None
-  return f'{name} is {value!r}; use {describe(annotation)}.'
+  rounded = _rounded(value) if _is_number(value) else ''
+  return f'{name} is {value!r}{rounded and f", {rounded} in float32"}; use {describe(annotation)}.'
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value
+
+
+def _rounded(value: numbers.Real) -> str:
+  """What a number is in float32, if that is infinite or, of another one, 0; '' otherwise."""
+  if abs(value) > _FLOAT32[1]:
+    return 'infinite'
+  return '0' if 0 < abs(value) < _FLOAT32[0] else ''

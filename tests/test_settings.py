@@ -47,11 +47,16 @@ BAD = [
   ('optim.learning_rate', 'fast', 'a number above 0'),
   ('optim.learning_rate', 'True', 'a number above 0'),
   ('optim.weight_decay', '-1e-4', 'a number of at least 0'),
+  ('optim.learning_rate', '1e-60', 'a number above 0'),  # 0 in float32
+  ('optim.clip_norm', '1e-50', 'a number above 0, or None'),
+  ('mixup', '1e60', 'a number of at least 0'),
+  ('model.head_bias', '-1e39', 'a number'),
   ('optim.weight_decay_mode', 'l2', "one of ['adamw', 'independent']"),
   ('optim.optimizer', '3', 'a section'),
   ('optim.optimizer.b1', '-0.1', 'a number of at least 0 and below 1'),
   ('optim.optimizer.b2', '1.5', 'a number of at least 0 and below 1'),
-  ('optim.optimizer.eps', '0.0', 'a number above 0'),
+  ('optim.optimizer.eps', '0.0', 'a number above 0 and up to 1'),
+  ('optim.optimizer.eps', '1e8', 'a number above 0 and up to 1'),
   ('optim.optimizer.moment_dtype', 'int8', "one of ['bfloat16', 'float16', 'float32']"),
   ('optim.schedule.linear_end', '2', 'a number from 0 to 1'),
   ('optim.schedule.warmup_steps', '10.5', 'an int from 0 to 2**31 - 1'),
@@ -97,6 +102,7 @@ def test_a_value_that_means_nothing(key, value, wanted):
     ('train_input.image_size', '0', 'a positive int or a tuple (height, width)'),
     ('train_input.image_size', '(224,)', 'a positive int or a tuple (height, width)'),
     ('train_input.randaugment_layers', '-2', 'an int from 0 to 2**31 - 1'),
+    ('train_input.randaugment_magnitude', '1e30', 'a number from 0 to 100'),
     ('train_input.crop', 'centre', "one of ['direct', "),
     ('train_input.on_bad_image', 'ignore', "one of ['fail', 'skip']"),
     ('train_input.val_fraction', 'half', 'a number from 0 to 1'),
@@ -110,6 +116,22 @@ def test_a_value_that_means_nothing(key, value, wanted):
 def test_a_value_that_means_nothing_for_image_files(key, value, wanted):
   assert f'config.{key} is ' in (found := refused(FOLDER, f'{key}={value}'))
   assert f'; use {wanted}' in found
+
+
+def test_a_number_that_float32_cannot_hold_says_so():
+  assert 'learning_rate is 1e-60, 0 in float32; use' in refused(
+    'digits.py', 'optim.learning_rate=1e-60'
+  )
+  assert 'mixup is 1e+60, infinite in float32; use' in refused('digits.py', 'mixup=1e60')
+
+
+@pytest.mark.parametrize(
+  ('mode', 'decay', 'limit'), [('independent', '1', '1'), ('adamw', '400', '333.333')]
+)
+def test_a_weight_decay_that_removes_all_of_a_kernel(mode, decay, limit):
+  found = refused('digits.py', f'optim.weight_decay_mode={mode}', f'optim.weight_decay={decay}')
+  assert found.startswith(f'config.optim.weight_decay is {decay} in mode {mode!r}: ')
+  assert found.endswith(f'use less than {limit}.')
 
 
 def test_all_faults_are_told_at_once():

@@ -14,7 +14,7 @@ from mixer.input import bad_images, crops, image_facts, inspection, order, randa
 from mixer.input.conversion import Conversion
 from mixer.sizes import Size, pair
 from mixer.training import randaugment as device_randaugment
-from mixer.values import Count, Fraction, NotNegative, OneOf, Range, Seed, Steps
+from mixer.values import Count, Fraction, OneOf, Range, Seed, Steps
 
 tf = runtime.tensorflow()
 
@@ -38,7 +38,7 @@ class Images:
     crop: Annotated[str, OneOf(crops.CROPS)],
     resize: Size | None = None,
     randaugment_layers: Steps = 0,
-    randaugment_magnitude: NotNegative = 0,
+    randaugment_magnitude: Annotated[float, Range(least=0, most=100)] = 0,
     randaugment_on: Annotated[str, OneOf(('host', 'device'))] = 'host',
     on_bad_image: Annotated[str, OneOf(bad_images.CHOICES)] = 'fail',
     max_pixels: Annotated[int, Range(least=1)] = image_facts.MAX_PIXELS,

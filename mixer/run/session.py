@@ -257,9 +257,9 @@ def _step_to_finish(
   else:
     step = saved.latest_intact() if which == 'latest' else saved.best()
   if step is None:
+    there = f'has no such checkpoint; it has those of the steps {saved.steps()}'
     raise InputError(
-      f'--finish={which}: {workdir} has no such checkpoint; it has those of the steps '
-      f'{saved.steps()}.'
+      f'--finish={which}: {workdir} {there if saved.steps() else "has no checkpoint"}.'
     )
   return step
 

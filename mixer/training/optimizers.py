@@ -11,14 +11,15 @@ import optax
 
 from mixer import settings
 from mixer.errors import InputError
-from mixer.values import NotNegative, OneOf, Positive, Rate, Share, Steps
+from mixer.values import Fraction, NotNegative, OneOf, Positive, Rate, Share, Steps
 
 Schedule = Callable[[jax.Array], jax.Array]
+_OF_DECAY = ('weight_decay', 'weight_decay_mode', 'learning_rate')
 Dtype = Annotated[str, OneOf(('float32', 'bfloat16', 'float16'))]
 
 
 def adam(
-  b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, moment_dtype: Dtype = 'float32'
+  b1: Rate = 0.9, b2: Rate = 0.999, eps: Fraction = 1e-8, moment_dtype: Dtype = 'float32'
 ) -> optax.GradientTransformation:
   """Adam's direction; the second moment is always float32. The paper's for pre-training."""
   return optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
@@ -122,7 +123,18 @@ def faults(section: Mapping) -> list[str]:
     found += _optimizer_faults(optimizer)
   if isinstance(schedule, Mapping):
     found += settings.faults('config.optim.schedule', [schedule_factor], schedule, ['total_steps'])
-  return found
+  return found or _decay_faults(**{name: section[name] for name in _OF_DECAY})
+
+
+def _decay_faults(weight_decay: float, weight_decay_mode: str, learning_rate: float) -> list[str]:
+  removed = independent_decay(weight_decay, weight_decay_mode, learning_rate)
+  if removed < 1:
+    return []
+  return [
+    f'config.optim.weight_decay is {weight_decay:g} in mode {weight_decay_mode!r}: a step at the '
+    f'learning rate {learning_rate:g} removes {removed:g} of each kernel; use less than '
+    f'{weight_decay / removed:g}.'
+  ]
 
 
 def _optimizer_faults(section: Mapping) -> list[str]:
