@@ -10,7 +10,7 @@ import json
 
 from etils import epath
 
-from mixer import files, labels
+from mixer import files, labels, values
 from mixer.errors import InputError
 from mixer.models import permutations
 from mixer.sizes import pair
@@ -76,10 +76,23 @@ def _described(file: epath.Path, parse: Callable[[dict], Description]) -> Descri
   content = files.read_json(file, cure=_CURE)
   try:
     found = dataclasses.replace(parse(content), file=file)
+    _check_types(found)
     moves = permutations.normalize(found.permutation)
     return found if moves else dataclasses.replace(found, permutation=None)
   except (ValueError, AttributeError, KeyError, TypeError) as fault:
     raise not_described(file, repr(fault)) from fault
+
+
+def _check_types(found: Description) -> None:
+  """Raises ValueError unless classes, channels and the preprocessing's name are of their types."""
+  names, preprocessing = found.class_names or (), found.preprocessing
+  wrong = {
+    'class_names': not all(isinstance(name, str) for name in names),
+    'channels': not values.accepts(values.Count | None, found.channels),
+    'preprocessing': preprocessing is not None and not isinstance(preprocessing['name'], str),
+  }
+  if any(wrong.values()):
+    raise ValueError(f'{", ".join(name for name in wrong if wrong[name])} cannot be used')
 
 
 def _recorded(file: epath.Path, kind: type, cure: str):

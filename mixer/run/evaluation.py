@@ -83,7 +83,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   runtime.check_backend(options.require)
   mesh = settings.call('config.mesh', sharding.make_mesh, config['mesh'])
   used = {key: config.get(key) for key in ('evals', 'model', 'permutation', 'loss')}
-  output = cluster.on_process_0(lambda: _output(options, path, trained.identity.get('step'), used))
+  output = cluster.on_process_0(lambda: _output(options, path, trained.identity, used))
   output = output and epath.Path(output)
   evaluator = evaluators.build(
     config['evals'],
@@ -98,7 +98,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
 
   if cluster.process_id == 0:
-    identity = {} if path.is_dir() else trained.identity
+    identity = {} if 'step' in trained.identity else trained.identity
     if identity:
       console.print_line(f'{identity["bytes"]} bytes, sha256 {identity["sha256"]}')
     width = max(map(len, results))
@@ -128,8 +128,11 @@ def _open_tests(evals: dict, *, require: bool) -> tuple[dict[str, dict], dict[st
   return tests, skipped
 
 
-def _output(options: Options, path: epath.Path, step: int | None, used: Mapping) -> str | None:
+def _output(options: Options, path: epath.Path, identity: Mapping, used: Mapping) -> str | None:
   """The file for the results; None if no place is given and the default one is read-only.
+
+  A file there is replaced if it is of the same evaluation (`used`) and the same weights: those of a
+  step in a workdir, or a file of the same content.
 
   Raises:
     InputError: the given place cannot be written to.
@@ -142,18 +145,20 @@ def _output(options: Options, path: epath.Path, step: int | None, used: Mapping)
   directory = _directory(path)
   if not files.is_writable(directory):
     return None
+  step = identity.get('step')
   stem = options.name if step is None else f'{options.name}-step_{step}'
-  wanted = json.loads(json.dumps(used))
+  wanted = json.loads(json.dumps(used)), identity['sha256'] if step is None else None
   for number in itertools.count(1):
     output = directory / f'{stem}{f"-{number}" * (number > 1)}.json'
-    if not output.exists() or _config_of(output) == wanted:
+    if not output.exists() or _evaluated(output) == wanted:
       return str(output)
 
 
-def _config_of(output: epath.Path) -> Mapping | None:
-  """What was evaluated for the results in a file; None if it cannot be read."""
+def _evaluated(output: epath.Path) -> tuple[Mapping, str | None] | None:
+  """(what was evaluated, sha256 of the weights) of a file; None if it cannot be read."""
   try:
-    return json.loads(output.read_text())['config']
+    found = json.loads(output.read_text())
+    return found['config'], found.get('sha256')
   except (OSError, KeyError, TypeError, ValueError):
     return None
 

@@ -159,6 +159,23 @@ def test_files_that_describe_no_model(name, text, fault, tmp_path):
   )
 
 
+@pytest.mark.parametrize(
+  ('name', 'content', 'fault'),
+  [
+    ('model.json', '{"class_names": ["a", 7]}', 'class_names'),
+    ('model.json', '{"channels": "x"}', 'channels'),
+    ('input.json', '{"channels": -1.5}', 'channels'),
+    ('input.json', '{"preprocessing": {"name": ["x"]}}', 'preprocessing'),
+    ('classes.json', '[{}]', 'class_names'),
+  ],
+)
+def test_facts_of_another_type(name, content, fault, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / name).write_text(content)
+  with pytest.raises(InputError, match=f'does not describe a model .*{fault} cannot be used'):
+    description.read(epath.Path(tmp_path))
+
+
 # --- Checks --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 from PIL import Image
 import pytest
+import safetensors.numpy
 
 from mixer import files, pretrained
 from mixer.errors import DiskError, InputError
@@ -202,17 +203,24 @@ def test_each_evaluation_has_its_file(tmp_path, capsys, whole):
   evaluate(whole, values)
   evaluate(whole, values, which='best', name='digits')
   evaluate(whole / 'model.npz', values, name='digits')
+  params = pretrained.open(whole / 'model.npz').params
+  params['head']['bias'] = params['head']['bias'] + 1
+  twin = whole / 'model.safetensors'  # of other content, and with the same directory of results
+  twin.write_bytes(safetensors.numpy.save(pretrained.flatten(params)))
+  evaluate(twin, values, name='digits')
+  evaluate(twin, values, name='digits')
   names = sorted(str(p.relative_to(whole)) for p in whole.glob('*evaluation/*'))
   best = pretrained.open(whole, which='best', keep_best='test/top1').identity['step']
   assert names == sorted([
     'evaluation/evaluation-step_6.json', 'evaluation/evaluation-step_6-2.json',
     f'evaluation/digits-step_{best}.json', 'model.evaluation/digits.json',
+    'model.evaluation/digits-2.json',
   ])  # fmt: skip
   (run,) = run_files.read([str(whole)])
-  assert len(run.evaluations) == 4
+  assert len(run.evaluations) == 5
   assert run.evaluations['evaluation-step_6']['test/top1'] == results[0]['test/top1']
   rows = [row[0] for row in sections.results([run]).rows]
-  assert sum(row.startswith('test/top1 % (') for row in rows) == 4
+  assert sum(row.startswith('test/top1 % (') for row in rows) == 5
 
   (whole / 'evaluation' / 'evaluation-step_6.json').write_text('{"dam')
   capsys.readouterr()
