@@ -1,4 +1,4 @@
-"""Helpers of the config files: parsing the argument, image sizes, the model of a weights file."""
+"""Helpers of the config files: parsing the argument, image sizes, `config.model`."""
 
 import csv
 import json
@@ -121,6 +121,24 @@ def tiles(size: tuple[int, int]) -> tuple[int, int]:
   return tuple(max(side // RELEASED_SIZE, 1) for side in size)
 
 
-def mixer(variant: str, size: tuple[int, int]) -> ConfigDict:
-  """`config.model` of a Mixer such as 'B/16', trained at 224 pixels or grown to `size`."""
-  return ConfigDict({'name': f'Mixer-{variant}', 'tiles': tiles(size), 'dtype': 'float32'})
+def model_name(model: str) -> str:
+  """The full name: 'Mixer-B/16' of 'B/16', 'BiT-R50x1' of 'R50x1'; full names stay."""
+  if '-' in model:
+    return model
+  return f'BiT-{model}' if model.startswith('R') else f'Mixer-{model}'
+
+
+def model(name: str, size: tuple[int, int], **options) -> ConfigDict:
+  """`config.model` of 'B/16' (a Mixer), 'ViT-B/16' or 'BiT-R50x1', for images of `size`.
+
+  A Mixer is trained at 224 pixels or grown to `size`. `options` has those that BiT lacks too, and
+  leaves them out for it.
+  """
+  section = ConfigDict({'name': model_name(name)})
+  family = section.name.partition('-')[0]
+  if family == 'Mixer':
+    section.tiles = tiles(size)
+  absent = ('stochastic_depth', 'rescale_drop_path', 'dropout', 'scan') if family == 'BiT' else ()
+  section.update({key: value for key, value in options.items() if key not in absent})
+  section.dtype = 'float32'
+  return section

@@ -6,7 +6,7 @@
 
 docs/evaluation.md has the rules and their sources. The argument is a list of KEY=VALUE:
 
-  model       S/32 ... H/14, the model of the checkpoint
+  model       B/16 (a Mixer), ViT-B/16, BiT-R50x1 ..., the model of the checkpoint
   data        all (big_vision's six sets and ImageNet), one of caltech, cars, cifar100, dtd,
               imagenet, pets, uc_merced; digits: a run of configs/digits.py; or a folder of class
               folders, or of train and test or val with class folders in them, or a table of images
@@ -58,7 +58,7 @@ def get_config(argument: str = '') -> ConfigDict:
     config.evals = ConfigDict({'digits': _digits()})
   else:
     size = common.image_size(options['resolution'])
-    config.model = common.mixer(options['model'], size)
+    config.model = common.model(options['model'], size)
     sizes = {'image_size': size, 'resize': common.resize(size)}
     names = DATA if data == 'all' else (data,)
     if data in named:

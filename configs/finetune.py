@@ -7,11 +7,12 @@
 
 The argument is a list of KEY=VALUE:
 
-  model       S/32 ... H/14, the model of the file
+  model       B/16 (a Mixer), ViT-B/16, BiT-R50x1 ..., the model of the file
   data        imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102 (prepared by
               TFDS), or a folder of class folders, or of the splits train, val and test with class
               folders in them, or a table of images and labels (.csv, .tsv, .jsonl)
-  resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH
+  resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH; of a
+              ViT any multiple of its patches, of a BiT any size
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs
               dev for each learning rate and then final. A folder's val and test are reported under
@@ -90,17 +91,14 @@ def get_config(argument: str = '') -> ConfigDict:
   config.init.head = 'auto'  # keep it if the number of classes agrees, else reset it to zeros
   config.init.from_size = ()  # (height, width) that the file is trained at, if not a square
 
-  config.model = ConfigDict(
-    {
-      'name': f'Mixer-{options["model"]}',
-      'tiles': common.tiles(size),
-      'head_bias': 0.0,
-      'stochastic_depth': 0.0,
-      'dropout': 0.0,
-      'dtype': 'float32',
-      'remat': False,
-      'scan': False,
-    }
+  config.model = common.model(
+    options['model'],
+    size,
+    head_bias=0.0,
+    stochastic_depth=0.0,
+    dropout=0.0,
+    remat=False,
+    scan=False,
   )
   config.loss = 'softmax'
   config.mixup = 0.0

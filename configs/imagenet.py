@@ -4,7 +4,7 @@
 
 The argument is a list of KEY=VALUE:
 
-  model       S/32 ... H/14, the model of the checkpoint
+  model       B/16 (a Mixer), ViT-B/16, BiT-R50x1 ..., the model of the checkpoint
   crop        resize_small (the paper's (ii), its table 3: shorter side to 256) or resize (its (i),
               its table 2: to 256 x 256), then the central 224 pixels
   resolution  224, or the size that the checkpoint was grown to (448), or HEIGHTxWIDTH
@@ -42,7 +42,7 @@ def get_config(argument: str = '') -> ConfigDict:
     config.evals[name] = section(
       name, config, image_size=size, resize=common.resize(size), crop=options['crop']
     )
-  config.model = common.mixer(options['model'], size)
+  config.model = common.model(options['model'], size)
   config.loss = options['loss']
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
   config.checkpoints = ConfigDict({'keep_last': 1, 'keep_best': config_dict.placeholder(str)})

@@ -30,11 +30,8 @@ KINDS = {'original': 'none', 'patch_pixel': 'patch_pixel', 'global': 'global'}
 
 def get_config(argument: str = '') -> ConfigDict:
   model, kind = parse(argument, model='B/16')
-  size, _, patch = model.partition('/')
-  if model not in upstream.BIT and not (size in upstream.TABLE_4['jft'] and patch.isdecimal()):
-    raise ValueError(f'model={model!r}; write S/32 to H/14, or one of {sorted(upstream.BIT)}.')
-  family = 'Mixer' if patch else 'BiT'
-  config = upstream.get_config(f'{family}-{model}', 'jft')
+  config = upstream.get_config(common.model_name(model), 'jft')
+  patch = model.partition('/')[2]
   config.permutation = ConfigDict({'kind': kind, 'seed': 0, 'patch_size': int(patch or 16)})
   return config
 

@@ -6,7 +6,7 @@
 The argument is a list of KEY=VALUE:
 
   task        one of the nineteen of docs/vtab.md
-  model       S/32 ... H/14, the model of the file
+  model       B/16 (a Mixer), ViT-B/16, BiT-R50x1 ..., the model of the file
   stage       final (train on all 1,000 images, report test) or dev (train on 800 and report the
               other 200, on which the learning rate is chosen)
 

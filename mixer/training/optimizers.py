@@ -44,23 +44,30 @@ def cosine(progress: jax.Array) -> jax.Array:
 
 
 DECAYS = {'linear': linear, 'cosine': cosine}
+STEP_DECAY = 'step'  # by a factor of 10 at each of the boundaries, as in BiT
 
 
 def schedule_factor(
   *,
   total_steps: int,
   warmup_steps: Steps,
-  decay: Annotated[str, OneOf(DECAYS)],
+  decay: Annotated[str, OneOf((*DECAYS, STEP_DECAY))],
   linear_end: Share = 0.0,
+  boundaries: tuple[float, ...] = (),
 ) -> Schedule:
   """The factor on the base learning rate for the update after `step` earlier ones.
 
   Rises linearly from 0 at step 0 to 1 at `warmup_steps`, and falls from 1 there to
   `linear_end` at `total_steps` (a fraction of the base rate, not a rate: big_vision's meaning).
-  A run that ends within its warm-up only rises.
+  A run that ends within its warm-up only rises. With the decay 'step', it falls to a tenth at each
+  of the `boundaries`, which are shares of `total_steps`, and `linear_end` has no meaning.
   """
 
   def factor(step):
+    if decay == STEP_DECAY:
+      passed = sum(jnp.where(step >= round(share * total_steps), 1, 0) for share in boundaries)
+      rise = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
+      return rise * 0.1**passed
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     fall = DECAYS[decay](jnp.clip(progress, 0.0, 1.0))
     rise = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
@@ -123,6 +130,7 @@ def faults(section: Mapping) -> list[str]:
     found += _optimizer_faults(optimizer)
   if isinstance(schedule, Mapping):
     found += settings.faults('config.optim.schedule', [schedule_factor], schedule, ['total_steps'])
+    found += _boundary_faults(schedule)
   return found or _decay_faults(**{name: section[name] for name in _OF_DECAY})
 
 
@@ -135,6 +143,22 @@ def _decay_faults(weight_decay: float, weight_decay_mode: str, learning_rate: fl
     f'learning rate {learning_rate:g} removes {removed:g} of each kernel; use less than '
     f'{weight_decay / removed:g}.'
   ]
+
+
+def _boundary_faults(schedule: Mapping) -> list[str]:
+  boundaries, is_step = schedule.get('boundaries', ()), schedule.get('decay') == STEP_DECAY
+  if not isinstance(boundaries, tuple | list) or not all(0 < share < 1 for share in boundaries):
+    return [
+      f'config.optim.schedule.boundaries is {boundaries!r}; give shares of the run between 0 and 1.'
+    ]
+  if is_step != bool(boundaries):
+    return [
+      f'config.optim.schedule has decay={schedule.get("decay")!r} and boundaries={boundaries}: '
+      "boundaries go with decay='step', which needs them."
+    ]
+  if is_step and schedule.get('linear_end'):
+    return ["config.optim.schedule.linear_end has no effect with decay='step'; set it to 0."]
+  return []
 
 
 def _optimizer_faults(section: Mapping) -> list[str]:
