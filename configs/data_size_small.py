@@ -3,7 +3,7 @@
   python -m mixer.studies data_size --workdir=DIR              # all runs, the figure and the table
   python train.py --config=configs/data_size_small.py:model=mixer,subset=3 --workdir=DIR
 
-The argument is a list of KEY=VALUE: model (mixer, resnet) and subset (percent of the training
+The argument is a list of KEY=VALUE: model (mixer, vit, resnet) and subset (percent of the training
 images). Data and models are those of configs/permutations_small.py. Every subset is trained on for
 the same number of steps, and the checkpoint that is best on 'val' is kept. The digits of 'val' are
 in neither of the other splits. docs/studies.md has the results.

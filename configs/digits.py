@@ -1,15 +1,35 @@
-"""A small Mixer on scikit-learn's handwritten digits, which need no download.
+"""A small Mixer, ViT or BiT on scikit-learn's handwritten digits, which need no download.
 
   python train.py --config=configs/digits.py --workdir=/tmp/digits
+  python train.py --config=configs/digits.py:model=ViT --workdir=/tmp/digits_vit
 
 Takes about a minute on two CPU cores and reaches 98.6 % on the test split (98.6 and 98.3 % with
---config.seed=1 and 2). Not a setting of the paper.
+--config.seed=1 and 2). The argument is model=Mixer, ViT or BiT: docs/studies.md has the accuracy of
+each. Not a setting of the paper.
 """
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import common
 
-def get_config():
+PATCH_SIZE = 2  # 16 tokens
+_DIMENSIONS = {
+  'Mixer': {
+    'patch_size': PATCH_SIZE,
+    'num_blocks': 4,
+    'hidden_dim': 64,
+    'tokens_mlp_dim': 32,
+    'channels_mlp_dim': 256,
+  },
+  'ViT': {
+    'patch_size': PATCH_SIZE, 'num_blocks': 4, 'hidden_dim': 64, 'mlp_dim': 256, 'num_heads': 4
+  },
+  'BiT': {'stage_sizes': (1, 1), 'width': 32, 'groups': 8},
+}  # fmt: skip
+
+
+def get_config(argument: str = '') -> ConfigDict:
+  family = common.parse(argument, {'model': 'Mixer'}, {'model': sorted(_DIMENSIONS)})['model']
   config = ConfigDict()
   config.seed = 0
 
@@ -25,23 +45,12 @@ def get_config():
     }
   )
 
-  config.model = ConfigDict(
-    {
-      'name': 'Mixer',
-      'patch_size': 2,  # 16 tokens
-      'num_blocks': 4,
-      'hidden_dim': 64,
-      'tokens_mlp_dim': 32,
-      'channels_mlp_dim': 256,
-      'stochastic_depth': 0.1,
-      'rescale_drop_path': False,
-      'dropout': 0.0,
-      'head_bias': 0.0,
-      'dtype': 'float32',
-      'remat': False,
-      'scan': False,
-    }
-  )
+  config.model = ConfigDict({'name': family, **_DIMENSIONS[family], 'head_bias': 0.0})
+  config.model.update({'dtype': 'float32', 'remat': False})
+  if family != 'BiT':
+    config.model.update(
+      {'stochastic_depth': 0.1, 'rescale_drop_path': False, 'dropout': 0.0, 'scan': False}
+    )
   # If `path` is set, training starts from those weights; see configs/finetune.py.
   config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
 

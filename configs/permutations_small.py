@@ -3,10 +3,10 @@
   python -m mixer.studies permutations --workdir=DIR           # all runs, the figure and the table
   python train.py --config=configs/permutations_small.py:model=resnet,kind=global --workdir=DIR
 
-The argument is a list of KEY=VALUE: model (mixer, resnet) and kind (original, patch_pixel, global)
-as in configs/permutations.py. The images are scikit-learn's digits at random positions of a black
-square, so that what a model learns at one position helps at others. Not a setting of the paper.
-docs/studies.md has the results.
+The argument is a list of KEY=VALUE: model (mixer, vit, resnet) and kind (original, patch_pixel,
+global) as in configs/permutations.py. The images are scikit-learn's digits at random positions of a
+black square, so that what a model learns at one position helps at others. Not a setting of the
+paper. docs/studies.md has the results.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +22,14 @@ _MODELS = {
     'hidden_dim': 64,
     'tokens_mlp_dim': 32,
     'channels_mlp_dim': 128,
+  },
+  'vit': {
+    'name': 'ViT',
+    'patch_size': PATCH_SIZE,
+    'num_blocks': 2,
+    'hidden_dim': 64,
+    'mlp_dim': 128,
+    'num_heads': 4,
   },
   'resnet': {'name': 'BiT', 'stage_sizes': (1, 1), 'width': 16, 'groups': 8},
 }

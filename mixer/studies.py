@@ -3,6 +3,8 @@
   permutations  figure 4: a Mixer and a ResNet whose inputs are permuted
   data_size     figure 2, right: the same two on 3, 10, 30 and 100 percent of the training images
 
+--models=mixer,vit,resnet adds a ViT.
+
 Each run has its own workdir in DIR, so an interrupted study continues with the same command. At the
 end DIR/STUDY.csv has every number, DIR/STUDY.png the figure, and a table is printed. Other flags
 are passed to train.py. See docs/studies.md.
@@ -11,6 +13,7 @@ are passed to train.py. See docs/studies.md.
 from collections.abc import Callable, Sequence
 import itertools
 import statistics
+from typing import NamedTuple
 
 from absl import flags
 from etils import epath
@@ -21,7 +24,7 @@ from mixer.run import metrics_log
 from mixer.visualize import plots
 
 CONFIGS, EVALUATE = shipped.CONFIGS, shipped.EVALUATE
-MODELS = {'mixer': 'Mixer', 'resnet': 'ResNet'}
+MODELS = {'mixer': 'Mixer', 'vit': 'ViT', 'resnet': 'ResNet'}
 KINDS = {
   'original': 'original images',
   'patch_pixel': 'patches and the pixels within them shuffled',
@@ -30,23 +33,34 @@ KINDS = {
 PERCENTS = (3, 10, 30, 100)
 
 
-def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) -> None:
-  """Six runs for each seed; the accuracy on the test set during each of them."""
+class Study(NamedTuple):
+  """What to run: the seeds and models, and further flags of train.py."""
+
+  workdir: epath.Path
+  seeds: Sequence[str]
+  models: Sequence[str]
+  rest: Sequence[str]
+
+
+def permutations(study: Study) -> None:
+  """Three runs for each seed and model; the accuracy on the test set during each of them."""
   table = []
-  for seed, model, kind in itertools.product(seeds, MODELS, KINDS):
-    run = workdir / f'permutations-{model}-{kind}-seed{seed}'
-    train(f'permutations_small.py:model={model},kind={kind}', run, seed, rest)
+  for seed, model, kind in itertools.product(study.seeds, study.models, KINDS):
+    run = study.workdir / f'permutations-{model}-{kind}-seed{seed}'
+    train(f'permutations_small.py:model={model},kind={kind}', run, seed, study.rest)
     table += [
       {'model': model, 'kind': kind, 'seed': seed, 'step': row['step'],
        'test_top1': row['test/top1']}
       for row in metrics_log.read_rows(run) if 'test/top1' in row
     ]  # fmt: skip
-  files.write_csv(workdir / 'permutations.csv', table)
+  files.write_csv(study.workdir / 'permutations.csv', table)
   panels = {
-    title: {label: means(table, 'step', model=model, kind=kind) for kind, label in KINDS.items()}
-    for model, title in MODELS.items()
+    MODELS[model]: {
+      label: means(table, 'step', model=model, kind=kind) for kind, label in KINDS.items()
+    }
+    for model in study.models
   }
-  plots.png(panels, workdir / 'permutations.png', xlabel='step', ylabel='test top-1')
+  plots.png(panels, study.workdir / 'permutations.png', xlabel='step', ylabel='test top-1')
   console.print_line(f'\n{"test top-1 at the end":<24}' + ''.join(f'{kind:>14}' for kind in KINDS))
   for title, curves in panels.items():
     console.print_line(
@@ -54,24 +68,24 @@ def permutations(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str])
     )
 
 
-def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) -> None:
-  """Eight runs for each seed; the test accuracy of the checkpoint with the best on 'val'."""
+def data_size(study: Study) -> None:
+  """Four runs for each seed and model; the test accuracy of the checkpoint best on 'val'."""
   table = []
-  for seed, model, percent in itertools.product(seeds, MODELS, PERCENTS):
+  for seed, model, percent in itertools.product(study.seeds, study.models, PERCENTS):
     config = f'data_size_small.py:model={model},subset={percent}'
-    run = workdir / f'data_size-{model}-{percent}-seed{seed}'
-    last = train(config, run, seed, rest)
-    best = evaluate_best(config, run, rest)
+    run = study.workdir / f'data_size-{model}-{percent}-seed{seed}'
+    last = train(config, run, seed, study.rest)
+    best = evaluate_best(config, run, study.rest)
     table.append(
       {'model': model, 'percent': percent, 'seed': seed, 'steps': last['step'],
        'best_step': int(best['checkpoint'].rpartition(' ')[2]), 'val_top1': best['val/top1'],
        'test_top1': best['test/top1'], 'last_test_top1': last['test/top1']}
     )  # fmt: skip
-  files.write_csv(workdir / 'data_size.csv', table)
-  curves = {title: means(table, 'percent', model=model) for model, title in MODELS.items()}
+  files.write_csv(study.workdir / 'data_size.csv', table)
+  curves = {MODELS[model]: means(table, 'percent', model=model) for model in study.models}
   plots.png(
     {'best checkpoint by validation': curves},
-    workdir / 'data_size.png',
+    study.workdir / 'data_size.png',
     xlabel='percent of the training images',
     ylabel='test top-1',
     xticks=PERCENTS,
@@ -81,7 +95,7 @@ def data_size(workdir: epath.Path, seeds: Sequence[str], rest: Sequence[str]) ->
     console.print_line(f'{title:<24}' + ''.join(f'{100 * top1:14.1f}' for _, top1 in points))
 
 
-STUDIES: dict[str, Callable[[epath.Path, Sequence[str], Sequence[str]], None]] = {
+STUDIES: dict[str, Callable[[Study], None]] = {
   'permutations': permutations,
   'data_size': data_size,
 }
@@ -120,12 +134,16 @@ def main(study: str, *rest: str) -> None:
   sweep.refuse(rest, 'config.seed', instead='seeds')
   sweep.exit_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
-  STUDIES[study](workdir, flags.FLAGS.seeds, rest)
+  models = flags.FLAGS.models
+  if not models or not set(models) <= MODELS.keys():
+    raise InputError(f'--models={",".join(models)}: give some of {",".join(MODELS)}.')
+  STUDIES[study](Study(workdir, flags.FLAGS.seeds, models, rest))
   console.print_line(f'written: {workdir / study}.csv, {workdir / study}.png')
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'For the workdirs of the runs, the table and the figure.')
   flags.DEFINE_list('seeds', ['0'], 'A run is made with each seed; the figure shows means.')
+  flags.DEFINE_list('models', ['mixer', 'resnet'], 'Some of mixer, vit, resnet.')
   flags.mark_flags_as_required(['workdir'])
   cli.run(main, keep_unknown=True)

@@ -18,6 +18,8 @@ import sets
 
 SMALL_BIT = {'stage_sizes': (1,), 'width': 8, 'groups': 4}
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
+SMALL_VIT = {'num_blocks': 2, 'hidden_dim': 16, 'mlp_dim': 32, 'num_heads': 2}
+SMALL = {'Mixer': SMALL_MODEL, 'ViT': SMALL_VIT, 'BiT': SMALL_BIT}
 pytestmark = pytest.mark.usefixtures('compiled_once')
 UPSTREAM = [p.stem for p in sorted((runs.ROOT / 'configs').glob('mixer_*.py'))]
 DATA = ('imagenet21k', 'imagenet2012', 'jft')
@@ -51,7 +53,7 @@ def shrink(config: ConfigDict, data_dir) -> ConfigDict:
   """The same job on little data, with a little model, for two steps."""
   family, _, size = config.model.name.partition('-')
   with config.unlocked():
-    config.model.update(SMALL_BIT if family == 'BiT' else SMALL_MODEL)
+    config.model.update(SMALL[family])
   config.total_steps = 2
   config.train_input.batch_size = 16
   if config.train_input.source == 'tfds':
@@ -82,14 +84,18 @@ def test_every_file_is_tested():
   trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
   # Evaluations only: tests/evaluators/test_evaluation.py runs them.
   evaluated = {'fewshot', 'imagenet'}
-  studies = {'permutations', 'permutations_small', 'data_size_small', 'bit'}
+  studies = {'permutations', 'permutations_small', 'data_size_small', 'bit', 'vit'}
   helpers = {'common'}
   assert files == {*trained, *evaluated, *studies, *UPSTREAM, *helpers}
   assert len(UPSTREAM) == 7
 
 
-def test_digits(tmp_path):
-  assert train_two_steps(shrink(load('digits'), None), tmp_path)[-1]['test/n'] == 360
+@pytest.mark.parametrize('family', ['Mixer', 'ViT', 'BiT'])
+def test_digits(family, tmp_path):
+  config = load('digits', f'model={family}')
+  assert config.model.name == family
+  assert train_two_steps(shrink(config, None), tmp_path)[-1]['test/n'] == 360
+  assert load('digits', 'model=Mixer').to_dict() == load('digits').to_dict()
 
 
 def test_ablations(tmp_path):
@@ -280,9 +286,58 @@ def test_bit_recipes(model):
   assert config.train_input.batch_size == 4096 and config.mixup == 0
 
 
-def test_no_recipe_for_a_resnet():
-  with pytest.raises(ValueError, match="no recipe for 'BiT-R200x3' on 'jft'; there are those of"):
-    load('bit', 'R200x3')
+def test_recipes_of_the_largest_resnets():
+  config = load('bit', 'R200x3')
+  assert (config.total_epochs, config.optim.learning_rate) == (14, 6e-4)
+  for data, epochs, boundaries in (
+    ('jft', 40, (0.25, 0.575, 0.75, 0.925)), ('imagenet21k', 90, (1 / 3, 2 / 3, 8 / 9))
+  ):  # fmt: skip
+    config = load('bit', f'R152x4,{data}')
+    assert config.optim.optimizer.name == 'sgd' and config.total_epochs == epochs
+    assert config.optim.learning_rate == 0.48 and config.optim.schedule.warmup_steps == 5000
+    assert config.optim.schedule.boundaries == pytest.approx(boundaries)
+  text = "no recipe for 'BiT-R50x1' on 'imagenet21k'; there are those of Mixer-S/32 to H/14, ViT-S"
+  with pytest.raises(ValueError, match=text):
+    load('bit', 'R50x1,imagenet21k')
+
+
+# ViT's table 3: epochs, learning rate, weight decay, dropout.
+VIT_ROWS = {
+  ('B/16', 'jft'): (7, 8e-4, 0.1, 0.0), ('B/32', 'jft'): (7, 8e-4, 0.1, 0.0),
+  ('L/32', 'jft'): (7, 6e-4, 0.1, 0.0), ('L/16', 'jft'): (14, 4e-4, 0.1, 0.0),
+  ('H/14', 'jft'): (14, 3e-4, 0.1, 0.0), ('S/16', 'jft'): (7, 8e-4, 0.1, 0.0),
+  ('B/16', 'imagenet21k'): (90, 1e-3, 0.03, 0.1), ('L/16', 'imagenet21k'): (90, 1e-3, 0.03, 0.1),
+  ('L/16', 'imagenet2012'): (300, 3e-3, 0.3, 0.1), ('S/32', 'imagenet2012'): (300, 3e-3, 0.3, 0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('size', 'data'), VIT_ROWS)
+def test_vit_recipes(size, data):
+  config = load('vit', f'{size},{data}')
+  assert config.model.name == f'ViT-{size}' and config.train_input.batch_size == 4096
+  found = (config.total_epochs, config.optim.learning_rate, config.optim.weight_decay)
+  assert (*found, config.model.dropout) == VIT_ROWS[size, data]
+  on_imagenet = data == 'imagenet2012'
+  assert config.optim.schedule.decay == ('cosine' if on_imagenet else 'linear')
+  assert config.optim.clip_norm == (1.0 if on_imagenet else None)
+  assert load('vit', size).to_dict() == load('vit', f'{size},jft').to_dict()
+
+
+@pytest.mark.parametrize(('name', 'argument'), [('vit', 'B/32,imagenet21k'), ('bit', 'R152x4')])
+def test_upstream_of_the_other_families(name, argument, data_dir, tmp_path):
+  train_two_steps(shrink(load(name, argument), data_dir), tmp_path)
+
+
+@pytest.mark.parametrize('model', ['ViT-B/16', 'BiT-R50x1'])
+def test_configs_take_models_of_all_families(model):
+  for name, argument in (
+    ('finetune', f'model={model},data=cifar10'), ('vtab', f'model={model},task=pets'),
+    ('imagenet', f'model={model}'), ('fewshot', f'model={model}'),
+    ('permutations', f'model={model}'),
+  ):  # fmt: skip
+    section = load(name, argument).model.to_dict()
+    assert section['name'] == model and 'tiles' not in section
+    models.build(**section, num_classes=10)
 
 
 def test_permutations(data_dir, tmp_path):

@@ -60,13 +60,17 @@ def commands(tmp_path, monkeypatch):
   return started
 
 
+def study(workdir, seeds, rest, models=('mixer', 'resnet')) -> studies.Study:
+  return studies.Study(epath.Path(workdir), seeds, models, rest)
+
+
 def read(path):
   with open(path, encoding='utf-8') as file:
     return list(csv.DictReader(file))
 
 
 def test_permutations(commands, tmp_path, capsys):
-  studies.permutations(epath.Path(tmp_path), ['0', '1'], ['--config.x=1'])
+  studies.permutations(study(tmp_path, ['0', '1'], ['--config.x=1']))
   configs = [
     f'permutations_small.py:model={model},kind={kind}'
     for model in ('mixer', 'resnet') for kind in ('original', 'patch_pixel', 'global')
@@ -87,7 +91,7 @@ def test_permutations(commands, tmp_path, capsys):
 
 
 def test_data_size(commands, tmp_path, capsys):
-  studies.data_size(epath.Path(tmp_path), ['0'], ['--config.x=1', '--require=cpu'])
+  studies.data_size(study(tmp_path, ['0'], ['--config.x=1', '--require=cpu']))
   configs = [
     f'data_size_small.py:model={model},subset={percent}'
     for model in ('mixer', 'resnet') for percent in (3, 10, 30, 100)
@@ -106,7 +110,7 @@ def test_data_size(commands, tmp_path, capsys):
     assert float(row['last_test_top1']) == pytest.approx(float(row['test_top1']) / 2)
   assert capsys.readouterr().out.split()[-1] == f'{100 * float(table[-1]["test_top1"]):.1f}'
   del commands[:]
-  studies.data_size(epath.Path(tmp_path), ['0'], [])
+  studies.data_size(study(tmp_path, ['0'], []))
   assert {command[0] for command in commands} == {'TRAIN.py'}  # nothing is evaluated again
 
 
@@ -127,24 +131,24 @@ def test_an_evaluation_that_fails(commands, tmp_path):
   (tmp_path / 'EVALUATE.py').write_text('raise SystemExit(2)')
   text = rf'^the evaluation of {tmp_path}/data_size-mixer-3-seed0 ended with status 2; see its '
   with pytest.raises(InputError, match=text):
-    studies.data_size(epath.Path(tmp_path), ['0'], [])
+    studies.data_size(study(tmp_path, ['0'], []))
 
 
 def test_a_run_that_is_stopped(commands, tmp_path):
   (tmp_path / 'TRAIN.py').write_text('raise SystemExit(75)')
   text = 'data_size-mixer-3-seed0 was stopped; the same command continues it'
   with pytest.raises(Interrupted, match=text):
-    studies.data_size(epath.Path(tmp_path), ['0'], [])
+    studies.data_size(study(tmp_path, ['0'], []))
   (tmp_path / 'TRAIN.py').write_text(TRAIN)
   (tmp_path / 'EVALUATE.py').write_text('raise SystemExit(75)')
   with pytest.raises(Interrupted, match='^the evaluation of .*seed0 was stopped; the same command'):
-    studies.data_size(epath.Path(tmp_path), ['0'], [])
+    studies.data_size(study(tmp_path, ['0'], []))
 
 
 def test_the_figure_names_its_curves_in_words(commands, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(plots, 'png', lambda panels, *_, **__: drawn.append(panels))
-  studies.permutations(epath.Path(tmp_path), ['0'], [])
+  studies.permutations(study(tmp_path, ['0'], []))
   ((mixer, resnet),) = [panels.items() for panels in drawn]
   assert (mixer[0], resnet[0]) == ('Mixer', 'ResNet')
   assert list(mixer[1]) == list(resnet[1]) == [
