@@ -418,9 +418,9 @@ def test_a_resnet_on_a_subset_of_a_tfds_set(data_dir, tmp_path):
     ('mixer_b16', 'jft,part=3', "unknown data 'jft,part=3'; use one of "),
     ('mixer_b16', 'jft,subset=3,synthetic', "unknown data 'jft,subset=3,synthetic'; use one of "),
     ('permutations', 'kind=pixel', "kind='pixel'; use one of "),
-    ('permutations', 'model=B', "model='B'; write S/32 to H/14, or one of ['R101x1', "),
+    ('permutations', 'model=B', "no recipe for 'Mixer-B' on 'jft'; there are those of Mixer-S/32"),
     ('permutations', 'models=B/16', "'models=B/16' is not KEY=VALUE with a key of "),
-    ('permutations_small', 'model=vit', "model='vit'; use one of "),
+    ('permutations_small', 'model=bit', "model='bit'; use one of "),
     ('data_size_small', 'kind=global', "'kind=global' is not KEY=VALUE with a key of "),
   ],
 )
