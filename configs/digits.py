@@ -55,7 +55,7 @@ def get_config(argument: str = '') -> ConfigDict:
   config.init = ConfigDict({'path': config_dict.placeholder(str), 'head': 'auto', 'from_size': ()})
 
   config.loss = 'softmax'
-  config.mixup = 0.2
+  config.mixup = 0.2 if family == 'Mixer' else 0.0
 
   config.optim = ConfigDict(
     {
@@ -67,7 +67,7 @@ def get_config(argument: str = '') -> ConfigDict:
       'weight_decay_mode': 'adamw',
     }
   )
-  config.total_epochs = 60.0
+  config.total_epochs = 120.0 if family == 'ViT' else 60.0
   config.total_steps = config_dict.placeholder(int)
   config.microbatches = 1
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})
