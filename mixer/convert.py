@@ -1,8 +1,9 @@
 """Writes weights for other programs: python -m mixer.convert IN OUT
 
 IN is whatever `mixer.pretrained.open` reads. The end of OUT says what is written:
-  .npz          the released layout, as vision_transformer and big_vision read it
-  .safetensors  the state dict of timm's MlpMixer
+  .npz          the released layout, as vision_transformer and big_vision read it; --layout=tf is
+                that of BiT's own files, --layout=big_vision that of its newer ViTs
+  .safetensors  the state dict of timm's model
   .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
                 n, on CPU, CUDA and TPU; jax.export.deserialize(...).call runs it without this code
 What was written is read back, and its outputs are compared with those of IN. What is recorded about
@@ -28,7 +29,7 @@ from mixer.pretrained import layouts
 from mixer.pretrained.description import Description, beside, facts, read
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-# The form of GELU is no part of a timm file: our model, and the released ones, have tanh's.
+# The form of GELU is no part of a timm file: our Mixer and ViT, and the released ones, have tanh's.
 GELU_NOTE = (
   'timm computes GELU by erf and this model by tanh, up to 4.7e-4 apart at each of them; with '
   "create_model(..., act_layer=timm.layers.GELUTanh) timm's outputs equal these"
@@ -41,11 +42,13 @@ def convert(
   target: epath.PathLike,
   image_size: tuple[int, int] | None = None,
   which: str | None = None,
+  layout: str | None = None,
 ) -> str:
-  """Writes `target` from `source` and returns a line on how their outputs compare.
+  """Writes `target` from `source` and returns lines on how their outputs compare.
 
   `image_size` is needed where nothing is recorded and the patches make no square; `which` is the
-  checkpoint of a workdir, see `mixer.pretrained.open`.
+  checkpoint of a workdir, see `mixer.pretrained.open`; `layout`, a key of `layouts.WRITTEN`, is for
+  an .npz in another one than the released.
 
   Raises:
     InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
@@ -68,7 +71,10 @@ def convert(
   wanted = _forward(model, found.params, images)
 
   write, run_back = WRITERS[target.suffix]
-  write(target, model, found.params, shape)
+  if layout is None:
+    write(target, model, found.params, shape)
+  else:
+    _write_layout(target, found.params, layout)
   if record:
     files.write(record, json.dumps(facts(description), indent=1).encode())
   actual = run_back(target, model, images)
@@ -81,10 +87,13 @@ def convert(
       f'{target} was written, but its {outputs} differ from those of {source} by {gap:.3g} where '
       f'at most {_MAX_GAP * scale:.3g} is rounding. Do not use it.'
     )
-  return (
+  line = (
     f'{found.source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at '
     f'most (largest value {np.abs(wanted).max():.3g})'
   )
+  is_timm = any(path.suffix in ('.safetensors', '.pth') for path in (source, target))
+  has_gelu = not isinstance(model, models.FAMILIES['BiT'].module)
+  return f'{line}\n{GELU_NOTE}' if is_timm and has_gelu else line
 
 
 def _record(
@@ -136,6 +145,12 @@ def _write_npz(path, model, params, image_shape) -> None:
   pretrained.save(path, params)
 
 
+def _write_layout(path: epath.Path, params: dict, layout: str) -> None:
+  if path.suffix != '.npz':
+    raise InputError(f'--layout={layout} is for an .npz; {path} has a layout of its own.')
+  pretrained.save(path, layouts.written(layout, pretrained.flatten(params)))
+
+
 def _write_safetensors(path, model, params, image_shape) -> None:
   state = layouts.to_timm(pretrained.flatten(params))
   files.write(path, safetensors.numpy.save(state, metadata={'format': 'pt'}))
@@ -152,7 +167,8 @@ def _write_stablehlo(path, model, params, image_shape) -> None:
 
 
 def _run_parameters(path, model, images) -> np.ndarray:
-  return _forward(model, pretrained.load(path), images)
+  heads = getattr(model, 'num_heads', None)
+  return _forward(model, pretrained.open(path, num_heads=heads).params, images)
 
 
 def _run_stablehlo(path, model, images) -> np.ndarray:
@@ -171,9 +187,7 @@ WRITERS: dict[str, tuple[Callable, Callable]] = {
 
 def main(source: str, target: str) -> None:
   image_size = sizes.parse('image_size', flags.FLAGS.image_size)
-  console.print_line(convert(source, target, image_size, flags.FLAGS.which))
-  if any(epath.Path(path).suffix in ('.safetensors', '.pth') for path in (source, target)):
-    console.print_line(GELU_NOTE)
+  console.print_line(convert(source, target, image_size, flags.FLAGS.which, flags.FLAGS.layout))
 
 
 if __name__ == '__main__':
@@ -181,4 +195,8 @@ if __name__ == '__main__':
     'image_size', None, 'SIDE or HEIGHT,WIDTH in pixels; by default as recorded, or a square.'
   )
   flags.DEFINE_string('which', None, pretrained.WHICH_HELP)
+  flags.DEFINE_enum(
+    'layout', None, ['tf', 'big_vision'],
+    "Of an .npz OUT: tf for a BiT in its own files' names, big_vision for a ViT in its newer ones.",
+  )  # fmt: skip
   cli.run(main)

@@ -160,7 +160,11 @@ MODELS = {
   'Mixer': {'name': 'Mixer', 'num_blocks': 3, **weights.SIZES, 'dtype': 'bfloat16'},
   'untied': {'name': 'Mixer', 'num_blocks': 3, **weights.SIZES, 'untie_tokens': True},
   'BiT': {'name': 'BiT', 'stage_sizes': (1,), 'width': 8, 'groups': 4},
-}
+  # The number of heads is in no shape of timm's names.
+  'ViT': {
+    'name': 'ViT', 'num_blocks': 2, 'hidden_dim': 12, 'mlp_dim': 8, 'num_heads': 3, 'patch_size': 4,
+  },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -188,9 +192,13 @@ def test_a_described_model(tmp_path, name):
   run = jax.export.deserialize(bytearray((tmp_path / 'out.stablehlo').read_bytes())).call
   wanted = models.apply_function(net.clone(dtype='float32'))(params, images)
   np.testing.assert_allclose(run(images), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
-  if name != 'Mixer':
+  if name == 'untied':
     with pytest.raises(InputError, match=r"timm's Mixer has no place for "):
       convert.convert(source, tmp_path / 'out.safetensors')
+  else:
+    line = convert.convert(source, tmp_path / 'out.safetensors')
+    assert line.endswith(convert.GELU_NOTE) == (name != 'BiT')
+    equal(pretrained.load(tmp_path / 'out.safetensors'), params)
   with pytest.raises(InputError, match=r"model.json describes .*; leave out \['--image_size'\]"):
     convert.convert(source, tmp_path / 'out.npz', image_size=(12, 8))
 

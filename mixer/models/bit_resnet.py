@@ -17,10 +17,13 @@ from mixer.models import layers
 from mixer.values import Count
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
-# The sizes in the tables and figures of the Mixer, ViT (R101x1) and BiT (R152x4) papers.
+# The sizes in the tables and figures of the Mixer, ViT (R101x1) and BiT (R152x4) papers, and those
+# that are released (R50x3, R101x3).
+_FACTORS = {50: (1, 2, 3), 101: (1, 3), 152: (1, 2, 4), 200: (3,)}
 SIZES = {
   f'R{depth}x{factor}': dict(stage_sizes=_DEPTHS[depth], width=64 * factor)
-  for depth, factor in ((50, 1), (50, 2), (101, 1), (152, 1), (152, 2), (152, 4), (200, 3))
+  for depth, factors in _FACTORS.items()
+  for factor in factors
 }
 
 

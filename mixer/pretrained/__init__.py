@@ -16,6 +16,7 @@ from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import scanning
 from mixer.pretrained import description, hub, sources
+from mixer.pretrained.description import Description
 from mixer.pretrained.sources import Pretrained, local, reason
 from mixer.pretrained.trees import check, flatten, nest
 
@@ -49,6 +50,7 @@ def open(
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
   allow_invalid: bool = False,
+  num_heads: int | None = None,
 ) -> Pretrained:
   """The parameters of a file or a run, with their identity and description.
 
@@ -62,18 +64,22 @@ def open(
     cluster: the processes that open the same path together, and read the same checkpoint.
     allow_invalid: accept parameters that are not finite, no floating-point numbers, or in the file
       more than once, of which the last is taken; `Pretrained.faults` names them.
+    num_heads: of a ViT under timm's names, which do not tell it; None for what is recorded beside
+      the file, else that of the paper's size of its width, or one per 64 channels.
 
   Raises:
     InputError: no such file or checkpoint, one that is something else, or invalid parameters.
   """
   path, which = local(path), which if which is None else str(which)
   try:
-    return _open(path, which, keep_best, cluster, allow_invalid)
+    return _open(path, which, keep_best, cluster, allow_invalid, num_heads)
   except OSError as fault:
     raise InputError(f'{fault.filename or path} cannot be read: {reason(fault)}.') from fault
 
 
-def _open(path: epath.Path, which, keep_best, cluster: Cluster, allow_invalid: bool) -> Pretrained:
+def _open(
+  path: epath.Path, which, keep_best, cluster: Cluster, allow_invalid: bool, num_heads: int | None
+) -> Pretrained:
   model = hub.find(path)
   sources.check_which(path, which, has_checkpoints=path.is_dir() and not model)
   finished = path / PARAMS_FILE
@@ -81,16 +87,22 @@ def _open(path: epath.Path, which, keep_best, cluster: Cluster, allow_invalid: b
     path = finished
   if which == 'best':
     keep_best = keep_best or description.recorded_keep_best(path)
-  found = sources.read(model.weights if model else path, which or 'latest', keep_best, cluster)
+  known = Description() if model else description.read(path)
+  heads = num_heads or (hub.num_heads(model) if model else _recorded_heads(known))
+  weights = model.weights if model else path
+  found = sources.read(weights, which or 'latest', keep_best, cluster, heads)
   if not allow_invalid:
     found.check_valid()
   if model:
     params, known = hub.describe(model, found.params)
     return dataclasses.replace(found, params=params, description=known)
-  known = description.read(path)
   if known.file is None:
     hub.warn_of_name(path, found.layout)
   return dataclasses.replace(found, description=known)
+
+
+def _recorded_heads(known: Description) -> int | None:
+  return known.model.get('num_heads') if isinstance(known.model, Mapping) else None
 
 
 def save(path: epath.PathLike, params: Mapping) -> None:

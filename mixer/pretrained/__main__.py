@@ -5,32 +5,30 @@ from etils import epath
 import jax
 
 from mixer import cli, pretrained
-from mixer.pretrained import inference, released, warm_start
+from mixer.pretrained import dimensions, released, warm_start
 
 
 def summarize(path: epath.PathLike, *, allow_invalid: bool = False) -> str:
   """What a file of parameters or a workdir is, as lines of 'what  value'."""
   path = pretrained.local(path)
   found = pretrained.open(path, allow_invalid=allow_invalid)
-  mixer = inference.infer(found.params, found.source)
-  sizes = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
-  height, width = mixer.model['patch_size']
-  pixels = mixer.image_size
-  classes = mixer.model['num_classes']
+  of = dimensions.infer(found.params, found.source)
+  classes = of.model['num_classes']
   head = 'none' if classes is None else f'{classes} classes'
   if warm_start.has_zero_head(found.params):
     head += ', ALL ZEROS: it was never trained, and classifies nothing'
   leaves = jax.tree.leaves(found.params)
   count, size = sum(leaf.size for leaf in leaves), found.identity['bytes']
-  facts = {**mixer.model, 'tokens': mixer.tokens}
+  name = dimensions.size_name(of.model)
+  facts = {**of.model, 'tokens': of.tokens, 'size': name}
+  shown = [key for key in of.model if key not in ('name', 'num_classes', 'patch_size')]
   lines = {
     'file': found.source,
     'kind': found.kind,
     'layout': found.layout,
-    'model': inference.size_name(mixer.model) or 'Mixer of another size',
-    'sizes': ', '.join(f'{name} {mixer.model[name]}' for name in sizes),
-    'patches': f'{height} x {width} pixels, {mixer.channels} channels, {mixer.tokens} tokens'
-    + (f', as of images of {pixels[0]} x {pixels[1]}' if pixels else ', which make no square'),
+    'model': name or f'{of.model["name"]} of another size',
+    'sizes': ', '.join(f'{key} {of.model[key]}' for key in shown),
+    **({'patches': _patches(of)} if of.tokens else {'images': f'{of.channels} channels'}),
     'head': head,
     'parameters': f'{count:,} in {len(leaves)} arrays of {", ".join(found.dtypes)}',
     'bytes': f'{size:,}',
@@ -40,6 +38,13 @@ def summarize(path: epath.PathLike, *, allow_invalid: bool = False) -> str:
   if found.faults:
     lines['INVALID'] = '\n            '.join(found.faults)
   return '\n'.join(f'{what:<11} {value}' for what, value in lines.items())
+
+
+def _patches(of: dimensions.Inferred) -> str:
+  height, width = of.model['patch_size']
+  pixels = of.image_size
+  shape = f', as of images of {pixels[0]} x {pixels[1]}' if pixels else ', which make no square'
+  return f'{height} x {width} pixels, {of.channels} channels, {of.tokens} tokens{shape}'
 
 
 def main(path: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mixer.errors import InputError
 from mixer.files import CONFIG_FILE
+from mixer.pretrained import dimensions
 from mixer.pretrained.description import Description
 
 ENDINGS = ('.safetensors', '.bin', '.pth', '.pt', '.npz')
@@ -117,6 +118,12 @@ def describe(model: Model, params: Mapping) -> tuple[dict, Description]:
   )
 
 
+def num_heads(model: Model) -> int | None:
+  """The number of attention heads that the config gives as an argument of timm's model, or None."""
+  arguments = json.loads(model.config.read_text()).get('model_args')
+  return arguments.get('num_heads') if isinstance(arguments, Mapping) else None
+
+
 def warn_of_name(path: epath.Path, layout: str) -> None:
   """Warns of a file without a record that is named like weights of another normalisation."""
   for word, (mean, std) in _OTHERS.items():
@@ -185,12 +192,13 @@ def _fold(params: Mapping, mean: np.ndarray, std: np.ndarray, model: Model) -> d
 
   With y = 2 p - 1, (p - mean) / std = y / (2 std) + (1/2 - mean) / std, for each channel.
   """
-  if 'stem' not in params:
+  name = {'Mixer': 'stem', 'ViT': 'embedding'}.get(dimensions.family(params))
+  if name not in params:
     raise InputError(
       f'{model.config} has mean {mean.tolist()} and std {std.tolist()}; only the stem of a Mixer '
-      'can take them in.'
+      'or a ViT can take them in.'
     )
-  kernel, bias = (params['stem'][name].astype(np.float64) for name in ('kernel', 'bias'))
+  kernel, bias = (params[name][leaf].astype(np.float64) for leaf in ('kernel', 'bias'))
   channels = kernel.shape[2]
   if {mean.size, std.size} - {1, channels}:
     raise InputError(
@@ -200,4 +208,4 @@ def _fold(params: Mapping, mean: np.ndarray, std: np.ndarray, model: Model) -> d
   scale = np.broadcast_to(0.5 / std, channels)[:, None]
   shift = np.broadcast_to((0.5 - mean) / std, channels)[:, None]
   stem = {'kernel': kernel * scale, 'bias': bias + (kernel * shift).sum((0, 1, 2))}
-  return {**params, 'stem': {name: array.astype(np.float32) for name, array in stem.items()}}
+  return {**params, name: {leaf: array.astype(np.float32) for leaf, array in stem.items()}}

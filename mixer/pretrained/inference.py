@@ -1,18 +1,13 @@
-"""What a description lacks: inferred from the parameters, else as in the released Mixers."""
+"""What a description lacks: inferred from the parameters, else as in the released files."""
 
 from collections.abc import Mapping
 import dataclasses
-import math
-import re
-from typing import NamedTuple
 
 from mixer import labels, models
 from mixer.errors import InputError
 from mixer.input import describe_preprocessing
-from mixer.models import mlp_mixer
-from mixer.pretrained import released, trees
+from mixer.pretrained import dimensions, released, trees
 from mixer.pretrained.description import Description, not_described
-from mixer.sizes import pair
 from mixer.training import losses
 
 # Random crops of training -> those of `mixer.input.crops` that evaluate the same; None for the
@@ -24,88 +19,7 @@ _OF_TRAINING = {
   'resize_random_unflipped': 'resize',
   'resize_small_random': 'resize_small',
 }
-_CHANGED = re.compile(r'MixerBlock_\d+/(\w+_token_mixing)/')  # of `mixer.models.variants`
-
-
-class Inferred(NamedTuple):
-  """What the shapes of a Mixer's parameters determine.
-
-  Attributes:
-    model: arguments of `models.build`; 'num_classes' is None without a head.
-    tokens: number of patches.
-    channels: of an image.
-    image_size: (height, width) of a square grid of patches; None where `tokens` is no square.
-  """
-
-  model: dict
-  tokens: int
-  channels: int
-  image_size: tuple[int, int] | None
-
-
-def is_changed(params: Mapping) -> bool:
-  """Whether the token mixing of the Mixer with these parameters is a variant of appendix A."""
-  return bool(_changed(trees.flatten(params)))
-
-
-def _changed(flat: Mapping) -> list[str]:
-  return sorted({m[1] for name in flat if (m := _CHANGED.match(name))})
-
-
-def infer(params: Mapping, source: str) -> Inferred:
-  """The Mixer whose parameters these are; `params` has anything with a shape as leaves.
-
-  Raises:
-    InputError: a parameter that determines the model is missing or has another rank, or token
-      mixing is not that of the paper's main model.
-  """
-  flat = trees.flatten(params)
-  changed = _changed(flat)
-  if changed:
-    raise InputError(
-      f'{source}: token mixing is changed as in appendix A of the paper ({", ".join(changed)}), '
-      'which the shapes do not determine: use the run with its config, or the .npz with its .json.'
-    )
-  wanted = {
-    'stem/kernel': 4,
-    'MixerBlock_0/token_mixing/Dense_0/kernel': 2,
-    'MixerBlock_0/channel_mixing/Dense_0/kernel': 2,
-  } | ({'head/kernel': 2} if 'head/kernel' in flat else {})
-  faults = [
-    f'{name} is {"of shape " + str(flat[name].shape) if name in flat else "missing"}'
-    for name, rank in wanted.items()
-    if name not in flat or flat[name].ndim != rank
-  ]
-  if faults:
-    raise InputError(f'{source}: the shapes are not those of a Mixer: {"; ".join(faults)}.')
-  stem, tokens, channels, *head = (flat[name].shape for name in wanted)
-  side = math.isqrt(tokens[0])
-  model = {
-    'name': 'Mixer',
-    'num_classes': head[0][1] if head else None,
-    'num_blocks': len({m[1] for name in flat if (m := re.match(r'MixerBlock_(\d+)/', name))}),
-    'hidden_dim': stem[3],
-    'tokens_mlp_dim': tokens[1],
-    'channels_mlp_dim': channels[1],
-    'patch_size': stem[:2],
-  }
-  square = (side * stem[0], side * stem[1]) if side * side == tokens[0] else None
-  return Inferred(model, tokens[0], stem[2], square)
-
-
-def size_name(model: Mapping, *, ignore_tokens: bool = False) -> str | None:
-  """'Mixer-B/16' of the arguments in `Inferred.model` where they are a size of the paper.
-
-  `ignore_tokens`: whatever the width of the token-mixing MLPs, which grows with the resolution.
-  """
-  height, width = pair(model['patch_size'])
-  ignored = {'tokens_mlp_dim'} if ignore_tokens else set()
-  names = [
-    f'Mixer-{size}/{height}'
-    for size, of in mlp_mixer.SIZES.items()
-    if all(model[name] == value for name, value in of.items() if name not in ignored)
-  ]
-  return names[0] if names and height == width else None
+_BIT_SIZE = (224, 224)  # of the images that BiT's files are trained on, or cropped from
 
 
 def complete(
@@ -140,7 +54,7 @@ def complete(
   arguments = _model_arguments(description, params, source, model, assumed)
   size = description.image_size or image_size
   if size is None:
-    size = _square_size(params, source)
+    size = _image_size(params, source)
     assumed.append(f'images of {size[0]} x {size[1]} pixels')
   channels = description.channels or _num_channels(params)
   preprocessing = description.preprocessing
@@ -154,7 +68,7 @@ def complete(
     image_size=size,
     channels=channels,
     preprocessing=preprocessing,
-    loss=_loss(description, loss, arguments['num_classes'], assumed),
+    loss=_loss(description, loss, arguments, assumed),
     classes=_classes(description, label_map, arguments['num_classes'], assumed),
     assumed=tuple(assumed),
   )
@@ -187,21 +101,31 @@ def _model_arguments(
     own = {key: value for key, value in description.model.items() if key not in ('remat', 'scan')}
     return {'num_classes': _num_outputs(params), **own}
   if name is not None:
-    return {'name': name, 'num_classes': _num_outputs(params)}
-  found = infer(params, source).model
+    given = {'name': name, 'num_classes': _num_outputs(params)}
+    if dimensions.family(params) == 'ViT' and name.startswith('ViT'):
+      own = dimensions.infer(params, source).model
+      given |= {key: own[key] for key in ('pool', 'representation_layer')}
+    return given
+  found = dimensions.infer(params, source).model
   count = found['num_classes']
-  dimensions = ', '.join(f'{k} {v}' for k, v in found.items() if k not in ('name', 'num_classes'))
-  assumed.append(
-    f'the model is {size_name(found) or f"a Mixer of {dimensions},"} with '
-    + ('no head' if count is None else f'a head of {count} classes')
-  )
+  head = 'no head' if count is None else f'a head of {count} classes'
+  assumed.append(f'the model is {dimensions.called(found)} with {head}{_variant(found)}')
   return found
 
 
-def _square_size(params: Mapping, source: str) -> tuple[int, int]:
-  """The image size that the parameters of a Mixer determine if the grid of patches is a square."""
+def _variant(model: Mapping) -> str:
+  """What the name of a ViT does not say."""
+  words = [' on the mean of the tokens'] if model.get('pool') == 'gap' else []
+  words += [' after a representation layer'] if model.get('representation_layer') else []
+  return ''.join(words)
+
+
+def _image_size(params: Mapping, source: str) -> tuple[int, int]:
+  """That of a square grid of patches, which a position table or token mixing determines."""
+  if dimensions.family(params) == 'BiT':
+    return _BIT_SIZE
   try:
-    size = infer(params, source).image_size
+    size = dimensions.infer(params, source).image_size
   except InputError:  # of another model: its parameters do not determine the size
     size = None
   if size is None:
@@ -213,14 +137,16 @@ def _square_size(params: Mapping, source: str) -> tuple[int, int]:
 
 
 def _loss(
-  description: Description, given: str | None, num_classes: int | None, assumed: list[str]
+  description: Description, given: str | None, model: Mapping, assumed: list[str]
 ) -> str | None:
   found = given or description.loss
+  num_classes = model['num_classes']
   if description.partial and found and not given:
     assumed.append(f'loss: {found}')
   if found is None and num_classes in released.NUM_CLASSES:
-    assumed.append(f'loss: {released.LOSS}, as in the released models')
-    return released.LOSS
+    found = released.loss(model['name'].partition('-')[0], num_classes)
+    assumed.append(f'loss: {found}, as in the released models')
+    return found
   if found not in (None, *losses.LOSSES):
     where = description.file or '--loss'
     raise InputError(f'{where}: unknown loss {found!r}; use one of {sorted(losses.LOSSES)}.')
@@ -249,11 +175,9 @@ def _num_outputs(params: Mapping) -> int | None:
 
 
 def _num_channels(params: Mapping) -> int:
-  """Of the images, by the first convolution of any model."""
-  stems = {'Mixer': params.get('stem'), 'ViT': params.get('embedding')}
-  stems['BiT'] = params.get('root_block', {}).get('conv_root')
-  kernels = [stem['kernel'] for stem in stems.values() if stem]
-  return kernels[0].shape[2] if kernels else 3  # without one, `trees.check` fails
+  """Of the images, by the first convolution of any model; without one, `trees.check` fails."""
+  stem = dimensions.stem(params)
+  return 3 if stem is None else stem.shape[2]
 
 
 def _preprocessing(training: Mapping | None, image_size: tuple[int, int], channels: int) -> Mapping:

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-_KNOWN = 'This code has Mixer, and BiT and ViT under the names of big_vision and vision_transformer'
+_KNOWN = 'This code has Mixer, ViT and BiT, in the layouts of docs/weights.md'
 # The first pattern that is found in a name of a parameter says what the network is.
 _NETWORKS = tuple(
   (re.compile(rf'(?:^|[./]){pattern}'), network)
@@ -23,13 +23,13 @@ _NETWORKS = tuple(
     (r'stages\.\d+\.blocks\.\d+\.(?:conv_dw|dwconv)\.', 'ConvNeXt'),
     (r'stages\.\d+\.\d+\.dwconv\.', 'ConvNeXt'),
     (r'stages\.\d+\.blocks\.\d+\.(?:layer_scale1|token_mixer)\.', 'PoolFormer or MetaFormer'),
-    (r'stages\.\d+\.blocks\.\d+\.norm1\.weight', 'BiT (or another ResNetV2) of timm'),
-    (r'blocks\.\d+\.(?:attn|attention)\.', 'ViT (or DeiT, BEiT, CaiT and the like) of timm'),
+    (r'blocks\.\d+\.(?:attn|attention)\.', 'BEiT, CaiT or another relative of ViT'),
     (r'(?:vit|deit|beit)\.encoder\.layer\.\d+\.', 'ViT of transformers'),
     (r'encoder\.layers\.encoder_layer_\d+\.', 'ViT of torchvision'),
     (r'transformer\.resblocks\.\d+\.', 'CLIP'),
     (r'layer[1-4]\.\d+\.conv1\.', 'ResNet'),
     (r'blocks\.\d+\.\d+\.conv_(?:pw|dw|pwl)\.', 'EfficientNet or MobileNet'),
+    (r'gn_root/', 'a hybrid of ResNet and ViT, or a ResNet v1 of big_vision'),
     (r'denseblock\d+\.', 'DenseNet'),
     (r'features\.\d+\.weight', 'VGG or AlexNet'),
   )

@@ -1,15 +1,17 @@
-"""The Mixer checkpoints that Google released, as far as they are known without their bytes.
+"""The checkpoints that Google released, as far as they are known without their bytes.
 
 Sources: the bucket's listing in vision_transformer's notebook, the authors' remarks in
 huggingface/pytorch-image-models#651, table 3 of the paper. Nobody published checksums of these
-files, so a file is matched by its name, its size and its shapes, never by its content.
+files, so a file is matched by its name, its size and its shapes, never by its content. Of the files
+of ViT and BiT, neither sizes nor a listing are known here: only the names decide.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import re
 
 BUCKET = 'https://storage.googleapis.com/mixer_models/'
-LOSS = 'sigmoid'  # of all, as far as is known
+LOSS = 'sigmoid'  # of all Mixers, as far as is known
 _MIB = 1 << 20
 PREPROCESSING = 'pixels in [-1, 1] (not the ImageNet mean and deviation)'
 NEVER = (
@@ -72,6 +74,27 @@ RELEASED = (
 )  # fmt: skip
 NUM_CLASSES = {entry.num_classes for entry in RELEASED}
 
+_BIT_NAME = re.compile(r'BiT-([SM])-(R\d+x\d+)(-ILSVRC2012)?\.npz')
+_BIT_SIZES = ('R50x1', 'R50x3', 'R101x1', 'R101x3', 'R152x2', 'R152x4')
+_BIT_DATA = {'S': 'ImageNet', 'M': 'ImageNet-21k'}
+_VIT_NAME = re.compile(r'(?:ViT-)?(Ti|S|B|L|H)_(\d+).*\.npz')
+_VIT_DATA = {
+  'imagenet21k': 'ImageNet-21k (first released with heads of zeros)',
+  'imagenet21k+imagenet2012': 'ImageNet-21k, then ImageNet',
+  'augreg': 'as its name says (arXiv 2106.10270)',
+  'sam': _SAM,
+  'gsam': _GSAM,
+}
+
+
+def loss(family: str, num_classes: int) -> str:
+  """The training loss to assume of a file: of 'Mixer', 'ViT' or 'BiT', with a released head.
+
+  The files do not tell. ViT and BiT were trained with sigmoid on ImageNet-21k, of several labels,
+  and with softmax on ImageNet.
+  """
+  return LOSS if family == 'Mixer' or num_classes != 1000 else 'softmax'
+
 
 def match(name: str, folder: str, size: int, found: Mapping) -> list[Released]:
   """The entries with the shapes and the size of a file, to the digits that are known.
@@ -79,7 +102,7 @@ def match(name: str, folder: str, size: int, found: Mapping) -> list[Released]:
   Args:
     name, folder: of the file; an entry with the same ones excludes the others.
     size: in bytes.
-    found: 'num_classes', 'num_blocks', 'hidden_dim', 'patch_size' and 'tokens' of the parameters.
+    found: 'num_classes', 'num_blocks', 'hidden_dim', 'patch_size' and 'tokens' of a Mixer.
   """
   fits = [
     entry
@@ -95,7 +118,9 @@ def match(name: str, folder: str, size: int, found: Mapping) -> list[Released]:
 
 
 def describe(name: str, folder: str, size: int, found: Mapping) -> str:
-  """What `match` finds, as lines of text."""
+  """What `match` finds, as lines of text; of a ViT or BiT, `found` has 'name' and 'size'."""
+  if found.get('name') in ('ViT', 'BiT'):
+    return _describe_by_name(name, folder, found)
   entries = match(name, folder, size, found)
   if not entries:
     return f'unknown file; {NEVER}'
@@ -111,3 +136,28 @@ def describe(name: str, folder: str, size: int, found: Mapping) -> str:
       f'    expected accuracy: {entry.expected}' + (f'; {entry.note}' if entry.note else ''),
     ]
   return '\n'.join(lines)
+
+
+def _describe_by_name(name: str, folder: str, found: Mapping) -> str:
+  bit, vit = _BIT_NAME.fullmatch(name), _VIT_NAME.fullmatch(name)
+  url = 'https://storage.googleapis.com/'
+  if found['name'] == 'BiT' and bit and bit[2] in _BIT_SIZES and found['size'] == f'BiT-{bit[2]}':
+    url, data = f'{url}bit_models/{name}', _BIT_DATA[bit[1]] + (', then ImageNet' if bit[3] else '')
+  elif (
+    found['name'] == 'ViT'
+    and vit
+    and folder in _VIT_DATA
+    and found['size'] == f'ViT-{vit[1]}/{vit[2]}'
+  ):
+    url, data = f'{url}vit_models/{folder}/{name}', _VIT_DATA[folder]
+  elif found['name'] == 'BiT':
+    return (
+      'unknown file; of BiT trained on JFT-300M none was released, and of R50x2, R152x1 and R200x3 '
+      'none at all'
+    )
+  else:
+    return f'unknown file; the released ones are in folders named {", ".join(_VIT_DATA)}'
+  return (
+    f'by name and sizes (no checksum was published) the released file\n  {url}\n'
+    f'    upstream data: {data}; {PREPROCESSING}'
+  )

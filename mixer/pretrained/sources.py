@@ -174,16 +174,21 @@ def read(
   which: str = 'latest',
   keep_best: str | None = None,
   cluster: Cluster = SINGLE,
+  num_heads: int | None = None,
 ) -> Pretrained:
   """The parameters at `path`, as in `mixer.pretrained.open`, without their description."""
-  return _read_workdir(path, which, keep_best, cluster) if path.is_dir() else _read_file(path)
+  if path.is_dir():
+    return _read_workdir(path, which, keep_best, cluster)
+  return _read_file(path, num_heads)
 
 
-def _read_file(path: epath.Path) -> Pretrained:
+def _read_file(path: epath.Path, num_heads: int | None) -> Pretrained:
   content = path.read_bytes()
   kind, arrays, doubled, others = formats.parse(content, str(path))
   try:
-    flat, layout, dropped, choice = layouts.to_released(arrays, nested=kind == '.pth')
+    flat, layout, dropped, choice = layouts.to_released(
+      arrays, nested=kind == '.pth', num_heads=num_heads
+    )
   except InputError as fault:
     raise InputError(f'{path}: {fault}') from fault
   if choice:

@@ -11,7 +11,7 @@ from mixer import labels, models, pretrained
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, position_tables, variants, vit
-from mixer.pretrained import growth, inference, trees
+from mixer.pretrained import dimensions, growth, trees
 from mixer.values import OneOf
 
 Model = mlp_mixer.MlpMixer | vit.VisionTransformer | bit_resnet.BitResNet
@@ -81,55 +81,84 @@ def start_from(
     params, changes = _grow(params, model, source, image_size, from_size)
   elif isinstance(model, vit.VisionTransformer):
     params, changes = _resize_positions(params, model, image_size, from_size)
+  old_head = params.get('head')
   params, head_change = _with_head(params, model, head)
+  if 'pre_logits' in params and not getattr(model, 'representation_layer', True):
+    if params['head'] is old_head:
+      raise InputError(
+        f'{source}: the head that is kept follows a representation layer (pre_logits), and the '
+        'config builds none: use config.model.representation_layer=True, or config.init.head=reset.'
+      )
+    params = {name: part for name, part in params.items() if name != 'pre_logits'}
+    changes.append('representation layer left out')
   plain = models.in_released_layout(model)
   trees.check(params, models.shapes(plain, image_size, channels), source)
   return params, ', '.join([*changes, head_change])
 
 
+def check_family(params: Mapping, model: Model, source: str) -> None:
+  """Raises InputError if the parameters are of another family of networks than `model`."""
+  have, built = dimensions.family(params), dimensions.of_model(model)
+  if have in (None, built['name']):
+    return
+  try:
+    found = dimensions.infer(params, source).model
+  except InputError:  # its dimensions are not in its shapes
+    found = {}
+  weights = dimensions.called(found) if found else f'a {have}'
+  raise InputError(
+    f'{source}: these weights are {weights}, and the config builds {dimensions.called(built)}; '
+    + (_cure(found, ()) if found else 'use a config of the same network.')
+  )
+
+
 def check_network(params: Mapping, model: Model, source: str) -> None:
   """Raises InputError if the parameters are of another network, or another size, than `model`.
 
-  Only the kind of network, and of a Mixer the patches, widths and depth are compared; the message
-  says what to set. `trees.check` compares the rest.
+  Patches, widths and depth are compared; the message says what to set. `trees.check` compares the
+  rest.
   """
-  marks = {'MixerBlock_0': 'Mixer', 'Transformer': 'ViT', 'root_block': 'BiT'}
-  have = next((kind for mark, kind in marks.items() if mark in params), None)
-  want = {mlp_mixer.MlpMixer: 'Mixer', vit.VisionTransformer: 'ViT', bit_resnet.BitResNet: 'BiT'}
-  if have not in (None, want[type(model)]):
-    raise InputError(
-      f'{source}: these weights are of a {have}, and config.model builds a {want[type(model)]}; '
-      'give weights and a config of the same network.'
-    )
-  if have != 'Mixer' or variants.active(model) or inference.is_changed(params):
+  check_family(params, model, source)
+  have = dimensions.family(params)
+  if have is None or dimensions.is_changed(params):
     return
-  found = inference.infer(params, source).model
-  names = ('patch_size', 'hidden_dim', 'num_blocks', 'channels_mlp_dim')
-  is_whole = all(f'MixerBlock_{i}' in params for i in range(found['num_blocks']))
-  given = {name: layers.pair(v) if name == 'patch_size' else v for name, v in found.items()}
-  built = {name: getattr(model, name) for name in names}
-  built['patch_size'] = layers.pair(model.patch_size)
-  differing = [name for name in names if given[name] != built[name]]
+  if have == 'Mixer' and variants.active(model):
+    return
+  found, built = dimensions.infer(params, source).model, dimensions.of_model(model)
+  names = [n for n in built if n not in ('name', 'tokens_mlp_dim', 'representation_layer')]
+  differing = [name for name in names if found[name] != built[name]]
+  is_whole = have == 'BiT' or all(
+    block in params.get('Transformer', params)
+    for block in (_block(have, i) for i in range(found['num_blocks']))
+  )
   if not differing or not is_whole:
     return
-  called = inference.size_name(given, ignore_tokens=True)
-  if called:
-    cure = f'--config=FILE:model={called.removeprefix("Mixer-")}'
-  else:
-    cure = f'config.model={ {name: given[name] for name in differing} }'
+  weights, wanted = dimensions.called(found), dimensions.called(built)
+  if weights == wanted:  # they differ in what a name does not tell
+    weights, wanted = (
+      f'{name} with {", ".join(f"{key}={of[key]!r}" for key in differing)}'
+      for name, of in ((weights, found), (wanted, built))
+    )
   raise InputError(
-    f'{source}: these weights are {_called(given)}, and the config builds {_called(built)}: '
-    f'use {cure}.'
+    f'{source}: these weights are {weights}, and the config builds {wanted}: '
+    f'{_cure(found, differing)}'
   )
 
 
-def _called(dimensions: Mapping) -> str:
-  name = inference.size_name(dimensions, ignore_tokens=True)
-  height, width = dimensions['patch_size']
-  return name or (
-    f'a Mixer of {dimensions["num_blocks"]} blocks of width {dimensions["hidden_dim"]} (MLPs '
-    f'{dimensions["channels_mlp_dim"]}) on patches of {height} x {width}'
-  )
+def _block(family: str, index: int) -> str:
+  return f'encoderblock_{index}' if family == 'ViT' else f'MixerBlock_{index}'
+
+
+def _cure(found: Mapping, differing: Sequence[str]) -> str:
+  """What to set for the model `found`; of the same family, whose options `differing` differ."""
+  name = dimensions.size_name(found, ignore_tokens=True)
+  if name and not set(differing) <= {'pool'}:
+    return f'use --config=FILE:model={name.removeprefix("Mixer-")}.'
+  if differing:
+    return f'use config.model={ {key: found[key] for key in differing} }.'
+  if name:
+    return f'use --config=FILE:model={name.removeprefix("Mixer-")}.'
+  return 'use a config of the same network.'
 
 
 def has_zero_head(params: Mapping) -> bool:
@@ -219,7 +248,7 @@ def _resize_positions(params, model, image_size, from_size) -> tuple[Mapping, li
 
 def _grid(params, model, from_size, source) -> tuple[int, int]:
   """The grid of patches that the parameters were trained on."""
-  tokens = inference.infer(params, source).tokens
+  tokens = dimensions.infer(params, source).tokens
   if from_size is not None:
     grid = layers.patch_grid(from_size, model.patch_size)
   else:

@@ -77,6 +77,7 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
   net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
+  warm_start.check_family(params, net, source)
   for opened in tests.values():
     data = opened['data']
     pretrained.check(params, models.shapes(net, data.image_size, data.channels), source)

@@ -12,7 +12,7 @@ from mixer import convert, models, pretrained
 from mixer.errors import InputError
 from mixer.input import single_images, timm_images
 from mixer.pretrained import __main__ as program
-from mixer.pretrained import inference
+from mixer.pretrained import dimensions
 import weights
 from weights import equal, tree
 
@@ -35,7 +35,7 @@ def make(folder, changes=None, name='model.safetensors', params=None, top=None):
 
 
 def logits_of(params, images):
-  model = models.build(**inference.infer(params, 'x').model)
+  model = models.build(**dimensions.infer(params, 'x').model)
   return np.asarray(models.apply_function(model)(params, images))
 
 

@@ -11,7 +11,7 @@ import pytest
 from mixer import models, pretrained
 from mixer.errors import InputError
 from mixer.models import mlp_mixer
-from mixer.pretrained import inference
+from mixer.pretrained import dimensions
 from weights import SIZES, equal, tree
 
 SMALL = dict(num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24, patch_size=16)
@@ -48,7 +48,7 @@ def workdir(tmp_path):
 
 def test_infer():
   params = tree(image_size=(8, 12), patch_size=(4, 2))
-  assert inference.infer(params, 'x') == inference.Inferred(
+  assert dimensions.infer(params, 'x') == dimensions.Inferred(
     model={
       'name': 'Mixer', 'num_classes': 5, 'num_blocks': 3, 'hidden_dim': 8, 'tokens_mlp_dim': 6,
       'channels_mlp_dim': 16, 'patch_size': (4, 2),
@@ -57,7 +57,7 @@ def test_infer():
     channels=3,
     image_size=None,
   )  # fmt: skip
-  found = inference.infer(tree(num_classes=None, image_size=16), 'x')
+  found = dimensions.infer(tree(num_classes=None, image_size=16), 'x')
   assert (found.model['num_classes'], found.tokens, found.image_size) == (None, 16, (16, 16))
   broken = tree()
   broken['head']['kernel'] = np.ones(3)
@@ -66,22 +66,22 @@ def test_infer():
     'x: the shapes are not those of a Mixer: stem/kernel is missing; head/kernel is of shape (3,).'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    inference.infer(broken, 'x')
+    dimensions.infer(broken, 'x')
 
 
 @pytest.mark.parametrize('patch', [16, 32])
 @pytest.mark.parametrize('size', mlp_mixer.SIZES)
 def test_the_shapes_determine_the_model(size, patch):
   net = models.build(f'Mixer-{size}/{patch}', 21843)
-  found = inference.infer(models.shapes(net, 224), 'x')
+  found = dimensions.infer(models.shapes(net, 224), 'x')
   again = models.build(**found.model)
   for name in ('num_classes', 'patch_size', *mlp_mixer.SIZES[size]):
     wanted = getattr(net, name)
     assert getattr(again, name) == ((wanted, wanted) if name == 'patch_size' else wanted)
   assert found.image_size == (224, 224)
-  assert inference.size_name(found.model) == f'Mixer-{size}/{patch}'
-  assert inference.size_name({**found.model, 'patch_size': (patch, 8)}) is None
-  assert inference.size_name({**found.model, 'num_blocks': 7}) is None
+  assert dimensions.size_name(found.model) == f'Mixer-{size}/{patch}'
+  assert dimensions.size_name({**found.model, 'patch_size': (patch, 8)}) is None
+  assert dimensions.size_name({**found.model, 'num_blocks': 7}) is None
 
 
 # --- Parameters without a record -----------------------------------------------------------
@@ -205,7 +205,7 @@ OTHERS = {
 
 @pytest.mark.parametrize('layout', OTHERS)
 def test_other_models(tmp_path, layout):
-  """Only the record has their image size; the parameters have the channels and the classes."""
+  """The parameters have the channels and the classes."""
   model = OTHERS[layout]
   net = models.build(**model, num_classes=5)
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), models.shapes(net, 8, 1))
@@ -219,8 +219,9 @@ def test_other_models(tmp_path, layout):
   assert found.model == {**model, 'num_classes': 5}
   del facts['image_size']
   (tmp_path / 'model.json').write_text(json.dumps(facts))
-  with pytest.raises(InputError, match=r'give --image_size=HEIGHT,WIDTH\.$'):
-    describe(tmp_path)
+  found = describe(tmp_path)  # a position table tells it, and BiT takes any size
+  assert found.image_size == ((8, 8) if layout == 'vit' else (224, 224))
+  assert found.assumed == ('images of {} x {} pixels'.format(*found.image_size),)
   assert describe(tmp_path, image_size=(8, 8)).image_size == (8, 8)
 
 

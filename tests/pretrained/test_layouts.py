@@ -86,13 +86,18 @@ def test_to_timm():
 
 def test_unknown_layouts():
   text = (
-    'the 5 parameters are in no known layout of a Mixer: a, b, c, d, .... Known are\n'
-    '  released  MixerBlock_0/token_mixing/Dense_0/kernel\n'
-    '  scanned   MixerBlocks/token_mixing/Dense_0/kernel\n'
-    '  older     Mixer/encoderblock_0/token_mixing_phase_0/kernel1\n'
-    '  timm      blocks.0.mlp_tokens.fc1.weight\n'
-    '  bit       block1/unit01/conv1/kernel\n'
-    '  vit       Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel\n'
+    'the 5 parameters are in no known layout: a, b, c, d, .... Known are\n'
+    '  released       MixerBlock_0/token_mixing/Dense_0/kernel\n'
+    '  scanned        MixerBlocks/token_mixing/Dense_0/kernel\n'
+    '  older          Mixer/encoderblock_0/token_mixing_phase_0/kernel1\n'
+    '  timm           blocks.0.mlp_tokens.fc1.weight\n'
+    '  bit            block1/unit01/conv1/kernel\n'
+    '  bit_tf         resnet/block1/unit01/a/standardized_conv2d/kernel\n'
+    '  bit_timm       stages.0.blocks.0.conv1.weight\n'
+    '  vit            Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel\n'
+    '  vit_big_vision Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel\n'
+    '  vit_scanned    Transformer/encoderblock/MlpBlock_0/Dense_0/kernel\n'
+    '  vit_timm       blocks.0.attn.qkv.weight\n'
     "each also under 'params/', 'opt/target/', 'module.', 'model.' and the like. Rename the "
     'parameters to one of them.'
   )

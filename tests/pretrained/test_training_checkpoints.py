@@ -167,11 +167,11 @@ NETWORKS = {
   'gMLP': ['stem.proj.weight', 'blocks.0.norm.weight', 'blocks.0.mlp_channels.gate.proj.weight'],
   'ConvMixer': ['stem.0.weight', 'blocks.0.0.fn.0.weight'],
   'ConvMixer of its authors': ['0.weight', '3.0.fn.0.weight', '3.0.fn.2.running_mean'],
-  'ViT': ['cls_token', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'],
+  'BEiT': ['cls_token', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias'],
   'ViT of transformers': ['vit.encoder.layer.0.attention.attention.query.weight'],
-  'Swin': ['patch_embed.proj.weight', 'layers.0.blocks.0.attn.relative_position_bias_table'],
+  'Swin': ['patch_embed.proj.weight', 'layers.0.blocks.0.attn.qkv.weight'],
   'ResNet': ['conv1.weight', 'bn1.running_mean', 'layer1.0.conv1.weight'],
-  'BiT': ['stem.conv.weight', 'stages.0.blocks.0.norm1.weight'],
+  'a hybrid of ResNet and ViT': ['gn_root/scale', 'embedding/kernel'],
   'ConvNeXt': ['stem.0.weight', 'stages.0.blocks.0.conv_dw.weight'],
 }
 
@@ -182,13 +182,13 @@ def test_another_network_is_called_by_its_name(tmp_path, network, prefix):
   flat = {prefix + name: np.ones(2, np.float32) for name in NETWORKS[network]}
   (tmp_path / 'a.npz').write_bytes(weights.npz(flat))
   text = (
-    f'{tmp_path}/a.npz: the {len(flat)} parameters are in no known layout of a Mixer. They are the '
+    f'{tmp_path}/a.npz: the {len(flat)} parameters are in no known layout. They are the '
     f'parameters of {network.partition(" of ")[0]}'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}') as caught:
     pretrained.load(tmp_path / 'a.npz')
   assert str(caught.value).endswith(
-    'This code has Mixer, and BiT and ViT under the names of big_vision and vision_transformer.'
+    'This code has Mixer, ViT and BiT, in the layouts of docs/weights.md.'
   )
 
 

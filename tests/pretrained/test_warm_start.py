@@ -209,12 +209,29 @@ OTHER_NETWORKS = {
 def test_weights_of_another_network(kind):
   other = models.build(kind, 5, **OTHER_NETWORKS[kind])
   params = noise(models.shapes(other, 16))
-  text = f'^FILE: these weights are of a {kind}, and config.model builds a Mixer; give weights and'
+  mixer = r'a Mixer of 3 blocks of width 32 \(MLPs 64\) on patches of 4 x 4'
+  cure = r'use a config of the same network\.$'
+  text = f'^FILE: these weights are a {kind} of .+, and the config builds {mixer}; {cure}'
   with pytest.raises(InputError, match=text):
     start(params, build(), 16)
-  text = f'^FILE: these weights are of a Mixer, and config.model builds a {kind}; give weights and'
+  text = f'^FILE: these weights are {mixer}, and the config builds a {kind} of .+; {cure}'
   with pytest.raises(InputError, match=text):
     start(weights(build(), 16), other, 16)
+
+
+def test_weights_of_another_family_by_name():
+  for weights_of, built, cure in (
+    ('ViT-B/16', 'Mixer-B/16', 'ViT-B/16'),
+    ('BiT-R50x1', 'ViT-S/32', 'BiT-R50x1'),
+    ('Mixer-S/16', 'BiT-R101x3', 'S/16'),
+  ):
+    params = models.shapes(models.build(weights_of, 5), 224)
+    text = (
+      f'FILE: these weights are {weights_of}, and the config builds {built}; use '
+      f'--config=FILE:model={cure}.'
+    )
+    with pytest.raises(InputError, match=f'^{text}$'):
+      warm_start.check_family(params, models.build(built, 5), 'FILE')
 
 
 def test_load_lays_out_for_scanned_blocks(tmp_path):
