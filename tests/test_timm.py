@@ -32,15 +32,20 @@ def random_params(name, pixels, ratio):
   """At the scales of trained weights: unit LayerNorms, kernels of unit gain."""
   width = int(ratio * mlp_mixer.SIZES[name[6]]['hidden_dim'])
   model = models.build(name, 1000, tokens_mlp_dim=width)
+  return model, drawn(models.shapes(model, pixels))
+
+
+def drawn(shapes):
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
     values = rng.standard_normal(leaf.shape, np.float32)
     if path[-1].key == 'kernel':
-      return values / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+      inputs = leaf.shape[:1] if path[-2].key in ('query', 'key', 'value') else leaf.shape[:-1]
+      return values / np.float32(np.sqrt(np.prod(inputs)))
     return np.float32(path[-1].key == 'scale') + np.float32(0.1) * values
 
-  return model, jax.tree_util.tree_map_with_path(draw, models.shapes(model, pixels))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def gap(actual, wanted):
@@ -72,6 +77,50 @@ def test_logits_equal_timm(tmp_path, name, timm_name, pixels, ratio):
   torch.save(theirs.state_dict(), tmp_path / 'a.pth')
   loaded = pretrained.load(tmp_path / 'a.pth')
   assert jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
+
+
+# our name and options, timm's, timm's options
+OTHERS = {
+  'ViT, class token': ('ViT-Ti/16', {}, 'vit_tiny_patch16_224', {'img_size': 64}),
+  'ViT, mean': (
+    'ViT-S/16', {'pool': 'gap'}, 'vit_small_patch16_224',
+    {'img_size': 64, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False},
+  ),
+  'BiT': ('BiT-R50x1', {}, 'resnetv2_50x1_bit', {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', OTHERS)
+def test_logits_of_other_families_equal_timm(tmp_path, case):
+  """timm loads our file by itself, strictly; its state dict and TF's names load as the same."""
+  timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
+  name, options, timm_name, timm_options = OTHERS[case]
+  model = models.build(name, 1000, **options)
+  params = drawn(models.shapes(model, 64))
+  images = np.float32(np.random.default_rng(1).uniform(-1, 1, (2, 64, 64, 3)))
+  ours = np.asarray(jax.jit(models.apply_function(model))(params, images))
+  pretrained.save(tmp_path / 'a.npz', params)
+  line = convert.convert(tmp_path / 'a.npz', tmp_path / 'a.safetensors', image_size=(64, 64))
+  assert line.endswith(convert.GELU_NOTE) == (name != 'BiT-R50x1')
+  exact = {} if case == 'BiT' else {'act_layer': timm.layers.GELUTanh}
+  for more, bound in ((exact, 2 * ROUNDING), ({}, ERF)):
+    theirs = timm.create_model(
+      timm_name, **timm_options, **more, checkpoint_path=str(tmp_path / 'a.safetensors')
+    ).eval()
+    with torch.no_grad():
+      logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    print(f'{case}, {more}: {gap(logits, ours):.2g}')
+    assert gap(logits, ours) < bound
+  torch.save(theirs.state_dict(), tmp_path / 'a.pth')
+  loaded = pretrained.load(tmp_path / 'a.pth')
+  assert jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
+  if case == 'BiT':  # timm reads BiT's own files too
+    convert.convert(tmp_path / 'a.npz', tmp_path / 'tf.npz', image_size=(64, 64), layout='tf')
+    torch.nn.init.zeros_(theirs.head.fc.weight)
+    theirs.load_pretrained(str(tmp_path / 'tf.npz'))
+    with torch.no_grad():
+      again = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_array_equal(again, logits)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
@@ -137,8 +186,9 @@ def test_a_folder_as_timm_writes_it(tmp_path, tag):
   ('name', 'called'),
   [
     ('gmixer_24_224', 'gMixer'), ('resmlp_12_224', 'ResMLP'), ('gmlp_ti16_224', 'gMLP'),
-    ('convmixer_768_32', 'ConvMixer'), ('vit_tiny_patch16_224', 'ViT'), ('resnet18', 'ResNet'),
-    ('swin_tiny_patch4_window7_224', 'Swin'), ('resnetv2_50x1_bit', 'BiT'),
+    ('convmixer_768_32', 'ConvMixer'), ('beit_base_patch16_224', 'a relative of ViT'),
+    ('deit_tiny_distilled_patch16_224', 'a relative of ViT'), ('resnet18', 'ResNet'),
+    ('swin_tiny_patch4_window7_224', 'Swin'),
     ('convnext_atto', 'ConvNeXt'), ('poolformer_s12', 'PoolFormer'),
   ],
 )  # fmt: skip

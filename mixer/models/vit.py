@@ -172,7 +172,7 @@ class VisionTransformer(nn.Module):
     x = layers.embed_patches(images, self.patch_size, self.hidden_dim, self.dtype, 'embedding')
     if self.pool == 'token':
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.hidden_dim)).astype(x.dtype)
-      x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), *cls.shape[1:])), x], axis=1)
+      x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
     x = Encoder(
       self._block(),
       num_blocks=self.num_blocks,

@@ -76,6 +76,8 @@ def to_released(flat: Flat, *, nested: bool = False, num_heads: int | None = Non
   converted = _renamed(LAYOUTS[layout].to_released(bare))
   if layout == 'timm' and (gated := relatives.gated(bare)):
     raise InputError(gated)
+  if layout == 'vit_timm' and (relative := relatives.beside_vit(bare)):
+    raise InputError(relative)
   if layout == 'vit_timm':
     converted, words = vit_layouts.with_heads(converted, num_heads)
     choice = '. '.join(filter(None, [choice, words]))

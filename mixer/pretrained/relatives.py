@@ -34,6 +34,11 @@ _NETWORKS = tuple(
     (r'features\.\d+\.weight', 'VGG or AlexNet'),
   )
 )  # fmt: skip
+# Of networks whose blocks have timm's names of ViT: what ViT does not have.
+_BESIDE_VIT = re.compile(
+  r'(?:fc_norm\.|dist_token|head_dist\.|reg_token|norm_pre\.|attn_pool\.).*|'
+  r'blocks\.\d+\.(?:attn\.(?:[qv]_bias|[qk]_norm\.|relative_position_)|ls[12]\.|gamma_[12]).*'
+)
 _TIMM_MLP = re.compile(r'(blocks\.\d+\.mlp_(?:tokens|channels)\.)fc1\.weight')
 
 
@@ -58,6 +63,17 @@ def gated(flat: Mapping[str, np.ndarray]) -> str | None:
         f'and fc2 takes {second.shape[1]}. {_KNOWN}.'
       )
   return None
+
+
+def beside_vit(flat: Mapping[str, np.ndarray]) -> str | None:
+  """A message on the relative of ViT that `flat`, in timm's layout of ViT, is; else None."""
+  name = next((name for name in flat if _BESIDE_VIT.match(name)), None)
+  if name is None:
+    return None
+  return (
+    'these are the parameters of a relative of ViT (such as DeiT, BEiT, DINOv2, or a ViT that '
+    f'normalises after the mean of the tokens): ViT has no {name}. {_KNOWN}.'
+  )
 
 
 def _first(pattern: re.Pattern, names: Iterable[str]) -> str | None:

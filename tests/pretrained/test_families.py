@@ -248,7 +248,7 @@ def test_layouts_of_bit(num_classes):
 def test_nothing_is_left_out():
   """What has no place stays for the check against the model."""
   surplus = {
-    'vit_timm': (vit_timm(vit()), ('fc_norm.weight', 'blocks.0.ls1.gamma', 'dist_token')),
+    'vit_timm': (vit_timm(vit()), ('norm.x', 'blocks.0.attn.proj', 'blocks.0.surplus.weight')),
     'bit_timm': (bit_timm(bit()), ('stem.norm.weight', 'stages.0.blocks.0.norm1.running_mean')),
     'bit_tf': (bit_tf(bit()), ('resnet/block1/unit01/a/bias', 'resnet/head/conv2d/gamma/x')),
     'vit': (flat(vit()), ('MAPHead_0/probe', 'Transformer/encoderblock_0/surplus')),
@@ -265,6 +265,16 @@ def test_nothing_is_left_out():
   del incomplete['Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel']
   with pytest.raises(InputError, match='no place for Transformer/encoderblock_1/Multi.*query/ker'):
     layouts.to_timm(incomplete)
+
+
+@pytest.mark.parametrize(
+  'name', ['fc_norm.weight', 'blocks.0.ls1.gamma', 'dist_token', 'blocks.0.attn.q_bias']
+)
+def test_relatives_of_vit(name):
+  """Their blocks have the names of a ViT's, and they compute something else."""
+  text = rf'^these are the parameters of a relative of ViT .*: ViT has no {name}\. This code has'
+  with pytest.raises(InputError, match=text):
+    layouts.to_released(vit_timm(vit(num_blocks=1)) | {name: np.ones(2)})
 
 
 def test_the_attention_heads_of_timm():
