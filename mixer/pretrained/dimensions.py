@@ -155,6 +155,17 @@ def of_model(model) -> dict:
   return {**found, 'patch_size': pair(model.patch_size)}
 
 
+def unnamed(params: Mapping, section: Mapping) -> dict:
+  """What the name of a ViT does not say and `section`, `config.model`, leaves out, by `params`."""
+  if family(params) != 'ViT' or not str(section['name']).startswith('ViT'):
+    return {}
+  found = {
+    'pool': 'token' if 'cls' in params else 'gap',
+    'representation_layer': 'pre_logits' in params,
+  }
+  return {key: value for key, value in found.items() if key not in section}
+
+
 def size_name(model: Mapping, *, ignore_tokens: bool = False) -> str | None:
   """'Mixer-B/16' or 'BiT-R50x1' of the arguments in `Inferred.model`; None for no known size.
 

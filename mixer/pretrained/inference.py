@@ -101,11 +101,8 @@ def _model_arguments(
     own = {key: value for key, value in description.model.items() if key not in ('remat', 'scan')}
     return {'num_classes': _num_outputs(params), **own}
   if name is not None:
-    given = {'name': name, 'num_classes': _num_outputs(params)}
-    if dimensions.family(params) == 'ViT' and name.startswith('ViT'):
-      own = dimensions.infer(params, source).model
-      given |= {key: own[key] for key in ('pool', 'representation_layer')}
-    return given
+    own = dimensions.unnamed(params, {'name': name})
+    return {'name': name, 'num_classes': _num_outputs(params), **own}
   found = dimensions.infer(params, source).model
   count = found['num_classes']
   head = 'no head' if count is None else f'a head of {count} classes'

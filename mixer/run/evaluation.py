@@ -12,7 +12,7 @@ from mixer import console, evaluators, files, models, pretrained, runtime, setti
 from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
-from mixer.pretrained import warm_start
+from mixer.pretrained import dimensions, warm_start
 from mixer.run import build, other_images
 from mixer.training import sharding
 
@@ -76,7 +76,8 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   num_classes = warm_start.check_head(params, source, classified)
   if num_classes is None:
     params = {name: leaf for name, leaf in params.items() if name != 'head'}
-  net = models.in_released_layout(models.build(**config['model'], num_classes=num_classes))
+  model = {**config['model'], **dimensions.unnamed(params, config['model'])}
+  net = models.in_released_layout(models.build(**model, num_classes=num_classes))
   warm_start.check_family(params, net, source)
   for opened in tests.values():
     data = opened['data']
