@@ -141,8 +141,10 @@ def _loss(
   if description.partial and found and not given:
     assumed.append(f'loss: {found}')
   if found is None and num_classes in released.NUM_CLASSES:
-    found = released.loss(model['name'].partition('-')[0], num_classes)
-    assumed.append(f'loss: {found}, as in the released models')
+    family = model['name'].partition('-')[0]
+    found = released.loss(family, num_classes)
+    why = 'as in the released models' if family == 'Mixer' else 'not confirmed, see --loss'
+    assumed.append(f'loss: {found}, {why}')
     return found
   if found not in (None, *losses.LOSSES):
     where = description.file or '--loss'

@@ -90,8 +90,8 @@ _VIT_DATA = {
 def loss(family: str, num_classes: int) -> str:
   """The training loss to assume of a file: of 'Mixer', 'ViT' or 'BiT', with a released head.
 
-  The files do not tell. ViT and BiT were trained with sigmoid on ImageNet-21k, of several labels,
-  and with softmax on ImageNet.
+  No file tells it. Of ViT and BiT this is not confirmed; it changes the probabilities and not their
+  order.
   """
   return LOSS if family == 'Mixer' or num_classes != 1000 else 'softmax'
 
