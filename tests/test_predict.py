@@ -331,8 +331,8 @@ def test_a_released_file(released, photos, env, tmp_path):
   )
   assert status == 2
   for line in (
-    'assumed: the model is a Mixer of num_blocks 2, hidden_dim 16, tokens_mlp_dim 8, '
-    'channels_mlp_dim 24, patch_size (16, 16), with a head of 1000 classes',
+    'assumed: the model is a Mixer of 2 blocks of width 16 (MLPs 24) on patches of 16 x 16 '
+    'with a head of 1000 classes',
     'assumed: images of 32 x 32 pixels',
     'assumed: preprocessing: shorter side to 37, centre crop of 32, values in [-1, 1]',
     'assumed: loss: sigmoid, as in the released models',
