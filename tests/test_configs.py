@@ -21,6 +21,7 @@ SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels
 SMALL_VIT = {'num_blocks': 2, 'hidden_dim': 16, 'mlp_dim': 32, 'num_heads': 2}
 SMALL = {'Mixer': SMALL_MODEL, 'ViT': SMALL_VIT, 'BiT': SMALL_BIT}
 pytestmark = pytest.mark.usefixtures('compiled_once')
+_SLOW = pytest.mark.slow
 UPSTREAM = [p.stem for p in sorted((runs.ROOT / 'configs').glob('mixer_*.py'))]
 DATA = ('imagenet21k', 'imagenet2012', 'jft')
 
@@ -90,7 +91,9 @@ def test_every_file_is_tested():
   assert len(UPSTREAM) == 7
 
 
-@pytest.mark.parametrize('family', ['Mixer', 'ViT', 'BiT'])
+@pytest.mark.parametrize(
+  'family', ['Mixer', pytest.param('ViT', marks=_SLOW), pytest.param('BiT', marks=_SLOW)]
+)
 def test_digits(family, tmp_path):
   config = load('digits', f'model={family}')
   assert config.model.name == family
@@ -107,6 +110,7 @@ def test_ablations(tmp_path):
   assert 'pyramid_token_mixing' in trained.params['MixerBlock_1']
 
 
+@pytest.mark.slow
 def test_ablations_of_the_paper(data_dir, tmp_path):
   config = shrink(load('ablations', 'model=S/32,data=jft,change=untied'), data_dir)
   row = train_two_steps(config, tmp_path)[-1]
@@ -323,7 +327,10 @@ def test_vit_recipes(size, data):
   assert load('vit', size).to_dict() == load('vit', f'{size},jft').to_dict()
 
 
-@pytest.mark.parametrize(('name', 'argument'), [('vit', 'B/32,imagenet21k'), ('bit', 'R152x4')])
+@pytest.mark.parametrize(
+  ('name', 'argument'),
+  [('vit', 'B/32,imagenet21k'), pytest.param('bit', 'R152x4', marks=_SLOW)],
+)
 def test_upstream_of_the_other_families(name, argument, data_dir, tmp_path):
   train_two_steps(shrink(load(name, argument), data_dir), tmp_path)
 

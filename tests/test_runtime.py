@@ -43,6 +43,7 @@ def test_tensorflow_prints_nothing_of_its_own(tmp_path):
   assert done.stderr == done.stdout == ''
 
 
+@pytest.mark.slow
 def test_warnings_of_tensorflow_are_printed(tmp_path):
   code = (
     "from mixer import runtime; tf = runtime.tensorflow(); tf.get_logger().warning('a warning'); "
@@ -52,6 +53,7 @@ def test_warnings_of_tensorflow_are_printed(tmp_path):
   assert 'a warning' in done.stderr and done.stdout == 'True\n'
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_user_come_first(tmp_path):
   code = """
 import contextlib, os

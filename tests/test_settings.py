@@ -60,7 +60,7 @@ BAD = [
   ('optim.optimizer.moment_dtype', 'int8', "one of ['bfloat16', 'float16', 'float32']"),
   ('optim.schedule.linear_end', '2', 'a number from 0 to 1'),
   ('optim.schedule.warmup_steps', '10.5', 'an int from 0 to 2**31 - 1'),
-  ('optim.schedule.decay', 'rsqrt', "one of ['cosine', 'linear']"),
+  ('optim.schedule.decay', 'rsqrt', "one of ['cosine', 'linear', 'step']"),
   ('seed', str(2**127), 'an int from -2**63 to 2**63 - 1'),
   ('mixup', '-0.2', 'a number of at least 0'),
   ('mixup', 'inf', 'a number of at least 0'),

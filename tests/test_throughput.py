@@ -572,6 +572,7 @@ def test_timm_has_models_of_the_same_names():
 # --- All of it ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_measures_a_model(tmp_path):
   command = [
     sys.executable, 'benchmarks/throughput.py', '--models=Mixer-S/16', '--image_size=16',

@@ -89,7 +89,8 @@ def _check_types(found: Description) -> None:
   wrong = {
     'class_names': not all(isinstance(name, str) for name in names),
     'channels': not values.accepts(values.Count | None, found.channels),
-    'preprocessing': preprocessing is not None and not isinstance(preprocessing['name'], str),
+    'preprocessing': preprocessing is not None
+    and not isinstance(preprocessing.get('name', ''), str),
   }
   if any(wrong.values()):
     raise ValueError(f'{", ".join(name for name in wrong if wrong[name])} cannot be used')

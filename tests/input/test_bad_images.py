@@ -11,7 +11,7 @@ import pytest
 
 from mixer import input
 from mixer.errors import InputError
-from mixer.input import order
+from mixer.input import folders, order
 import sets
 
 pytest.importorskip('mixer.input.pipeline', reason='needs TensorFlow')
@@ -220,7 +220,6 @@ def test_a_file_that_goes_away(build, tmp_path):
 @pytest.fixture
 def damaged(tmp_path, monkeypatch):
   """(folder, {path: what is told of it}): bad files of all kinds among 47 good images."""
-  from mixer.input.sources import folder
 
   rng = np.random.default_rng(0)
   kinds = ('JPEG', 'PNG', 'WEBP')
@@ -251,14 +250,14 @@ def damaged(tmp_path, monkeypatch):
   (tmp_path / 'c/link.jpg').symlink_to(tmp_path / 'nowhere')
   (tmp_path / 'c/loop.jpg').symlink_to(tmp_path / 'c/loop.jpg')
   (tmp_path / 'c/folder.jpg').mkdir()
-  read = folder._read
+  read = folders.read_file
 
   def read_what_is_permitted(path):  # the tests may run as root
     if path.endswith('locked.jpg'):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     return read(path)
 
-  monkeypatch.setattr(folder, '_read', read_what_is_permitted)
+  monkeypatch.setattr(folders, 'read_file', read_what_is_permitted)
   return tmp_path, {f'{tmp_path}/{name}': text for name, text in told.items()}
 
 
@@ -334,12 +333,11 @@ def test_check_and_predict_name_every_kind_of_bad_file(build, damaged):
 
 @pytest.mark.parametrize('failures', [1, 3])
 def test_a_file_that_cannot_be_read_for_a_while(build, damaged, monkeypatch, failures):
-  from mixer.input.sources import folder
 
   root, told = damaged
   for path in told:
     os.rmdir(path) if os.path.isdir(path) else os.remove(path)
-  data, read, left = build(path=str(root), on_bad_image='fail'), folder._read, [failures]
+  data, read, left = build(path=str(root), on_bad_image='fail'), folders.read_file, [failures]
   wanted = take(data.train_batches(0, SEED), 3)
 
   def read_in_the_end(path):
@@ -348,7 +346,7 @@ def test_a_file_that_cannot_be_read_for_a_while(build, damaged, monkeypatch, fai
       raise OSError(errno.EIO, os.strerror(errno.EIO), path)
     return read(path)
 
-  monkeypatch.setattr(folder, '_read', read_in_the_end)
+  monkeypatch.setattr(folders, 'read_file', read_in_the_end)
   if failures == 1:  # read again by itself
     sets.assert_same(take(data.train_batches(0, SEED), 3), wanted)
   else:

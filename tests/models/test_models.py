@@ -298,7 +298,8 @@ def test_unknown_name(name):
   text = (
     f'unknown model {name!r}; write one of Mixer-S/<patch>, Mixer-B/<patch>, Mixer-L/<patch>, '
     'Mixer-H/<patch>, ViT-Ti/<patch>, ViT-S/<patch>, ViT-B/<patch>, ViT-L/<patch>, ViT-H/<patch>, '
-    'BiT-R50x1, BiT-R50x2, BiT-R101x1, BiT-R152x1, BiT-R152x2, BiT-R152x4, BiT-R200x3, '
+    'BiT-R50x1, BiT-R50x2, BiT-R50x3, BiT-R101x1, BiT-R101x3, BiT-R152x1, BiT-R152x2, '
+    'BiT-R152x4, BiT-R200x3, '
     'as in Mixer-B/16.'
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):

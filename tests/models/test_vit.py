@@ -494,6 +494,7 @@ def test_devices_with_a_fused_kernel(monkeypatch, device, dtype, dim, wanted):
   assert attention.has_fused_kernel(jax.ShapeDtypeStruct((2, 4, 1, dim), dtype)) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pool,tokens', [('token', 18), ('gap', 16)])
 def test_the_fused_kernel_gets_an_even_number_of_tokens(monkeypatch, pool, tokens):
   """With XLA's attention in its place, which takes the same arguments, nothing changes."""

@@ -112,7 +112,7 @@ def test_errors_leave_the_process_usable(tmp_path):
   with pytest.raises(InputError, match="nothing reads 'mixupp' .did you mean 'mixup'"):
     train(tmp_path / 'a', {**config(), 'mixupp': 0.0})
   with pytest.raises(Diverged, match='No checkpoint had been saved yet'):
-    train(tmp_path / 'b', config(**{'optim.learning_rate': 1e38}))
+    train(tmp_path / 'b', config(**{'optim.learning_rate': 1e38, 'optim.weight_decay': 0.0}))
   assert signal.getsignal(signal.SIGTERM) == handler
   train(tmp_path / 'a')
   assert (tmp_path / 'a' / 'model.npz').exists()

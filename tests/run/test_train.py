@@ -151,7 +151,11 @@ def test_evaluate_refuses_what_does_not_fit(finished, env):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, env):
   flags = runs.train_flags(
-    tmp_path, *SHORT, '--config.optim.learning_rate=1e25', '--config.every.checkpoint=1'
+    tmp_path,
+    *SHORT,
+    '--config.optim.learning_rate=1e25',
+    '--config.optim.weight_decay=0.0',
+    '--config.every.checkpoint=1',
   )
   status, output = runs.run('train.py', *flags, '--config.total_steps=300', env=env)
   assert status == 3, output

@@ -246,7 +246,7 @@ def test_paper_schedule():
 
 
 def test_schedule_errors():
-  text = "config.optim.schedule.decay is 'rsqrt'; use one of ['cosine', 'linear']."
+  text = "config.optim.schedule.decay is 'rsqrt'; use one of ['cosine', 'linear', 'step']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(schedule={'warmup_steps': 3, 'decay': 'rsqrt'})
   text = 'config.optim.schedule.warmup_steps is -1; use an int from 0 to 2**31 - 1.'
@@ -323,7 +323,7 @@ def test_keys_that_nothing_reads():
     make(optimizer={'name': 'sgd', 'momentun': 0.9})
   text = (
     "config.optim.schedule: nothing reads 'warmup' (did you mean 'warmup_steps'?); "
-    "'warmup_steps' is missing. It takes ['decay', 'linear_end', 'warmup_steps']."
+    "'warmup_steps' is missing. It takes ['boundaries', 'decay', 'linear_end', 'warmup_steps']."
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(schedule={'warmup': 3, 'decay': 'linear'})
