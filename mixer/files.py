@@ -57,12 +57,10 @@ def write(path: epath.Path, content: bytes) -> None:
 
 def is_writable(directory: epath.Path) -> bool:
   """Whether files can be written in a directory, which is made if it is missing."""
-  probe = directory / f'.probe-{socket.gethostname()}-{os.getpid()}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    probe.write_text('probe')
-    probe.unlink()
-  except OSError:
+    check_writable(directory / f'.probe-{socket.gethostname()}-{os.getpid()}')
+  except (InputError, OSError):
     return False
   return True
 

@@ -174,6 +174,15 @@ class Checkpoints:
     """The intact step whose `keep_best` result is highest, or None where none has one."""
     return self._cluster.on_process_0(self._find_best)
 
+  def find(self, which: str) -> int | None:
+    """The intact step that `which` names: 'latest' or 'newest', 'best' or its number; or None."""
+    if which in ('latest', 'newest'):
+      return self.latest_intact()
+    if which == 'best':
+      return self.best()
+    path = self._path(int(which))
+    return self._cluster.on_process_0(lambda: None if integrity.damage(path) else int(which))
+
   def remove_unfinished(self) -> None:
     """Removes what interrupted saves and removals have left."""
     for path in ocp.path.step.all_temporary_paths(self.directory):

@@ -219,7 +219,7 @@ def _read_workdir(
     path.resolve() / 'checkpoints', keep_best=keep_best, read_only=True, cluster=cluster
   )
   while True:
-    step = _choose(path, saved, which, keep_best, cluster)
+    step = _choose(path, saved, which, keep_best)
     manifest = saved.directory / str(step) / integrity.FILE
     try:
       content = manifest.read_bytes()
@@ -243,22 +243,18 @@ def _read_workdir(
   return _pretrained(flat, identity, 'workdir of a run', layout)
 
 
-def _choose(path: epath.Path, saved, which, keep_best: str | None, cluster: Cluster) -> int:
+def _choose(path: epath.Path, saved, which: str, keep_best: str | None) -> int:
   """The step of the checkpoint to read, the same on all processes."""
-  if which in LATEST:
-    step = saved.latest_intact()
-    what = 'is a directory without an intact checkpoint'
-  elif which == 'best':
-    if not keep_best:
-      raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
-    step = saved.best()
-    what = f'is a directory without an intact checkpoint that has a result {keep_best}'
-  else:
-    damage = cluster.on_process_0(lambda: integrity.damage(saved.directory / str(int(which))))
-    step = int(which) if damage is None else None
+  if which == 'best' and not keep_best:
+    raise InputError('--which=best needs config.checkpoints.keep_best, such as val/top1.')
+  step = saved.find(which)
+  if step is None:
     there = ', '.join(map(str, saved.steps())) or 'no checkpoint'
     what = f'has no intact checkpoint of step {which} (there are: {there})'
-  if step is None:
+    if which in LATEST:
+      what = 'is a directory without an intact checkpoint'
+    elif which == 'best':
+      what = f'is a directory without an intact checkpoint that has a result {keep_best}'
     names = sorted(file.name for file in path.iterdir() if file.suffix in hub.ENDINGS)
     hint = f', or one of its files, {", ".join(names)}' if names else ' or a file'
     raise InputError(f'{path} {what}; give a workdir of train.py{hint}.')

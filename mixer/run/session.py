@@ -113,7 +113,7 @@ def _train(
   first = _claim(options.config, workdir, program, known, saved, cluster)
   cluster.on_process_0(lambda: _record_input(workdir, data, tests))
   if options.finish is not None:
-    step = _step_to_finish(options.finish, workdir, saved, cluster)
+    step = _step_to_finish(options.finish, workdir, saved)
     params = sharding.gather(saved.restore(step, program.like).params)
     _export(options.config, program, tests, workdir, params, step, cluster)
     cluster.on_process_0(lambda: _draw(metrics_log.read_rows(workdir), workdir))
@@ -211,8 +211,7 @@ def _claim(
 
   Returns the step of the newest intact checkpoint, or 0.
   """
-  model, interval = workdir / 'model.npz', config['every']['checkpoint']
-  is_remote = '://' in str(workdir)  # and has no empty directories
+  model = workdir / 'model.npz'
 
   def claim() -> None:
     rows = metrics_log.read_rows(workdir)
@@ -222,45 +221,31 @@ def _claim(
     )  # fmt: skip
     workdirs.claim_classes(workdir, program.data.class_names, started=bool(rows or saved.steps()))
 
-  def check_not_finished() -> None:
-    """A run without checkpoints begins at step 0, unless it had some."""
+  def begin() -> None:
     logged = max((row['step'] for row in metrics_log.read_rows(workdir)), default=0)
-    # The directory is made before the first step, and a save waits for the one before it.
-    had_directory = logged and not is_remote and not saved.directory.exists()
-    if model.exists() or had_directory or 0 < 2 * interval < logged:
-      there = f'{model} and metrics.jsonl' if model.exists() else f'{logged} steps in metrics.jsonl'
-      raise InputError(
-        f'{workdir} has the results of a run, {there}, and no checkpoint to resume from: training '
-        'would begin at step 0 and replace them. Give another --workdir, restore '
-        f'{saved.directory}, or remove {workdir} to train again.'
-      )
+    workdirs.begin(
+      workdir, saved.directory, logged=logged, interval=config['every']['checkpoint'],
+      finished=model.exists(),
+    )  # fmt: skip
 
   cluster.on_process_0(claim)
   first = saved.latest_intact() or 0
   if not first:
-    cluster.on_process_0(check_not_finished)
-    if not is_remote:
-      cluster.on_process_0(lambda: saved.directory.mkdir(exist_ok=True))
+    cluster.on_process_0(begin)
   return first
 
 
-def _step_to_finish(
-  which: str, workdir: epath.Path, saved: manager.Checkpoints, cluster: coordination.Cluster
-) -> int:
+def _step_to_finish(which: str, workdir: epath.Path, saved: manager.Checkpoints) -> int:
   """The step of the checkpoint from which the model is written."""
   if which == 'best' and not saved.keep_best:
     raise InputError('--finish=best needs config.checkpoints.keep_best, such as val/top1.')
   if which not in ('latest', 'best') and not which.isdigit():
     raise InputError(f'--finish={which}: give latest, best or the number of a step.')
-  if which.isdigit():
-    step = cluster.on_process_0(lambda: int(which) if int(which) in saved.steps() else None)
-  else:
-    step = saved.latest_intact() if which == 'latest' else saved.best()
+  step = saved.find(which)
   if step is None:
-    there = f'has no such checkpoint; it has those of the steps {saved.steps()}'
-    raise InputError(
-      f'--finish={which}: {workdir} {there if saved.steps() else "has no checkpoint"}.'
-    )
+    steps = [step for step in saved.steps() if saved.find(str(step))]
+    there = f'has no such checkpoint; it has those of the steps {steps}'
+    raise InputError(f'--finish={which}: {workdir} {there if steps else "has no checkpoint"}.')
   return step
 
 

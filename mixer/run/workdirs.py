@@ -183,6 +183,37 @@ def _real(path: str) -> str:
   return os.path.realpath(os.path.expanduser(path))
 
 
+def begin(
+  workdir: epath.Path, checkpoints: epath.Path, *, logged: int, interval: int, finished: bool
+) -> None:
+  """Makes the directory of the checkpoints of a run that begins at step 0.
+
+  Args:
+    workdir: of the run.
+    checkpoints: the directory.
+    logged: the last step in metrics.jsonl.
+    interval: steps between two checkpoints; 0 for the last step only.
+    finished: whether the workdir has a model.npz.
+
+  Raises:
+    InputError: a run there had checkpoints, so that this one would replace its results.
+  """
+  is_remote = '://' in str(workdir)  # and has no empty directories
+  # The directory is made before the first step, and a save waits for the one before it.
+  had_directory = logged and not is_remote and not checkpoints.exists()
+  if finished or had_directory or 0 < 2 * interval < logged:
+    there = f'{logged} steps in metrics.jsonl'
+    if finished:
+      there = f'{workdir}/model.npz and metrics.jsonl'
+    raise InputError(
+      f'{workdir} has the results of a run, {there}, and no checkpoint to resume from: training '
+      f'would begin at step 0 and replace them. Give another --workdir, restore {checkpoints}, or '
+      f'remove {workdir} to train again.'
+    )
+  if not is_remote:
+    checkpoints.mkdir(exist_ok=True)
+
+
 def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: bool) -> None:
   """Writes the class names; raises InputError in the workdir of a run `started` with others."""
   path, now = workdir / files.CLASSES_FILE, list(class_names)

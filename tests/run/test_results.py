@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -165,6 +166,13 @@ def test_a_run_that_is_finished_early(tmp_path, monkeypatch, capsys, whole):
   }.items():
     with pytest.raises(InputError, match=message):
       train(tmp_path, values, finish=which)
+  shutil.copytree(tmp_path, tmp_path / 'damaged')
+  manifest = tmp_path / 'damaged' / 'checkpoints' / '3' / 'manifest.json'
+  manifest.write_text(manifest.read_text(encoding='utf-8').replace('[', '[1', 1), encoding='utf-8')
+  for which in ('3', 'best'):
+    pattern = r'no such checkpoint; it has those of the steps \[6\]'
+    with pytest.raises(InputError, match=f'--finish={which}: .* has {pattern}'):
+      train(tmp_path / 'damaged', values, finish=which)
   assert not (tmp_path / 'model.npz').exists()
   for which, step in {'latest': 6, 'best': 3, '3': 3, '6': 6}.items():
     train(tmp_path, values, finish=which)
