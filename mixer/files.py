@@ -94,26 +94,26 @@ def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:
   write_text(path, text.getvalue())
 
 
-def read_json(path: epath.Path, kind: type = dict, *, cure: str) -> Any:
+def read_json(path: epath.Path, kind: type = dict, *, advice: str) -> Any:
   """The content of a JSON file, which is a `kind`.
 
   Raises:
-    InputError: it is something else, or cannot be read; names the line, and ends with `cure`.
+    InputError: it is something else, or cannot be read; names the line, and ends with `advice`.
   """
-  return _parse(path, _content(path), kind, 1, cure)
+  return _parse(path, _content(path), kind, 1, advice)
 
 
-def read_json_lines(path: epath.Path, *, cure: str) -> list[tuple[int, dict]]:
+def read_json_lines(path: epath.Path, *, advice: str) -> list[tuple[int, dict]]:
   """(its line number, its object) of each line of a file; empty lines are left out.
 
   So is a last line without its end, as a kill leaves it. Errors are those of `read_json`.
   """
   lines = enumerate(_content(path).split(b'\n')[:-1], start=1)
-  return [(i, _parse(path, line, dict, i, cure)) for i, line in lines if line.strip()]
+  return [(i, _parse(path, line, dict, i, advice)) for i, line in lines if line.strip()]
 
 
-def damaged(path: epath.Path, line: int, fault: str, cure: str) -> InputError:
-  return InputError(f'{path} is damaged in line {line}: {fault}. {cure}')
+def damaged(path: epath.Path, line: int, fault: str, advice: str) -> InputError:
+  return InputError(f'{path} is damaged in line {line}: {fault}. {advice}')
 
 
 def _content(path: epath.Path) -> bytes:
@@ -123,7 +123,7 @@ def _content(path: epath.Path) -> bytes:
     raise InputError(f'{path} cannot be read: {fault.strerror or fault}.') from fault
 
 
-def _parse(path: epath.Path, content: bytes, kind: type, first_line: int, cure: str) -> Any:
+def _parse(path: epath.Path, content: bytes, kind: type, first_line: int, advice: str) -> Any:
   line = 1
   try:
     found = json.loads(content.decode('utf-8-sig'))  # editors may add a byte order mark
@@ -136,7 +136,7 @@ def _parse(path: epath.Path, content: bytes, kind: type, first_line: int, cure: 
   except RecursionError:
     fault = 'it is nested too deeply'
   if fault:
-    raise damaged(path, first_line + line - 1, fault, cure)
+    raise damaged(path, first_line + line - 1, fault, advice)
   return found
 
 

@@ -91,7 +91,7 @@ def host_memory() -> int:
 
 
 def host_swap() -> int:
-  """Bytes of memory that this host may move to its disk; 0 where Linux does not tell."""
+  """Bytes of memory that this host may move to its disk; 0 where Linux does not report them."""
   path = pathlib.Path('/proc/meminfo')
   found = re.search(r'SwapTotal: +(\d+) kB', path.read_text('utf-8') if path.exists() else '')
   return 1024 * int(found[1]) if found else 0

@@ -46,7 +46,10 @@ def main(*paths: str) -> None:
     check_head(trained, description)
   changes: list[str] = []
   decode = single_images.decoder(
-    description.preprocessing, description.image_size, description.channels, tell=changes.append
+    description.preprocessing,
+    description.image_size,
+    description.channels,
+    on_change=changes.append,
   )
   for remark in single_images.remarks(found, description.preprocessing):
     note(remark)
@@ -186,13 +189,13 @@ def show_json(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
 
 def check_head(trained: pretrained.Pretrained, description: Description) -> None:
   """Raises InputError if the model cannot classify, or its training loss is not known."""
-  cure = 'Fine-tune it, use it for few-shot evaluation, or write its pre-logits with --features.'
+  advice = 'Fine-tune it, use it for few-shot evaluation, or write its pre-logits with --features.'
   num_classes = description.model['num_classes']
   if num_classes is None:
-    raise InputError(f'{trained.source} has no head, so it cannot classify. {cure}')
+    raise InputError(f'{trained.source} has no head, so it cannot classify. {advice}')
   if warm_start.has_zero_head(trained.params):
     raise InputError(
-      f'the head of {trained.source} is all zeros, so it gives every image the same. {cure}'
+      f'the head of {trained.source} is all zeros, so it gives every image the same. {advice}'
     )
   if description.loss is None:
     raise InputError(

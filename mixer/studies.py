@@ -116,7 +116,7 @@ def evaluate_best(config: str, run: epath.Path, rest: Sequence[str]) -> dict:
        f'--output={output}', *overrides],
       f'the evaluation of {run}',
     )  # fmt: skip
-  return files.read_json(output, cure='Delete it, and start again.')
+  return files.read_json(output, advice='Delete it, and start again.')
 
 
 def means(table: Sequence[dict], x: str, **where) -> list[tuple[float, float]]:

@@ -81,7 +81,7 @@ def runner(model: str, directory: epath.Path, rest: Sequence[str]) -> Runner:
     if stage == 'dev':  # only its accuracy is needed
       (workdir / 'checkpoints').rmtree(missing_ok=True)
       (workdir / 'model.npz').unlink(missing_ok=True)
-    row = files.read_json(result, cure=f'Delete {workdir}, and start again.')
+    row = files.read_json(result, advice=f'Delete {workdir}, and start again.')
     return row['dev/top1' if stage == 'dev' else 'test/top1']
 
   return run

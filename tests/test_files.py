@@ -122,7 +122,7 @@ def test_rows_where_nothing_is_lost(tmp_path):
 
 def test_a_file_that_cannot_be_read(tmp_path):
   with pytest.raises(InputError, match=f'{tmp_path} cannot be read: Is a directory'):
-    files.read_json(epath.Path(tmp_path), cure='')
+    files.read_json(epath.Path(tmp_path), advice='')
 
 
 @pytest.mark.parametrize(

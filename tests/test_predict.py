@@ -474,14 +474,14 @@ def test_an_unknown_preprocessing(preprocessing):
 def test_images_as_they_are(tmp_path):
   pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
   preprocessing = {'name': 'none', 'value_range': [-1, 1]}
-  colour = single_images.decoder(preprocessing, (4, 5), 3, tell=pytest.fail)
+  colour = single_images.decoder(preprocessing, (4, 5), 3, on_change=pytest.fail)
   np.testing.assert_array_equal(colour(sets.encode(pixels)), pixels)
   palette = Image.fromarray(pixels).quantize(256)
   palette.save(tmp_path / 'p.png')
   np.testing.assert_array_equal(
     colour((tmp_path / 'p.png').read_bytes()), np.asarray(palette.convert('RGB'))
   )
-  grey = single_images.decoder(preprocessing, (4, 5), 1, tell=pytest.fail)
+  grey = single_images.decoder(preprocessing, (4, 5), 1, on_change=pytest.fail)
   np.testing.assert_array_equal(grey(sets.encode(pixels[..., 0])), pixels[..., :1])
   Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / 'deep.png')
   with pytest.raises(InputError, match=r'it has 4 x 5 pixels of 1 channels \(I;16\), and the'):
@@ -518,7 +518,7 @@ def test_other_channels_and_sizes(mode, colour, shape, channels, wanted, told):
   image.save(content, 'PNG')
   found = []
   decode = single_images.decoder(
-    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, tell=found.append
+    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, on_change=found.append
   )
   pixels = decode(content.getvalue())
   assert pixels.dtype == np.uint8 and pixels.shape == (4, 5, channels)
@@ -538,7 +538,7 @@ def test_other_colours(mode, colour, kind, wanted, told):
   Image.new(mode, (5, 4), colour).save(content, kind)
   channels = np.size(wanted)
   decode = single_images.decoder(
-    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, tell=found.append
+    {'name': 'none', 'value_range': [-1, 1]}, (4, 5), channels, on_change=found.append
   )
   pixels = decode(content.getvalue()).astype(int)
   assert pixels.shape == (4, 5, channels) and np.abs(pixels - wanted).max() <= 2

@@ -140,7 +140,7 @@ def dimensions(encoded: bytes) -> tuple[int, int]:
   ):
     if encoded.startswith(begin) and len(encoded) >= place + struct.calcsize(form):
       width, height = struct.unpack_from(form, encoded, place)
-      if begin == b'RIFF':  # lossy; Pillow tells the size of other WebP files
+      if begin == b'RIFF':  # lossy; Pillow reads the size of other WebP files
         return (width & 0x3FFF, height & 0x3FFF) if encoded[12:16] == b'VP8 ' else (0, 0)
       return width, abs(height)
   return 0, 0

@@ -20,7 +20,7 @@ def outside(label: int, num_classes: int, label_offset: int) -> str:
 def sample(count: int, num_classes: int) -> Iterable[int]:
   """Numbers of some of `count` examples, in which class 0 occurs if it is no rare one.
 
-  Without it, the others may begin at 1. Empty if so few examples cannot tell.
+  Without it, the others may begin at 1. Empty if there are too few examples for that.
   """
   taken = min(count, _SAMPLE)
   if taken < count and taken < _PER_CLASS * num_classes:

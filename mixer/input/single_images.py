@@ -45,7 +45,7 @@ def decoder(
   preprocessing: Mapping,
   image_size: tuple[int, int],
   channels: int,
-  tell: Callable[[str], None] = lambda change: None,
+  on_change: Callable[[str], None] = lambda change: None,
 ) -> Decode:
   """A function from the content of an image file to uint8 (height, width, channels).
 
@@ -55,7 +55,8 @@ def decoder(
     preprocessing: that of an `input.Input`: 'name', a key of DECODERS, and its arguments.
     image_size: (height, width) that the model takes.
     channels: of the model.
-    tell: called, from any thread, with what was done to an image that is not as the model takes it.
+    on_change: called, from any thread, with what was done to an image that is not as the model
+      takes it.
 
   Raises:
     InputError: the preprocessing is unknown.
@@ -65,7 +66,7 @@ def decoder(
     raise InputError(
       f'unknown preprocessing {name!r} to {values}; known are {sorted(DECODERS)} to [-1, 1].'
     )
-  return DECODERS[name](preprocessing, tuple(image_size), channels, tell)
+  return DECODERS[name](preprocessing, tuple(image_size), channels, on_change)
 
 
 def remarks(paths: Sequence[epath.Path], preprocessing: Mapping) -> list[str]:
@@ -86,23 +87,23 @@ def _converted(preprocessing: Mapping) -> dict:
   return {name: preprocessing[name] for name in names if name in preprocessing}
 
 
-def _exact(_, size: tuple[int, int], channels: int, tell: Callable[[str], None]) -> Decode:
+def _exact(_, size: tuple[int, int], channels: int, on_change: Callable[[str], None]) -> Decode:
   """For models of in-memory data: the pixels as they are, if size and channels are the model's."""
 
   def decode(content: bytes) -> np.ndarray:
     try:
       image = Image.open(io.BytesIO(content))
       if channels in (1, 3) and image.mode in _OTHER_COLOURS:
-        tell(f'made RGB of {image.mode}')
+        on_change(f'made RGB of {image.mode}')
         image = image.convert('RGB')
       _check_channels(image, channels)  # only the header is read
-      image = _in_channels(image, channels, tell)
+      image = _in_channels(image, channels, on_change)
     except InputError:
       raise
     except Exception as fault:  # Pillow raises all kinds of errors for damaged files
       raise InputError(image_facts.fault_text(fault)) from fault
     if (image.height, image.width) != size:
-      tell(f'resized to {size[0]} x {size[1]} pixels, without keeping its shape')
+      on_change(f'resized to {size[0]} x {size[1]} pixels, without keeping its shape')
       image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(*size, channels)
 
@@ -131,23 +132,25 @@ def _check_channels(image: Image.Image, channels: int) -> None:
     )
 
 
-def _in_channels(image: Image.Image, channels: int, tell: Callable[[str], None]) -> Image.Image:
+def _in_channels(
+  image: Image.Image, channels: int, on_change: Callable[[str], None]
+) -> Image.Image:
   """The image in the model's channels: grey of colour, three equal channels of grey."""
   mode, wanted = image.mode, _MODES.get(channels)
   if _BANDS[mode] == channels and 'transparency' not in image.info:
     return image.convert(wanted)
   if mode in ('LA', 'RGBA') or 'transparency' in image.info:
-    tell('its transparency left out')
+    on_change('its transparency left out')
     image = image.convert('L' if mode in ('1', 'L', 'LA') else 'RGB')
   if channels == 1 and image.mode != 'L':
-    tell('made grey of its colours, since the model takes one channel')
+    on_change('made grey of its colours, since the model takes one channel')
   elif channels == 3 and image.mode in ('1', 'L'):
-    tell('made three equal channels of its grey, since the model takes colour')
+    on_change('made three equal channels of its grey, since the model takes colour')
   return image.convert(wanted)
 
 
 def _cropped(
-  preprocessing: Mapping, size: tuple[int, int], channels: int, tell: Callable[[str], None]
+  preprocessing: Mapping, size: tuple[int, int], channels: int, on_change: Callable[[str], None]
 ) -> Decode:
   """The crop of that name in `mixer.input.crops`, as in an evaluation."""
   try:
@@ -176,7 +179,7 @@ def _cropped(
       raise InputError(reading.error_text(error)) from error
     if channels == 3:
       return image.numpy()
-    tell('made grey of its colours, if it has some, since the model takes one channel')
+    on_change('made grey of its colours, if it has some, since the model takes one channel')
     return np.asarray(Image.fromarray(image.numpy()).convert('L'))[..., None]
 
   return decode

@@ -64,7 +64,7 @@ def open(
     cluster: the processes that open the same path together, and read the same checkpoint.
     allow_invalid: accept parameters that are not finite, no floating-point numbers, or in the file
       more than once, of which the last is taken; `Pretrained.faults` names them.
-    num_heads: of a ViT under timm's names, which do not tell it; None for what is recorded beside
+    num_heads: of a ViT under timm's names, which do not have it; None for what is recorded beside
       the file, else that of the paper's size of its width, or one per 64 channels.
 
   Raises:

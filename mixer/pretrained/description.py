@@ -17,8 +17,8 @@ from mixer.sizes import pair
 
 MODEL_FILE = 'model.json'
 _NO_NAMES = 'Restore it from a copy, or move it away: the classes then have no names.'
-_NO_SIZES = 'Restore it from a copy, or move it away: the config then has to tell the sizes.'
-_CURE = (
+_NO_SIZES = 'Restore it from a copy, or move it away: the config then has to have the sizes.'
+_ADVICE = (
   'If it does not belong to these parameters, move it away, and the model is inferred from their '
   'shapes.'
 )
@@ -73,7 +73,7 @@ def _described(file: epath.Path, parse: Callable[[dict], Description]) -> Descri
   """What `parse` makes of the object in a file; nothing, if there is none."""
   if not file.exists():
     return Description()
-  content = files.read_json(file, cure=_CURE)
+  content = files.read_json(file, advice=_ADVICE)
   try:
     found = dataclasses.replace(parse(content), file=file)
     _check_types(found)
@@ -96,20 +96,20 @@ def _check_types(found: Description) -> None:
     raise ValueError(f'{", ".join(name for name in wrong if wrong[name])} cannot be used')
 
 
-def _recorded(file: epath.Path, kind: type, cure: str):
-  return files.read_json(file, kind, cure=cure) if file.exists() else None
+def _recorded(file: epath.Path, kind: type, advice: str):
+  return files.read_json(file, kind, advice=advice) if file.exists() else None
 
 
 def read_model_file(workdir: epath.Path) -> dict | None:
   """The content of model.json, or None if the run has not finished."""
   file = workdir / MODEL_FILE
-  return files.read_json(file, cure=_CURE) if file.exists() else None
+  return files.read_json(file, advice=_ADVICE) if file.exists() else None
 
 
 def recorded_keep_best(workdir: epath.Path) -> str | None:
   """`config.checkpoints.keep_best` of the run in `workdir`; None if it is not recorded."""
   file = workdir / files.CONFIG_FILE
-  config = _recorded(file, dict, _CURE) or {'checkpoints': {}}
+  config = _recorded(file, dict, _ADVICE) or {'checkpoints': {}}
   try:
     return config['checkpoints'].get('keep_best')
   except (ValueError, AttributeError, KeyError, TypeError) as fault:
@@ -180,7 +180,7 @@ def _preprocessing(section: Mapping) -> dict:
 
 
 def not_described(file: epath.Path, fault: str) -> InputError:
-  return InputError(f'{file} does not describe a model as train.py does: {fault}. {_CURE}')
+  return InputError(f'{file} does not describe a model as train.py does: {fault}. {_ADVICE}')
 
 
 def facts(found: Description) -> dict:

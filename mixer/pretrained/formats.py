@@ -127,11 +127,11 @@ def _kind(path: str, content: bytes):
     return '.npz', _read_npz
   if content[8:9] == b'{' and int.from_bytes(content[:8], 'little') < 1 << 28:
     return '.safetensors', _read_safetensors
-  for begin, what, cure in _WRONG:
+  for begin, what, advice in _WRONG:
     if re.match(begin, content, re.DOTALL):
       what = what.format(begin=content[:60])
-      cure = cure.format(path=path, target=f'{path}.npz')
-      raise InputError(f'{path} ({len(content)} bytes) {what}. {cure}.')
+      advice = advice.format(path=path, target=f'{path}.npz')
+      raise InputError(f'{path} ({len(content)} bytes) {what}. {advice}.')
   raise InputError(
     f'{path} ({len(content)} bytes) is not a file of parameters; it begins with {content[:60]!r}. '
     'Give an .npz, .safetensors or .pth file, or the workdir of a run.'

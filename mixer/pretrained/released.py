@@ -90,7 +90,7 @@ _VIT_DATA = {
 def loss(family: str, num_classes: int) -> str:
   """The training loss to assume of a file: of 'Mixer', 'ViT' or 'BiT', with a released head.
 
-  No file tells it. Of ViT and BiT this is not confirmed; it changes the probabilities and not their
+  No file has it. Of ViT and BiT this is not confirmed; it changes the probabilities and not their
   order.
   """
   return LOSS if family == 'Mixer' or num_classes != 1000 else 'softmax'

@@ -140,8 +140,8 @@ def local(path: epath.PathLike) -> epath.Path:
     exists = found.exists()
   # A filesystem that is not there raises what it likes: KeyError, or an error of TensorFlow.
   except Exception as fault:
-    cure = ' Fetch the file, and give its path.' if '://' in str(path) else ''
-    raise InputError(f'{path} cannot be read: {reason(fault)}.{cure}') from fault
+    advice = ' Fetch the file, and give its path.' if '://' in str(path) else ''
+    raise InputError(f'{path} cannot be read: {reason(fault)}.{advice}') from fault
   if not exists:
     raise InputError(
       f'no file {path}; give the path of an .npz, .safetensors or .pth file with parameters, or '

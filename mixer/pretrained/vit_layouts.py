@@ -69,11 +69,11 @@ def with_heads(flat: Flat, num_heads: int | None) -> tuple[dict[str, np.ndarray]
   """(the parameters with an axis for the attention heads, a sentence on their number or '').
 
   Args:
-    flat: kernels of attention are (inputs, outputs), as in timm, whose files do not tell the heads.
+    flat: kernels of attention are (inputs, outputs), as in timm, whose files do not have the heads.
     num_heads: if known; else that of the paper's size of this width, or one per 64 channels.
 
   Raises:
-    InputError: the width is no multiple of the heads, or does not tell them.
+    InputError: the width is no multiple of the heads, or does not determine them.
   """
   widths = {len(x) for n, x in flat.items() if n.endswith(f'/{_ATTENTION}/query/bias')}
   if len(widths) != 1:  # `trees.check` lists what is missing

@@ -134,7 +134,7 @@ def check_network(params: Mapping, model: Model, source: str) -> None:
   if not differing or not is_whole:
     return
   weights, wanted = dimensions.called(found), dimensions.called(built)
-  if weights == wanted:  # they differ in what a name does not tell
+  if weights == wanted:  # they differ in what is not in a name
     weights, wanted = (
       f'{name} with {", ".join(f"{key}={of[key]!r}" for key in differing)}'
       for name, of in ((weights, found), (wanted, built))

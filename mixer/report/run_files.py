@@ -118,7 +118,7 @@ def _read(path: epath.Path, label: str) -> Run:
     hint = f' Its subdirectories {", ".join(inside)} are workdirs.' if inside else ''
     what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is not a directory'
     raise InputError(f'{path} is not a workdir of train.py: it {what}.{hint}')
-  config = files.read_json(path / files.CONFIG_FILE, cure='Restore it from a copy.')
+  config = files.read_json(path / files.CONFIG_FILE, advice='Restore it from a copy.')
   sections = {name: config.get(name) for name in ('model', 'train_input', 'evals')}
   wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
   wrong += [] if wrong or 'name' in config['model'] else ['model.name']
@@ -140,7 +140,7 @@ def _evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:
   for name, path in paths.items():
     if path.suffix != '.json' or not path.exists():
       continue
-    content = files.read_json(path, cure='Delete it, and run evaluate.py again.')
+    content = files.read_json(path, advice='Delete it, and run evaluate.py again.')
     if 'checkpoint' in content:  # and not a record of sample ids
       found[name] = {k: value for k, value in _numbers(content).items() if '/' in k}
   return found

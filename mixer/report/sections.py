@@ -153,7 +153,7 @@ def cost(runs: Sequence[Run]) -> Table:
 
 
 def _device_count(run: Run) -> int | None:
-  """As the rates tell; None if they were not logged."""
+  """By the rates; None if they were not logged."""
   rates = [run.final.get(name) for name in ('images_per_sec', 'images_per_sec_per_device')]
   return round(rates[0] / rates[1]) if all(rates) else None
 

@@ -115,16 +115,16 @@ def check(needed: Estimate, program: build.Program) -> str:
     return f'{text} per device'
   text = f'{text}, and {where} has {_gib(limit)}'
   if needed.total * sharing > limit:
-    cures = _cures(needed, program.mesh.size, _MARGIN * limit / sharing)
+    advice = _what_fits(needed, program.mesh.size, _MARGIN * limit / sharing)
     # Compilers for accelerators compute more of the activations twice where memory is scarce.
     activations = (needed.total - needed.state) / _ACCURACY if on_cpu else 0
     if (needed.state + activations) * sharing > limit + (hardware.host_swap() if on_cpu else 0):
-      raise InputError(f'{text}. {cures}')
-    logging.warning('THE MEMORY MAY BE TOO SMALL: %s. %s', text, cures)
+      raise InputError(f'{text}. {advice}')
+    logging.warning('THE MEMORY MAY BE TOO SMALL: %s. %s', text, advice)
   return text
 
 
-def _cures(needed: Estimate, devices: int, room: float) -> str:
+def _what_fits(needed: Estimate, devices: int, room: float) -> str:
   """The options with which the step needs at most `room` bytes of a device."""
   batch, parts = needed.batch, needed.microbatches
   counts = (n for n in range(parts + 1, min(batch, _MOST_PARTS) + 1) if batch % n == 0)
@@ -136,8 +136,8 @@ def _cures(needed: Estimate, devices: int, room: float) -> str:
     found.append(f'--config.microbatches={count} (the same updates, each in {count} parts)')
   if size:
     found.append(f'--config.train_input.batch_size={size * devices} (other, smaller updates)')
-  cures = ' or '.join(found) or 'a smaller model, or more devices with --config.mesh.fsdp'
-  return f'Use {cures}; docs/training.md, "Memory", has more.'
+  advice = ' or '.join(found) or 'a smaller model, or more devices with --config.mesh.fsdp'
+  return f'Use {advice}; docs/training.md, "Memory", has more.'
 
 
 def _gib(size: float) -> str:

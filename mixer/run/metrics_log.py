@@ -23,11 +23,11 @@ def read_rows(workdir: epath.Path) -> list[dict]:
   path = epath.Path(workdir) / METRICS_FILE
   if not path.exists():
     return []
-  cure = 'Delete this line: its row is lost, and all else of the run stays as it is.'
-  rows = files.read_json_lines(path, cure=cure)
+  advice = 'Delete this line: its row is lost, and all else of the run stays as it is.'
+  rows = files.read_json_lines(path, advice=advice)
   for line, row in rows:
     if not isinstance(row.get('step'), int):
-      raise files.damaged(path, line, "it has no number 'step'", cure)
+      raise files.damaged(path, line, "it has no number 'step'", advice)
   return [row for _, row in rows]
 
 
@@ -102,7 +102,7 @@ class MetricsLog:
     if not self._partial_path.exists():
       return {}
     try:
-      found = files.read_json(self._partial_path, cure='It is ignored.')
+      found = files.read_json(self._partial_path, advice='It is ignored.')
       kept = {step: entry for step, entry in found.items() if int(step) <= self._first_step}
       return {step: (int(since), dict(value)) for step, (since, value) in kept.items()}
     except (OSError, AttributeError, TypeError, ValueError):  # damaged

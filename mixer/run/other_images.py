@@ -97,10 +97,10 @@ def _recorded(checkpoint: epath.Path) -> tuple[list[str] | None, dict, dict]:
     return None, {}, {}
   if checkpoint.is_dir():
     config, data = (
-      files.read_json(file, cure='Restore it from a copy.') if file.exists() else {}
+      files.read_json(file, advice='Restore it from a copy.') if file.exists() else {}
       for file in (checkpoint / files.CONFIG_FILE, checkpoint / files.DATA_FILE)
     )
   else:
-    facts = files.read_json(checkpoint.with_suffix('.json'), cure='Move it away.')
+    facts = files.read_json(checkpoint.with_suffix('.json'), advice='Move it away.')
     config, data = facts.get('config', {}), facts.get('data', {})
   return list(names), config.get('train_input', {}), data

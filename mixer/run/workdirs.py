@@ -113,8 +113,8 @@ def claim(
     data: `mixer.input.movable` of the run.
   """
   path, known = workdir / files.CONFIG_FILE, workdir / files.DATA_FILE
-  old = files.read_json(path, cure=_WRITTEN_ANEW) if started and path.exists() else config
-  then = files.read_json(known, cure=_WRITTEN_ANEW) if started and known.exists() else {}
+  old = files.read_json(path, advice=_WRITTEN_ANEW) if started and path.exists() else config
+  then = files.read_json(known, advice=_WRITTEN_ANEW) if started and known.exists() else {}
   data = data or {}
   old, new = _comparable(old), _comparable(config)
   kept = [name for name, section in old['evals'].items() if section in new['evals'].values()]
@@ -218,7 +218,7 @@ def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: b
   """Writes the class names; raises InputError in the workdir of a run `started` with others."""
   path, now = workdir / files.CLASSES_FILE, list(class_names)
   if started and path.exists():
-    then = files.read_json(path, list, cure=_WRITTEN_ANEW)
+    then = files.read_json(path, list, advice=_WRITTEN_ANEW)
     if then != now:
       raise InputError(
         f'{workdir} belongs to a run with other classes: {_difference(then, now)}. Restore '

@@ -117,14 +117,14 @@ def test_what_does_not_fit(monkeypatch, caplog):
 def test_the_values_that_are_named_fit():
   needed = memory.Estimate(state=100, image=1, activations=10, batch=48, microbatches=2)
   assert needed.total == 100 + 48 + 240
-  assert memory._cures(needed, 3, 230).startswith(
+  assert memory._what_fits(needed, 3, 230).startswith(
     'Use --config.microbatches=6 (the same updates, each in 6 parts) or '
     '--config.train_input.batch_size=48 ('
   )
   assert (needed.of(48, 6), needed.of(16, 2)) == (228, 196)
-  assert 'microbatches' not in memory._cures(needed, 3, 150)
+  assert 'microbatches' not in memory._what_fits(needed, 3, 150)
   none = 'Use a smaller model, or more devices with --config.mesh.fsdp; docs/training.md, "Memory"'
-  assert memory._cures(needed, 3, 100).startswith(none)
+  assert memory._what_fits(needed, 3, 100).startswith(none)
 
 
 def test_a_run_that_cannot_fit_ends_before_it_compiles(monkeypatch, tmp_path):

@@ -165,9 +165,9 @@ def _split_folder(path: str, base: str, split: str, own: dict, class_names):
 def _check_known(where: str, classes: Sequence[str], origin: str) -> None:
   unknown = sorted(set(folders.class_folders(where)) - set(classes))
   if unknown:
-    cure = 'train a model on them' if origin == _MODEL else 'add training images'
+    advice = 'train a model on them' if origin == _MODEL else 'add training images'
     raise InputError(
-      f'{where} has classes that {origin} does not have: {unknown}. Remove them, or {cure}.'
+      f'{where} has classes that {origin} does not have: {unknown}. Remove them, or {advice}.'
     )
 
 
