@@ -313,7 +313,7 @@ def test_a_signal_while_waiting_for_the_other_processes(tmp_path, number):
   say_hello(port, 5).close()
   process.send_signal(number)
   ((status, output),) = runs.ends(process)
-  assert status == 128 + number and f'error: stopped by {number.name}.' in output
+  assert status == 128 + number and f'error: stopped by {number.name}.' in output, output
 
 
 def test_what_ends_a_run_is_printed_before_the_others_are_waited_for(capsys):

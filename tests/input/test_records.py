@@ -268,8 +268,8 @@ def test_where_the_folder_cannot_be_written_to(one_file, walks, monkeypatch, tmp
 def test_where_nothing_can_be_written(one_file, monkeypatch, tmp_path, caplog):
   path, content, index = one_file
   index.parent.write_text('in the way')
-  (tmp_path / 'cache').write_text('in the way')
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'file').write_text('in the way')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   assert read_all(path) == content
   assert f'the record index of {path}, and maybe of other files, is not stored: ' in caplog.text
 

@@ -92,7 +92,9 @@ def _keep(places: list[epath.Path], file: File, bounds: np.ndarray) -> None:
       place.parent.mkdir(parents=True, exist_ok=True)
       files.write(place, content.getvalue())
       return
-    except OSError as fault:  # read-only, full, or written by another process at the same time
+    except OSError as fault:  # read-only or full
+      if _kept(place, file) is not None:  # another thread or process has written it meanwhile
+        return
       reason = fault
   text = 'the record index of %s, and maybe of other files, is not stored: %s'
   logging.log_first_n(logging.WARNING, text, 1, file.path, reason)
