@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import io
 
@@ -16,11 +17,12 @@ from PIL import Image
 from mixer import files, labels, models, pretrained, settings
 from mixer import input as inputs
 from mixer.errors import InputError, MissingData
-from mixer.report import pareto, sections
+from mixer.report import curves, pareto, sections
 from mixer.report.run_files import Run
 from mixer.training import batch_ops, losses
 from mixer.visualize import unit_pictures
 
+_SCRIPTS = ('uplot/uPlot.iife.min.js', 'charts.js')
 _SMALL = 64  # pixels; smaller images are shown with visible pixels
 
 
@@ -47,16 +49,33 @@ class Gallery:
   pictures: Sequence[Picture] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Script:
+  """A script of the page, and the source by which its security policy permits it."""
+
+  text: str
+
+  @property
+  def source(self) -> str:
+    digest = hashlib.sha256(self.text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
 def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
   """Writes the page to `output` and the table of metrics to the .csv beside it."""
   units, predicted = zip(*(galleries(run, samples) for run in runs))
+  charts = curves.charts(runs)
   page = template().render(
     title=f'Report on {runs[0].label}' if len(runs) == 1 else f'Report on {len(runs)} runs',
     status='; '.join(sections.status(run) for run in runs),
-    charts=sections.curves(runs),
+    charts=charts,
+    curves=curves.to_json(runs, charts),
+    scripts=[Script(_own_file(name)) for name in _SCRIPTS],
+    uplot_css=f'/* uPlot\n{_own_file("uplot/LICENSE")}*/\n{_own_file("uplot/uPlot.min.css")}',
     results=sections.results(runs),
     paper=sections.paper_comparison(runs),
     cost=sections.cost(runs),
+    wall_time=sections.wall_time(runs),
     pareto=pareto.chart(runs),
     units=units,
     samples=predicted,
@@ -68,10 +87,17 @@ def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:
   files.write_csv(output.with_suffix('.csv'), table_of_metrics(runs))
 
 
+def _own_file(name: str) -> str:
+  return importlib.resources.files('mixer.report').joinpath(name).read_text('utf-8')
+
+
 def template() -> jinja2.Template:
-  text = importlib.resources.files('mixer.report').joinpath('report.html.jinja').read_text()
   return jinja2.Template(
-    text, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    _own_file('report.html.jinja'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
   )
 
 

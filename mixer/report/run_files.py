@@ -16,6 +16,9 @@ _NOT_ARCHITECTURE = (
   'stochastic_depth', 'tiles',
 )  # fmt: skip
 
+_START = {'time', 'step', 'cores'}
+_INIT_FILE = 'init.json'
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -26,6 +29,7 @@ class Run:
     path: the workdir.
     config: the config of train.py.
     rows: of metrics.jsonl.
+    starts: of starts.jsonl; empty for a run of an earlier version.
     description: model.json; None for an unfinished run.
     evaluations: {name: {result: value}} of the files that evaluate.py writes.
   """
@@ -36,6 +40,7 @@ class Run:
   rows: Sequence[Mapping]
   description: Mapping | None
   evaluations: Mapping[str, Mapping[str, float]]
+  starts: Sequence[Mapping] = ()
 
   @property
   def final(self) -> dict[str, float]:
@@ -50,13 +55,27 @@ class Run:
   @property
   def data(self) -> str:
     """The name of the training set."""
-    section = self.config['train_input']
-    return section.get('name') or section.get('path') or section['source']
+    return _data(self.config)
 
   @property
   def start(self) -> str | None:
     """The path of the weights that training started from; None for random ones."""
-    return (self.config.get('init') or {}).get('path')
+    return _start(self.config)
+
+  @property
+  def pretraining(self) -> str | None:
+    """The name of the set that the weights were first trained on; None if it is not recorded.
+
+    Weights that the run started from are described by the files of their own run. They are known if
+    that run started from random weights, with this model, and could be one of the paper.
+    """
+    if not self.start:
+      return self.data
+    recorded = _record(self.path / _INIT_FILE).get('source', self.start)
+    before = _config_of(files.absolute(recorded))
+    if not before or _start(before) or _difference_from_paper(before):
+      return None
+    return _data(before) if before['model']['name'] == self.config['model']['name'] else None
 
   @property
   def paper_model(self) -> str | None:
@@ -66,13 +85,7 @@ class Run:
   @property
   def difference_from_paper(self) -> str | None:
     """How the run obviously differs from those in the paper's tables 2 and 3, or None."""
-    if not _is_published(self.config['model']):
-      return 'a model of other dimensions'
-    if (self.config.get('permutation') or {}).get('kind', 'none') != 'none':
-      return 'a model trained on permuted images'
-    if self.config['train_input'].get('subset_fraction', 1.0) < 1:
-      return 'a model trained on a subset of the images'
-    return None
+    return _difference_from_paper(self.config)
 
 
 def read(paths: Sequence[str]) -> list[Run]:
@@ -93,6 +106,48 @@ def labels(paths: Sequence[epath.Path]) -> list[str]:
     if len(set(found)) == len(found):
       break
   return found
+
+
+def _data(config: Mapping) -> str:
+  section = config['train_input']
+  return section.get('name') or section.get('path') or section['source']
+
+
+def _start(config: Mapping) -> str | None:
+  return (config.get('init') or {}).get('path')
+
+
+def _config_of(weights: epath.Path) -> dict | None:
+  """The config of the run that made a file of weights, or is in this workdir, if it is recorded."""
+  inside = weights / descriptions.MODEL_FILE
+  described = _record(inside if weights.is_dir() else descriptions.beside(weights)).get('config')
+  config = described or _record(weights / files.CONFIG_FILE)
+  return config if isinstance(config, dict) and not _lacking(config) else None
+
+
+def _record(path: epath.Path) -> dict:
+  """The object in a JSON file; {} if there is none, or a damaged one."""
+  try:
+    return files.read_json(path, advice='') if path.is_file() else {}
+  except InputError:
+    return {}
+
+
+def _lacking(config: Mapping) -> list[str]:
+  """What a report reads of a config, and this one does not have."""
+  sections = {name: config.get(name) for name in ('model', 'train_input', 'evals')}
+  wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
+  return wrong or ([] if 'name' in config['model'] else ['model.name'])
+
+
+def _difference_from_paper(config: Mapping) -> str | None:
+  if not _is_published(config['model']):
+    return 'a model of other dimensions'
+  if (config.get('permutation') or {}).get('kind', 'none') != 'none':
+    return 'a model trained on permuted images'
+  if config['train_input'].get('subset_fraction', 1.0) < 1:
+    return 'a model trained on a subset of the images'
+  return None
 
 
 def _is_published(model: Mapping) -> bool:
@@ -119,15 +174,15 @@ def _read(path: epath.Path, label: str) -> Run:
     what = f'has no {files.CONFIG_FILE}' if path.is_dir() else 'is not a directory'
     raise InputError(f'{path} is not a workdir of train.py: it {what}.{hint}')
   config = files.read_json(path / files.CONFIG_FILE, advice='Restore it from a copy.')
-  sections = {name: config.get(name) for name in ('model', 'train_input', 'evals')}
-  wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
-  wrong += [] if wrong or 'name' in config['model'] else ['model.name']
-  if wrong:
+  if wrong := _lacking(config):
     raise InputError(
       f'{path} is not a workdir of train.py: its {files.CONFIG_FILE} lacks {", ".join(wrong)}.'
     )
   rows = [_numbers(row) for row in metrics_log.read_rows(path)]
-  return Run(label, path, config, rows, descriptions.read_model_file(path), _evaluations(path))
+  starts = [s for s in map(_numbers, metrics_log.read_starts(path)) if s.keys() >= _START]
+  starts.sort(key=lambda start: start['time'])
+  description = descriptions.read_model_file(path)
+  return Run(label, path, config, rows, description, _evaluations(path), starts)
 
 
 def _evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:

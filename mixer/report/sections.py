@@ -1,20 +1,17 @@
 """Sections of a report: each a function of the runs that returns what the template shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import math
-import re
 import statistics
 from typing import NamedTuple
 
 from mixer import paper, runtime, settings
+from mixer.report import goodput
+from mixer.report.curves import SEED, SHARE
 from mixer.report.run_files import Run
-from mixer.visualize import plots
 
-_COUNTS = ('n', 'n_without_labels', 'images_per_sec', 'seconds')  # not measures of the model
-# Results that are shares of 1, shown in percent.
-_SHARE = re.compile(r'top[15]|precision_at_[15]|\d+shot(_seed\d+|_best_l2_on_test)?')
 _NONE = '-'
+_IMAGENET = 'imagenet2012'
 _ON_THE_PAPER = (
   f'{paper.SOURCE}: accuracies are after fine-tuning, except that models trained on ImageNet alone '
   'have the ImageNet and ReaL accuracies of that training. Tables 2 and 3 crop differently. Images '
@@ -28,6 +25,10 @@ _PAPER_HEAD = (
 _COST_HEAD = (
   'run', 'devices', 'core-hours', 'core-days', 'in the paper', 'median images/s', 'per device',
   'mfu', 'input wait',
+)  # fmt: skip
+_TIME_HEAD = (
+  'run', 'starts', 'hours', 'goodput', 'input wait', 'evaluations, saves', 'start-up',
+  'stopped or repeated',
 )  # fmt: skip
 
 
@@ -47,48 +48,6 @@ class Table:
     return [any(isinstance(row[i], Number) for row in self.rows) for i in range(len(self.head))]
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-  title: str
-  lines: Sequence[plots.Line]
-  svg: str
-
-
-def curves(runs: Sequence[Run]) -> list[Chart]:
-  """Charts of the loss, the accuracy and every other result of an evaluation.
-
-  Values that are not finite are left out, and so are charts without any value.
-  """
-  groups: dict[str, list[str]] = {'Loss': ['train/loss'], 'Accuracy': ['train/accuracy']}
-  for name in sorted({name for run in runs for name in run.results}):
-    section, _, kind = name.rpartition('/')
-    if kind == 'loss':
-      groups['Loss'].append(name)
-    elif kind in ('top1', 'accuracy'):
-      groups['Accuracy'].append(name)
-    elif kind not in (*_COUNTS, 'top5') and not kind.endswith('_is'):  # the l2 that was the best
-      groups.setdefault(section, []).append(name)
-  charts = []
-  for title, names in groups.items():
-    if lines := list(_lines(runs, names)):
-      svg = plots.svg(lines, log=title == 'Loss', prefix=f'chart-{len(charts)}')
-      charts.append(Chart(f'{title}, over steps', lines, svg))
-  return charts
-
-
-def _lines(runs: Sequence[Run], names: Sequence[str]) -> Iterator[plots.Line]:
-  """A colour for each name; with several runs a colour for each run and a dash for each name."""
-  for i, run in enumerate(runs):
-    for j, name in enumerate(names):
-      points = [
-        (row['step'], row[name]) for row in run.rows if math.isfinite(row.get(name, math.nan))
-      ]
-      if points and len(runs) == 1:
-        yield plots.Line(name, points, colour=j)
-      elif points:
-        yield plots.Line(f'{run.label}: {name}', points, colour=i, dash=j)
-
-
 def results(runs: Sequence[Run]) -> Table:
   """The last results, a column for each run."""
   facts = {
@@ -104,28 +63,39 @@ def results(runs: Sequence[Run]) -> Table:
   for suffix, found in sources.items():
     for name in sorted({name for results in found for name in results}):
       kind = name.rpartition('/')[2]
-      if kind != 'images_per_sec':
-        title = f'{name} %' if _SHARE.fullmatch(kind) else name
-        facts[title + suffix] = [_result(kind, results.get(name)) for results in found]
+      if kind != 'images_per_sec' and not SEED.fullmatch(name):
+        title = f'{name} %' if SHARE.fullmatch(kind) else name
+        facts[title + suffix] = [_result(results, name) for results in found]
   rows = [[name, *values] for name, values in facts.items()]
   return Table(['', *(run.label for run in runs)], rows)
 
 
 def paper_comparison(runs: Sequence[Run]) -> tuple[list[tuple[str, Table]], list[str]]:
-  """(label and table of each run whose model and data the paper has a row for, notes)."""
-  tables, without = [], []
+  """(label and table of each run that the paper has a row for, notes).
+
+  Its model and the data of its pre-training are those of the row. If it starts from other weights,
+  it is trained on ImageNet, as the rows are.
+  """
+  tables, notes = [], []
   for run in runs:
-    found = paper.rows(run.paper_model, None if run.start else run.data) if run.paper_model else []
-    if found:
+    found = paper.rows(run.paper_model, run.pretraining) if run.paper_model else []
+    if run.start and run.data != _IMAGENET:
+      found = []
+    if found and run.pretraining:
       rows = [_own_row(run), *map(_paper_row, found)]
       tables.append((run.label, Table(_PAPER_HEAD, rows, highlight_first=True)))
     else:
-      what = run.difference_from_paper or run.config['model']['name']
-      without.append(f'{run.label} ({what} on {paper.DATA_NAMES.get(run.data, run.data)})')
-  notes = [_ON_THE_PAPER] if tables else []
-  if without:
-    notes.append(f'The paper has no row for {", ".join(without)}.')
-  return tables, notes
+      notes.append(f'The paper has no row for {run.label}: {_why_no_row(run)}.')
+  return tables, [_ON_THE_PAPER] * bool(tables) + notes
+
+
+def _why_no_row(run: Run) -> str:
+  data = paper.DATA_NAMES.get(run.data, run.data)
+  if run.difference_from_paper or not run.start or run.data != _IMAGENET:
+    return f'{run.difference_from_paper or run.config["model"]["name"]} on {data}'
+  if run.pretraining is None:
+    return f'what {run.start} was trained on is not recorded beside it'
+  return f'{run.paper_model}, pre-trained on {run.pretraining}'
 
 
 def cost(runs: Sequence[Run]) -> Table:
@@ -145,11 +115,26 @@ def cost(runs: Sequence[Run]) -> Table:
       _number(None if hours is None else hours / 24, '{:.3g}'),
       Number(' or '.join(f'{1000 * value:,.0f}' for value in in_paper) or _NONE),
       *(_number(_median(run, f'images_per_sec{of}'), '{:,.0f}') for of in ('', '_per_device')),
-      _number(_percent(final.get('mfu')), '{:.1f} %'),
-      _number(_percent(final.get('input_wait')), '{:.0f} %'),
+      _number(_percent(_median(run, 'mfu')), '{:.1f} %'),
+      _number(_percent(_median(run, 'input_wait')), '{:.0f} %'),
     ]
 
   return Table(_COST_HEAD, [row(run) for run in runs if run.rows])
+
+
+def wall_time(runs: Sequence[Run]) -> Table:
+  """Where the hours of every run that has logged its cost went."""
+
+  def row(run, times):
+    parts = (times.trained, times.waited, times.evaluated, times.started, times.lost)
+    shares = [f'{100 * part / times.wall:.1f} %' if times.wall else _NONE for part in parts]
+    if times.is_bound:  # of the wall time, a part is known
+      shares = [f'≤ {share}' for share in shares[:3]] + [_NONE] * 2
+    hours = f'{"≥ " * times.is_bound}{times.wall:,.3g}'
+    return [run.label, _number(times.starts, '{}'), *map(Number, (hours, *shares))]
+
+  measured = [(run, goodput.times(run)) for run in runs]
+  return Table(_TIME_HEAD, [row(run, times) for run, times in measured if times])
 
 
 def _device_count(run: Run) -> int | None:
@@ -197,10 +182,14 @@ def status(run: Run) -> str:
   )
 
 
-def _result(kind: str, value: float | None) -> Number:
-  if value is not None and _SHARE.fullmatch(kind):
-    return Number(f'{100 * value:.2f}')
-  return _number(value, '{:,.0f}' if kind in ('n', 'n_without_labels') else '{:.4g}')
+def _result(results: Mapping[str, float], name: str) -> Number:
+  """A value; of few-shot results with the standard deviation over the seeds."""
+  value, kind = results.get(name), name.rpartition('/')[2]
+  if value is None or not SHARE.fullmatch(kind):
+    return _number(value, '{:,.0f}' if kind in ('n', 'n_without_labels') else '{:.4g}')
+  seeds = [v for n, v in results.items() if (m := SEED.fullmatch(n)) and m[1] == name]
+  spread = f' ± {100 * statistics.stdev(seeds):.2f} ({len(seeds)} seeds)' if seeds[1:] else ''
+  return Number(f'{100 * value:.2f}{spread}')
 
 
 def _number(value: float | None, form: str = '{:.4g}') -> Number:
@@ -221,7 +210,7 @@ def on_imagenet(run: Run) -> OnImageNet:
   speed = None
   for name, section in run.config['evals'].items():
     source = section.get('input', {}).get('name')
-    column = {'imagenet2012': 'imagenet', 'imagenet2012_real': 'real'}.get(source)
+    column = {_IMAGENET: 'imagenet', 'imagenet2012_real': 'real'}.get(source)
     on_test = section.get('input', {}).get('split') == 'validation'
     if column and on_test and f'{name}/top1' in run.results:
       top1[column] = 100 * run.results[f'{name}/top1']
@@ -241,7 +230,7 @@ def _own_row(run: Run) -> list[str]:
   pixels = str(size) if isinstance(size, int) else ' x '.join(map(str, size))
   return [
     run.label,
-    f'from {run.start}' if run.start else paper.DATA_NAMES.get(run.data, run.data),
+    paper.DATA_NAMES[run.pretraining],
     Number(pixels),
     _number(run.final.get('epoch'), '{:.2f}'),
     _number(own.imagenet, '{:.2f}'),

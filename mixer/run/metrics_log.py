@@ -1,4 +1,8 @@
-"""metrics.jsonl of a workdir: one object per logged step, continued exactly after a restart."""
+"""What a workdir has of the progress of its run, in lines of JSON.
+
+metrics.jsonl has an object per logged step, and is continued exactly after a restart. starts.jsonl
+has an object per start, and only grows.
+"""
 
 from collections.abc import Mapping
 import json
@@ -12,6 +16,7 @@ from mixer.errors import InputError
 
 METRICS_FILE = 'metrics.jsonl'
 PARTIAL_FILE = 'metrics.partial.json'
+STARTS_FILE = 'starts.jsonl'
 
 
 def read_rows(workdir: epath.Path) -> list[dict]:
@@ -29,6 +34,23 @@ def read_rows(workdir: epath.Path) -> list[dict]:
     if not isinstance(row.get('step'), int):
       raise files.damaged(path, line, "it has no number 'step'", advice)
   return [row for _, row in rows]
+
+
+def record_start(workdir: epath.Path, *, time: float, step: int, cores: int) -> None:
+  """Adds a start to starts.jsonl: its Unix time, the step it resumes from, `core_count`."""
+  try:
+    with (workdir / STARTS_FILE).open('a') as file:
+      file.write(json.dumps({'time': time, 'step': step, 'cores': cores}) + '\n')
+  except OSError as fault:
+    logging.warning('%s could not be written: %s', workdir / STARTS_FILE, fault)
+
+
+def read_starts(workdir: epath.Path) -> list[dict]:
+  """The objects of `record_start`, in order; [] of a run of an earlier version."""
+  path = epath.Path(workdir) / STARTS_FILE
+  if not path.exists():
+    return []
+  return [start for _, start in files.read_json_lines(path, advice='Delete this line.')]
 
 
 class MetricsLog:

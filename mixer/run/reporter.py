@@ -190,6 +190,7 @@ class Reporter:
       'tflops_per_device': flops / 1e12,
       **({'mfu': flops / peak} if peak else {}),
       'core_hours': self._core_hours,
+      'time': time.time(),
       **self._more,
       **self._once,
       **self._counts(),
@@ -203,7 +204,7 @@ class Reporter:
     self.eval_deferred = row.get('postponed', False)
     if not self._is_writer or self.eval_deferred:
       return
-    scalars = {k: v for k, v in row.items() if k != 'step'}
+    scalars = {k: v for k, v in row.items() if k not in ('step', 'time')}
     self._to_tensorboard(
       lambda writer: (writer.write_scalars(row['step'], scalars), writer.flush())
     )

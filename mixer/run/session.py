@@ -11,7 +11,7 @@ from clu import parameter_overview
 from etils import epath
 import jax
 
-from mixer import console, evaluators, files, pretrained, runtime, settings
+from mixer import console, evaluators, files, hardware, pretrained, runtime, settings
 from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
@@ -85,6 +85,7 @@ def _train(
   cluster: coordination.Cluster,
   stop: preemption.StopRequests,
 ) -> None:
+  begun = time.time()
   # Open and check: what can be wrong is looked at first, the cheapest first.
   config = build.check(options.config)
   data = inputs.build(**config.train_input)
@@ -125,6 +126,9 @@ def _train(
     )
     return
   _make_room(workdir, saved, program, cluster)
+  cluster.on_process_0(
+    lambda: metrics_log.record_start(workdir, time=begun, step=first, cores=hardware.core_count())
+  )
   params, origin = _start(config, program, workdir, first, cluster)
   batches = _batches(config, program, first)
   batch = next(batches)

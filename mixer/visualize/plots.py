@@ -32,12 +32,16 @@ _SVG_STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line of a chart. `colour` and `dash` are indices, modulo the number of colours and dashes."""
+  """A line of a chart. `colour` and `dash` are indices, modulo the number of colours and dashes.
+
+  `band` has the lower and the upper edge of an area around the line, at its points.
+  """
 
   label: str
   points: Points
   colour: int = 0
   dash: int = 0
+  band: tuple[Sequence[float], Sequence[float]] | None = None
 
   @property
   def stroke(self) -> str:
@@ -65,9 +69,13 @@ def svg(lines: Sequence[Line], *, log: bool, prefix: str) -> str:
     figure = Figure(figsize=(560 / 72, 300 / 72))
     axes = figure.add_axes((58 / 560, 30 / 300, 480 / 560, 258 / 300))
     for i, line in enumerate(lines):
+      colour = _COLOURS[line.colour % len(_COLOURS)]
+      if line.band:
+        steps = [step for step, _ in line.points]
+        axes.fill_between(steps, *line.band, color=colour, alpha=0.2, linewidth=0)
       axes.plot(
         *zip(*line.points),
-        color=_COLOURS[line.colour % len(_COLOURS)],
+        color=colour,
         linewidth=1.8,
         linestyle=(0, line.dashes) if line.dashes else '-',
         marker='o' if len(line.points) == 1 else None,
