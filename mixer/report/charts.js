@@ -28,6 +28,17 @@
   const number = value => value == null ? '–' : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-4)
     ? value.toExponential(3) : value.toLocaleString('en', {maximumSignificantDigits: 5});
 
+  // Ticks of a logarithmic axis: 1, 2 and 5 of each power of ten, or the powers alone.
+  const decades = (plot, axis, low, high) => {
+    const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+    const wide = high > 1e3 * low, step = Math.ceil((last - first) / 8);
+    const found = [];
+    for (let power = first; power <= last; power += wide ? step : 1)
+      for (const digit of wide ? [1] : [1, 2, 5]) found.push(+`${digit}e${power}`);
+    const inside = found.filter(value => low <= value && value <= high);
+    return inside.length > 1 ? inside : [low, high];
+  };
+
   const positions = curve => {
     const perStep = runs[curve.run].epoch;
     if (state.axis === 'hours') return curve.hours;
@@ -104,7 +115,7 @@
       },
       axes: [
         {...axis, grid: {show: false}},
-        {...axis, size: 64, values: (_, values) => values.map(value => value == null ? '' : number(value))},
+        {...axis, ...(chart.log ? {splits: decades, filter: (_, splits) => splits} : {}), size: 64, values: (_, values) => values.map(value => value == null ? '' : number(value))},
       ],
       cursor: {
         sync: {key: 'step', scales: ['x', null]}, drag: {x: true, y: false, dist: 6},

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -90,20 +91,27 @@ def test_colours():
 @pytest.mark.parametrize('paired', [True, False])
 def test_pictures_have_a_tile_for_each_unit(count, paired):
   tiles = np.zeros((count, 16, 12, 3), np.uint8)  # black, on grey
-  titles = [f'unit {i}' for i in range(count)]
-  mosaic = unit_pictures.Mosaic(tiles, titles, paired)
+  of = [unit_pictures.Unit(number, 0.25, 1.5) for number in range(count)]
+  bar = np.full((9, 3), 255, np.uint8)
+  mosaic = unit_pictures.Mosaic('a <b> & c', tiles, of, bar, paired)
   image = np.asarray(Image.open(io.BytesIO(mosaic.png())))
   runs_of_black = [
     ((line == 0) & (np.append(255, line[:-1]) != 0)).sum()
-    for line in (image[20, :, 0], image[:, 20, 0])
+    for line in (image[60, :, 0], image[:, 20, 0])
   ]
   across, down = runs_of_black
   assert (across - 1) * down < count <= across * down and (count < 2 or across % 2 == 0)
-  assert (image == 0).all(axis=2).sum() == count * 48 * 36
-  drawn = mosaic.svg().decode()
-  assert re.findall(r'<image [^>]*><title>(.*?)</title>', drawn) == titles
-  places = re.findall(r'<image x="(\d+)" y="(\d+)"', drawn)
-  assert len(set(places)) == count
+  assert (image == 0).all(axis=2).sum() == count * 64 * 48
+  assert (image == 255).all(axis=2).sum() == 96 * 12  # the scale of colours
+  drawn = ElementTree.fromstring(mosaic.svg())
+  images = drawn.findall('{*}image')
+  assert [one.findtext('{*}title') for one in images[:-1]] == [
+    f'unit {i}, frequency 0.250 cycles per step, largest absolute weight 1.5' for i in range(count)
+  ]
+  assert len({(one.get('x'), one.get('y')) for one in images}) == count + 1
+  texts = [one.text for one in drawn.findall('{*}text')]
+  assert texts[0] == 'a <b> & c' and texts[-4:-1] == ['-w', '0', 'w']
+  assert texts[1:-4] == [text for i in range(count) for text in (str(i), '1.5')]
   if count == 64:
     assert across == 8 and down == 8  # as in figure 5
 
@@ -131,13 +139,15 @@ def test_any_layout_gives_the_same_pictures(layout, model, tmp_path):
   (path,) = tmp_path.glob('m.*')
   found = pictures(path, grid=GRID)
   assert list(found) == ['block_0', 'block_1', 'block_2', 'stem']
-  tiles, titles = found['block_1'].tiles, found['block_1'].titles
+  tiles, of = found['block_1'].tiles, found['block_1'].units
   stack, places = planted()
   first_two = stack[sorted((places[0], places[1]))]
   np.testing.assert_array_equal(tiles[:2], units.red_and_blue(first_two))
   assert len(tiles) == 16 and tiles.shape[1:] == (*GRID, 3)
   assert found['block_1'].paired and not found['stem'].paired
-  assert re.fullmatch(r'unit \d+, frequency 0.000 cycles per step', titles[0])
+  assert {of[0].number, of[1].number} == {places[0], places[1]} and of[0].frequency < 1e-6
+  np.testing.assert_allclose(of[0].largest, np.abs(stack[of[0].number]).max(), rtol=1e-6)
+  assert found['block_1'].title == 'Block 1: all 16 token-mixing units on the grid of patches'
   assert found['stem'].tiles.shape == (8, 4, 4, 3)
 
 
@@ -176,8 +186,8 @@ def test_files_of_chosen_blocks_and_units(model, tmp_path, monkeypatch, capsys):
   names = ['block_3.png', 'block_3.svg', 'stem.png', 'stem.svg']
   assert capsys.readouterr().out.split() == [f'{tmp_path}/out/{name}' for name in names]
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
-  assert (tmp_path / 'out' / 'block_3.svg').read_text().count('<image') == 6
-  assert (tmp_path / 'out' / 'stem.svg').read_text().count('<image') == 8
+  assert (tmp_path / 'out' / 'block_3.svg').read_text().count('<title>') == 6
+  assert (tmp_path / 'out' / 'stem.svg').read_text().count('<title>') == 8
   assert (tmp_path / 'out' / 'block_3.png').read_bytes().startswith(b'\x89PNG')
   assert len(pictures(tmp_path / 'm.npz', [1], 0, GRID)['block_1'].tiles) == 16
 
