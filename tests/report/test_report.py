@@ -1,7 +1,10 @@
 """The report of runs: whole, self-contained, with the numbers that are in their files."""
 
+import base64
 import csv
 import dataclasses
+import hashlib
+import html
 from html.parser import HTMLParser
 import importlib
 import json
@@ -23,7 +26,7 @@ from mixer.checkpoints import manager
 from mixer.errors import InputError, MissingData
 from mixer.models import permutations
 from mixer.report import __main__ as program
-from mixer.report import document, run_files, sections
+from mixer.report import document, galleries, run_files, sections
 from mixer.training import train_step
 from mixer.visualize import plots
 import reference
@@ -123,7 +126,7 @@ class Page(HTMLParser):
       self.faults.append(tag)
 
   def handle_data(self, data):
-    if 'style' not in self.open and data.strip():  # not the line breaks between tags
+    if not {'style', 'script'} & {*self.open} and data.strip():  # not the line breaks between tags
       self.text += data
     if self.open and self.open[-1] in ('td', 'th'):
       self.rows[-1][-1] += data
@@ -135,13 +138,19 @@ def test_page_is_whole_and_loads_nothing(written):
   assert not found.faults and not found.open
   assert len(set(found.ids)) == len(found.ids)
   assert found.addresses and all(a.startswith('data:image/png;base64,') for a in found.addresses)
-  assert not {'script', 'link', 'iframe', 'object'} & set(found.tags)
-  own = re.sub(r'base64,[A-Za-z0-9+/=]+', '', text)
+  assert not {'link', 'iframe', 'object'} & set(found.tags)
+  own = re.sub(r'base64,[A-Za-z0-9+/=]+|/\*! https://github.com/leeoniya/uPlot ', '', text)
   assert not re.search(r'https?:|//[a-z]|url\(|@import', own)
-  assert "default-src 'none'" in text
-  # Three pictures of each run (two blocks and the stem) and five samples of each; two charts.
+  # Its own scripts are permitted, and no other.
+  data, *scripts = re.findall(r'<script[^>]*>(.*?)</script>', text, re.DOTALL)
+  hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+  policy = html.unescape(re.search(r'Policy" content="([^"]*)"', text)[1])
+  assert policy.split('; ')[0] == "default-src 'none'"
+  assert policy.split('; ')[-1] == f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'"
+  assert 'Copyright (c) 2022 Leon Sorokin' in text and len(json.loads(data)['charts']) == 4
+  # Three pictures of each run (two blocks and the stem) and five samples of each; and charts.
   assert found.tags.count('img') == 2 * 3 + 2 * 5 and all(i['alt'] for i in found.images)
-  assert sorted(i for i in found.ids if 'line-' in i) == [
+  assert sorted(i for i in found.ids if 'line-' in i)[:5] == [
     *('chart-0-line-0', 'chart-0-line-1'),  # loss of both
     *('chart-1-line-0', 'chart-1-line-1', 'chart-1-line-2'),  # accuracy of both, one run's top-1
   ]
@@ -161,7 +170,7 @@ def test_tables_have_the_numbers_of_the_files(written):
   assert (
     'first/run: finished at step 30; second/run: not finished, last logged step 20' in found.text
   )
-  assert 'The paper has no row for first/run (a model of other dimensions on digits)' in found.text
+  assert 'The paper has no row for first/run: a model of other dimensions on digits.' in found.text
 
 
 def test_csv(written):
@@ -247,7 +256,7 @@ def test_runs_of_the_studies_have_no_row(name, argument, wanted, words, tmp_path
   assert run_files.Run('r', None, config, [], None, {}).paper_model == wanted
   write_run(tmp_path / 'r', config, [row(10)])
   tables, notes = sections.paper_comparison(run_files.read([str(tmp_path / 'r')]))
-  note = f'The paper has no row for r (a model {words} on JFT-300M).'
+  note = f'The paper has no row for r: a model {words} on JFT-300M.'
   assert (note in notes) == (words is not None) == (not tables)
 
 
@@ -260,27 +269,78 @@ def test_a_fine_tuned_run_has_no_cost_of_pre_training_beside_it(tmp_path):
   assert found.head[4] == 'in the paper' and [line[4] for line in found.rows] == ['10', '-']
 
 
+@pytest.mark.parametrize(
+  'data, before, rows, why',
+  [
+    ('imagenet2012', 'jft', 'JFT-300M', None),
+    ('imagenet2012', 'imagenet21k', 'ImageNet-21k', None),
+    ('imagenet2012', 'jft,subset=3', None, 'what .* was trained on is not recorded beside it'),
+    ('imagenet2012', None, None, 'what .* was trained on is not recorded beside it'),
+    ('/my/photos', 'jft', None, 'Mixer-B/16 on /my/photos'),
+    ('imagenet2012', '/my/photos', None, 'Mixer-B/16, pre-trained on /my/photos'),
+  ],
+)
+@pytest.mark.parametrize('kind', ['file', 'workdir'])
+def test_a_fine_tuned_run_stands_beside_rows_of_its_pre_training(
+  kind, data, before, rows, why, tmp_path
+):
+  """By init.json of the run, and model.json or config.json of the one that it started from."""
+
+  def config(argument):
+    name = argument if argument and argument[0] != '/' else 'imagenet2012'
+    found = importlib.import_module('configs.mixer_b16').get_config(name).to_dict()
+    if name != argument:
+      found['train_input'] = {'source': 'folder', 'path': argument}
+    return found
+
+  start = tmp_path / 'before' / ('model.npz' if kind == 'file' else '')
+  if before:
+    start.parent.mkdir(exist_ok=True)
+    write_run(tmp_path / 'before', config(before), [])
+    if kind == 'file':
+      (tmp_path / 'before' / 'config.json').unlink()
+      facts = {'config': config(before)}
+      (tmp_path / 'before' / 'model.json').write_text(json.dumps(facts))
+  tuned = config(data)
+  tuned['init'] = {'path': '/moved/away'}
+  write_run(tmp_path / 'tuned', tuned, [row(10)])
+  (tmp_path / 'tuned' / 'init.json').write_text(json.dumps({'source': str(start)}))
+  tables, notes = sections.paper_comparison(run_files.read([str(tmp_path / 'tuned')]))
+  if rows:
+    ((_, table),) = tables
+    assert {line[1] for line in table.rows} == {rows} and len(table.rows) == 2
+  else:
+    assert not tables and re.fullmatch(f'The paper has no row for tuned: {why}.', notes[0])
+
+
 def test_few_shot_and_real_are_in_percent_and_their_counts_are_not_drawn(tmp_path):
   found = {
-    'few/5shot': 0.5, 'few/5shot_seed0': 0.51, 'few/5shot_best_l2_on_test': 0.625,
-    'few/5shot_best_l2_on_test_is': 1024.0, 'few/n': 12_345, 'real/top1': 0.75,
-    'real/n': 46_837, 'real/n_without_labels': 13_163,
+    'few/5shot': 0.5, 'few/5shot_seed0': 0.51, 'few/5shot_seed1': 0.49,
+    'few/5shot_best_l2_on_test': 0.625, 'few/5shot_best_l2_on_test_is': 1024.0, 'few/n': 12_345,
+    'real/top1': 0.75, 'real/n': 46_837, 'real/n_without_labels': 13_163, 'val/map': 0.25,
   }  # fmt: skip
   write_run(tmp_path / 'r', digits_config(), [row(10, **found), row(20, **found)])
   read = run_files.read([str(tmp_path / 'r')])
   table = {line[0]: line[1] for line in sections.results(read).rows}
   wanted = {
-    'few/5shot %': '50.00', 'few/5shot_seed0 %': '51.00', 'few/5shot_best_l2_on_test %': '62.50',
+    'few/5shot %': '50.00 ± 1.41 (2 seeds)', 'few/5shot_best_l2_on_test %': '62.50',
     'few/5shot_best_l2_on_test_is': '1024', 'few/n': '12,345', 'real/top1 %': '75.00',
-    'real/n_without_labels': '13,163',
+    'real/n_without_labels': '13,163', 'val/map': '0.25',
   }  # fmt: skip
-  assert wanted.items() <= table.items()
-  loss, accuracy, few = sections.curves(read)
-  assert [line.label for line in loss.lines] == ['train/loss']
-  assert [line.label for line in accuracy.lines] == ['train/accuracy', 'real/top1']
-  assert few.title == 'few, over steps'
-  legend = [line.label for line in few.lines]
-  assert sorted(legend) == ['few/5shot', 'few/5shot_best_l2_on_test', 'few/5shot_seed0']
+  assert wanted.items() <= table.items() and not [name for name in table if 'seed' in name]
+  charts = {chart.title: chart for chart in curves.charts(read)}
+  assert list(charts) == [
+    'Loss', 'Accuracy, %', 'few, %', 'val/map', 'Images per second',
+    'Input wait: share of time, upper bound, %',
+  ]  # fmt: skip
+  labels = {title: [curve.label for curve in chart.curves] for title, chart in charts.items()}
+  assert labels['Loss'] == ['train/loss']
+  assert labels['Accuracy, %'] == ['train/accuracy', 'real/top1']
+  assert labels['few, %'] == ['few/5shot', 'few/5shot_best_l2_on_test']
+  mean, best = charts['few, %'].curves
+  np.testing.assert_allclose(mean.band, [[49, 49], [51, 51]])
+  assert mean.values.tolist() == [50, 50] and best.band is None
+  assert 'FillBetween' in charts['few, %'].svg
 
 
 def test_samples_are_of_the_first_set_that_is_available(monkeypatch):
@@ -291,9 +351,9 @@ def test_samples_are_of_the_first_set_that_is_available(monkeypatch):
 
   monkeypatch.setattr(inputs, 'build', build)
   gone, found = {'input': {'source': 'gone'}}, {'input': {'source': 'found'}}
-  assert document._first_available({'a': gone, 'b': found, 'c': found}) == ('b', 'found')
+  assert galleries._first_available({'a': gone, 'b': found, 'c': found}) == ('b', 'found')
   with pytest.raises(MissingData, match='this set is not on disk'):
-    document._first_available({'a': gone})
+    galleries._first_available({'a': gone})
 
 
 def test_samples_of_a_run_with_permuted_images(tmp_path):
@@ -412,20 +472,28 @@ def test_text_from_outside_is_escaped(tmp_path):
   read = dataclasses.replace(read, label=bad)
   document.write([read, other], tmp_path / 'r.html', samples=1)
   text = (tmp_path / 'r.html').read_text()
-  assert '<script' not in text and 'alert("x")' not in text
+  assert '<script>alert' not in text and 'alert("x")' not in text
   found = Page(text)
   assert not found.faults and found.text.count(bad) > 10
+  drawn = json.loads(re.search(r'id="curves">(.*?)</script>', text)[1])
+  assert [run['label'] for run in drawn['runs']] == [bad, 'b']
 
   table = sections.Table([bad], [[bad]])
-  gallery = document.Gallery(
-    bad, bad, [document.Picture(f'"{bad}', b'', guesses=[(bad, 0.5, True)])]
+  gallery = galleries.Gallery(
+    bad, bad, [galleries.Picture(f'"{bad}', b'', guesses=[(bad, 0.5, True)])]
   )
+  one = np.ones(1)
+  chart = curves.Chart(bad, [curves.Curve(bad, 0, 0, 0, one, one, one)], '', log=False)
+  detail = details.Details(
+    bad, bad, [bad], matrix=details.Matrix([bad], [[1]], [[1.0]]), pairs=table, classes=table,
+    matrix_image=galleries.Picture(bad, b''), mistakes=gallery.pictures,
+  )  # fmt: skip
   text = document.template().render(
-    title=bad, status=bad, charts=[sections.Chart(bad, [plots.Line(bad, [(1, 2.0)])], '')],
-    results=table, paper=([(bad, table)], [bad]), cost=table, pareto='', units=[gallery],
+    title=bad, status=bad, charts=[chart], curves={bad: bad}, scripts=[], uplot_css='',
+    details=[detail], wall_time=table, results=table, paper=([(bad, table)], [bad]), cost=table, pareto='', units=[gallery],
     samples=[gallery], differences=table, configs=[(bad, {bad: bad})], versions=table,
   )  # fmt: skip
-  assert '<script' not in text and 'alert("x")' not in text
+  assert '<script>alert' not in text and 'alert("x")' not in text
   found = Page(text)
   assert not found.faults and found.images[0]['alt'] == f'"{bad}'
 
@@ -504,8 +572,8 @@ def test_values_that_cannot_be_drawn(tmp_path):
   rows = [row(1, **{'x/a': math.nan}), row(2, **{'x/a': math.inf, 'y/a': 5.0})]
   rows[0]['train/loss'] = math.nan
   write_run(tmp_path / 'r', digits_config(), rows)
-  loss, _, y = sections.curves(run_files.read([str(tmp_path / 'r')]))
-  assert loss.lines[0].points == [(2, 1.0)] and y.title == 'y, over steps'
+  loss, _, y = curves.charts(run_files.read([str(tmp_path / 'r')]))[:3]
+  assert loss.curves[0].line.points == [(2, 1.0)] and y.title == 'y/a'
   for chart in (loss, y):
     assert 'nan' not in chart.svg and 'inf' not in chart.svg
     found = Page(chart.svg)
