@@ -115,8 +115,8 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
       if (curve := _curve(runs, number, hours[number], name, place, _is_share(names)))
     ]
     if curves:
-      title_ = names[0] if len(names) == 1 else title
-      shown = _TITLES.get(title_, title_) + ', %' * _is_share(names)
+      shown = names[0] if len(names) == 1 and title not in (_LOSS, _ACCURACY) else title
+      shown = _TITLES.get(shown, shown) + ', %' * _is_share(names)
       lines = [curve.line for curve in curves]
       log = title in _LOGARITHMIC and min(min(curve.values.tolist()) for curve in curves) > 0
       svg = plots.svg(lines, log=log, prefix=f'chart-{len(found)}')

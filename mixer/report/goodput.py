@@ -54,15 +54,15 @@ def intervals(run: Run) -> Iterator[Interval]:
   """Those of the rows that have the cost and the rate."""
   times = [start['time'] for start in run.starts]
   batch_size = run.config['train_input'].get('batch_size', 0)
-  hours, step, last = 0.0, 0, None
+  hours, step, last = 0.0, None, None
   for row in run.rows:
     if not all(row.get(name) for name in _NEEDED):
       continue
     place = bisect.bisect_right(times, row['time']) if 'time' in row else 0
     start = run.starts[place - 1] if place else None
-    is_first = 'compile_seconds' in row if start is None else start is not last
+    is_first = start is not last if start else step is None or 'compile_seconds' in row
     cores = start['cores'] if start else row['images_per_sec'] / row['images_per_sec_per_device']
-    since = max(step, start['step']) if start else step
+    since = max(step or 0, start['step'] if start else 0)
     yield Interval(
       row,
       loop=(row['core_hours'] - hours) * _HOUR / cores,

@@ -7,6 +7,7 @@ import hashlib
 import html
 from html.parser import HTMLParser
 import importlib
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import sys
 from etils import epath
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from mixer import input as inputs
@@ -26,7 +28,7 @@ from mixer.checkpoints import manager
 from mixer.errors import InputError, MissingData
 from mixer.models import permutations
 from mixer.report import __main__ as program
-from mixer.report import document, galleries, run_files, sections
+from mixer.report import curves, details, document, galleries, goodput, run_files, sections
 from mixer.training import train_step
 from mixer.visualize import plots
 import reference
@@ -163,7 +165,10 @@ def test_tables_have_the_numbers_of_the_files(written):
   assert table['train/loss'] == ['0.06667', '0.1']
   assert table['test/top1 %'] == ['62.50', '-'] and table['test/n'] == ['360', '-']
   assert table['test/top1 % (evaluation)'] == ['75.00', '-']
-  assert table['first/run'] == ['8', '0.300', '0.0125', '-', '800', '100', '-', '25 %']
+  assert ['first/run', '8', '0.300', '0.0125', '-', '800', '100', '-', '25 %'] in found.rows
+  # 30 steps of 128 images at 800 per second, in a loop of 0.3 core-hours on 8 devices.
+  times = ['1', '≥ 0.0375', '≤ 2.7 %', '≤ 0.9 %', '≤ 96.4 %', '-', '-']
+  assert ['first/run', *times] in found.rows
   assert table['seed'] == ['0', '7'] and table['mixup'] == ['0.2', '0.5']
   assert 'loss' not in table  # the same in both
   assert table['jax'][:2] == ['9.8.7', '-']
@@ -295,7 +300,6 @@ def test_a_fine_tuned_run_stands_beside_rows_of_its_pre_training(
 
   start = tmp_path / 'before' / ('model.npz' if kind == 'file' else '')
   if before:
-    start.parent.mkdir(exist_ok=True)
     write_run(tmp_path / 'before', config(before), [])
     if kind == 'file':
       (tmp_path / 'before' / 'config.json').unlink()
@@ -393,6 +397,121 @@ def test_paper_rows_are_those_of_the_configs():
   assert [r.vtab for r in paper.rows('Mixer-H/14', 'jft_300m')] == [None, 75.33]
 
 
+def test_goodput_over_two_starts(tmp_path):
+  """By hand: 32 images per step, 2 cores, a kill after the checkpoint of step 20.
+
+  First start at 1000 s; loop from 1010 s; steps take 1 s each, a quarter of it waiting. After step
+  10 an evaluation of 5 s, then step 20 at 1035 s; what came after it is lost. Second start at 1100
+  s; loop from 1120 s, step 30 at 1130 s.
+  """
+  one = {'images_per_sec': 32.0, 'images_per_sec_per_device': 16.0, 'input_wait': 0.25}
+  loops = ((10, 10, 1020), (20, 25, 1035), (30, 35, 1130))
+  rows = [
+    {'step': step, 'epoch': step / 10, **one, 'core_hours': 2 * loop / 3600, 'time': time}
+    for step, loop, time in loops
+  ]
+  config = digits_config()
+  config['train_input']['batch_size'] = 32
+  write_run(tmp_path / 'r', config, rows)
+  starts = [{'time': 1000, 'step': 0, 'cores': 2}, {'time': 1100, 'step': 20, 'cores': 2}]
+  lines = ''.join(json.dumps(start) + '\n' for start in starts)
+  (tmp_path / 'r' / 'starts.jsonl').write_text(lines + '{"ti')
+  (run,) = run_files.read([str(tmp_path / 'r')])
+  found = goodput.times(run)
+  seconds = {name: 3600 * getattr(found, name) for name in ('wall', 'trained', 'waited')}
+  assert seconds == pytest.approx({'wall': 130, 'trained': 22.5, 'waited': 7.5})
+  seconds = {name: 3600 * getattr(found, name) for name in ('evaluated', 'started', 'lost')}
+  assert seconds == pytest.approx({'evaluated': 5, 'started': 10 + 20, 'lost': 65})
+  assert goodput.hours(run) == pytest.approx({10: 10 / 3600, 20: 25 / 3600, 30: 35 / 3600})
+  shares = ['17.3 %', '5.8 %', '3.8 %', '23.1 %', '50.0 %']
+  assert sections.wall_time([run]).rows == [['r', '2', '0.0361', *shares]]
+
+
+def write_details(directory, names, counts):
+  """The files of an evaluation with these counts of (label, guess), as evaluate.py writes them."""
+  directory.mkdir(parents=True)
+  with (directory / 'per_class.csv').open('w', newline='') as file:
+    table = csv.writer(file)
+    table.writerow(['class', 'name', 'n', 'correct', 'accuracy', 'guessed', 'precision'])
+    for i, name in enumerate(names):
+      n, guessed, correct = counts[i].sum(), counts[:, i].sum(), counts[i, i]
+      shares = correct / n if n else '', correct / guessed if guessed else ''
+      table.writerow([i, name, n, correct, shares[0], guessed, shares[1]])
+  with (directory / 'confusion.csv').open('w', newline='') as file:
+    table = csv.writer(file)
+    table.writerow(['label', 'label_name', 'guess', 'guess_name', 'n'])
+    table.writerows([i, names[i], j, names[j], counts[i, j]] for i, j in zip(*np.nonzero(counts)))
+
+
+def test_evaluations_in_detail(tmp_path):
+  names = ['cat, tabby', '<dog>', 'owl']
+  counts = np.array([[36, 3, 1], [0, 0, 0], [2, 0, 8]])
+  write_run(tmp_path / 'r', digits_config(), [row(10)])
+  directory = tmp_path / 'r' / 'evaluation' / 'digits-step_10' / 'test'
+  write_details(directory, names, counts)
+  colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+  sprite = Image.new('RGB', (128, 128))
+  for i, colour in enumerate(colours):
+    sprite.paste(colour, (i % 2 * 64, i // 2 * 64, i % 2 * 64 + 64, i // 2 * 64 + 64))
+  sprite.save(directory / 'mistakes.jpg', quality=95)
+  one = {
+    'labels': [0], 'label_names': ['cat, tabby'], 'guess': 1, 'guess_name': '<dog>',
+    'probability': 0.9934, 'label_probability': 0.0021,
+  }  # fmt: skip
+  mistakes = [{**one, 'index': i, 'path': '/a/<b>.jpg' if i else ''} for i in range(3)]
+  facts = {'sprite': 'mistakes.jpg', 'tile': 64, 'columns': 2, 'mistakes': mistakes}
+  (directory / 'mistakes.json').write_text(json.dumps(facts))
+  bins = [
+    {'low': 0, 'high': 0.5, 'n': 0, 'accuracy': None, 'confidence': None},
+    {'low': 0.5, 'high': 1, 'n': 50, 'accuracy': 0.88, 'confidence': 0.9},
+  ]
+  facts = {'n': 50, 'accuracy': 0.88, 'confidence': 0.9, 'ece': 0.02, 'nll': None, 'bins': bins}
+  (directory / 'calibration.json').write_text(json.dumps(facts))
+  older = tmp_path / 'r' / 'evaluation' / 'digits-step_5' / 'test'
+  write_details(older, names, counts)
+  for path in older.iterdir():
+    os.utime(path, (1, 1))
+
+  runs_ = run_files.read([str(tmp_path / 'r')])
+  (found,) = details.read(runs_)
+  assert (found.label, found.source) == ('r: test', 'evaluation/digits-step_10/test')
+  assert found.matrix.names == names and found.matrix.counts == counts.tolist()
+  assert found.matrix.shares[0] == [0.9, 0.075, 0.025] and found.matrix_image is None
+  assert found.pairs.rows == [
+    ['cat, tabby', '<dog>', '3', '7.5'], ['owl', 'cat, tabby', '2', '20.0'],
+    ['cat, tabby', 'owl', '1', '2.5'],
+  ]  # fmt: skip
+  assert found.classes.rows == [
+    ['owl', '10', '8', '80.0', '9', '88.9'], ['cat, tabby', '40', '36', '90.0', '38', '94.7'],
+    ['<dog>', '0', '0', '-', '3', '0.0'],
+  ]  # fmt: skip
+  for picture, colour in zip(found.mistakes, colours, strict=True):
+    image = np.asarray(Image.open(io.BytesIO(picture.png))).astype(int)
+    assert image.shape == (64, 64, 3) and (abs(image[8:-8, 8:-8] - colour) < 4).all()
+    assert picture.guesses == [('<dog>', 0.9934, False), ('cat, tabby', 0.0021, True)]
+  assert [p.caption.rpartition('; ')[2] for p in found.mistakes] == ['image 0', *['/a/<b>.jpg'] * 2]
+
+  (directory / 'per_class.csv').write_text('class,name\n0,cat\n')
+  document.write(runs_, tmp_path / 'r.html', samples=1)
+  page = Page((tmp_path / 'r.html').read_text())
+  assert not page.faults and ['cat, tabby', '36', '3', '1'] in page.rows
+  assert '(ECE, 2 bins) is 2.00 %.' in page.text and 'true: cat, tabby; /a/<b>.jpg' in page.text
+  assert "per_class.csv cannot be shown: KeyError('accuracy')." in page.text
+
+
+def test_confusions_of_many_classes_are_a_picture(tmp_path):
+  counts = np.diag(np.full(100, 9))
+  counts[3, 97] = 27
+  write_details(tmp_path / 'r' / 'evaluation' / 'a' / 'val', [f'c{i}' for i in range(100)], counts)
+  run = run_files.Run('r', epath.Path(tmp_path / 'r'), digits_config(), [], None, {})
+  (found,) = details.read([run])
+  image = np.asarray(Image.open(io.BytesIO(found.matrix_image.png)))
+  assert image.shape == (500, 500, 4) and found.matrix is None and found.mistakes is None
+  alpha = image[2::5, 2::5, 3]
+  assert (np.diag(alpha)[[0, 99]] == 255).all() and alpha[3, 3] == 128  # a quarter, as its root
+  assert alpha[3, 97] == 221 and np.count_nonzero(alpha) == 101
+
+
 # --- Wrong arguments ---------------------------------------------------------------------
 
 
@@ -480,7 +599,7 @@ def test_text_from_outside_is_escaped(tmp_path):
 
   table = sections.Table([bad], [[bad]])
   gallery = galleries.Gallery(
-    bad, bad, [galleries.Picture(f'"{bad}', b'', guesses=[(bad, 0.5, True)])]
+    bad, bad, [galleries.Picture(f'"{bad}', b'png', guesses=[(bad, 0.5, True)])]
   )
   one = np.ones(1)
   chart = curves.Chart(bad, [curves.Curve(bad, 0, 0, 0, one, one, one)], '', log=False)
@@ -490,12 +609,13 @@ def test_text_from_outside_is_escaped(tmp_path):
   )  # fmt: skip
   text = document.template().render(
     title=bad, status=bad, charts=[chart], curves={bad: bad}, scripts=[], uplot_css='',
-    details=[detail], wall_time=table, results=table, paper=([(bad, table)], [bad]), cost=table, pareto='', units=[gallery],
-    samples=[gallery], differences=table, configs=[(bad, {bad: bad})], versions=table,
+    details=[detail], wall_time=table, results=table, paper=([(bad, table)], [bad]), cost=table,
+    pareto='', units=[gallery], samples=[gallery], differences=table,
+    configs=[(bad, {bad: bad})], versions=table,
   )  # fmt: skip
   assert '<script>alert' not in text and 'alert("x")' not in text
   found = Page(text)
-  assert not found.faults and found.images[0]['alt'] == f'"{bad}'
+  assert not found.faults and found.images[-1]['alt'] == f'"{bad}'
 
 
 def test_the_program_writes_both_files(workdirs, tmp_path):
@@ -594,6 +714,23 @@ def test_a_line_of_many_points_is_small_and_keeps_its_peaks():
   whole = draw([(0, ys[0]), (54_321, 30.0), (99_999, ys[-1])])
   for point in vertices(whole):
     assert min(math.dist(point, other) for other in found) < 1.5  # pixels of 560
+
+
+def test_a_curve_of_many_rows_keeps_its_extremes(tmp_path):
+  rng = np.random.default_rng(0)
+  values = rng.random(100_000)
+  values[54_321], values[99_000] = 30.0, -5.0
+  rows = [{'step': i + 1, 'epoch': (i + 1) / 10, 'train/loss': v} for i, v in enumerate(values)]
+  run = run_files.Run('r', tmp_path, digits_config(), rows, None, {})
+  (chart,) = curves.charts([run])
+  (curve,) = chart.curves
+  assert 1900 < len(curve.steps) <= 2000 and list(curve.steps[[0, -1]]) == [1, 100_000]
+  assert {54_322, 99_001} <= set(curve.steps.tolist())
+  np.testing.assert_array_equal(curve.values, values[curve.steps - 1])
+  for part in np.array_split(values, 500):  # every stretch keeps about its extremes
+    kept = np.isin(part, curve.values)
+    assert part[kept].max() > np.quantile(part, 0.97) and part[kept].min() < np.quantile(part, 0.03)
+  assert len(json.dumps(curves.to_json([run], [chart]))) < 60_000
 
 
 def test_lines_have_the_colours_of_the_page_and_their_dashes():
