@@ -25,7 +25,7 @@
     return alpha ? value.replace('rgb(', 'rgba(').replace(')', `, ${alpha})`) : value;
   };
 
-  const number = value => value == null ? '–' : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-4)
+  const number = value => value == null ? '-' : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-4)
     ? value.toExponential(3) : value.toLocaleString('en', {maximumSignificantDigits: 5});
 
   // Ticks of a logarithmic axis: 1, 2 and 5 of each power of ten, or the powers alone.
@@ -58,7 +58,7 @@
   };
 
   // The nearest point of each line to the cursor: the lines share an x axis, not their points.
-  const nearest = (plot, line, index) => {
+  const nearest = (plot, line, index, x) => {
     const [xs, ys] = [plot.data[0], plot.data[line]];
     if (ys[index] != null) return index;
     let [left, right] = [index, index];
@@ -66,7 +66,6 @@
     while (right < ys.length && ys[right] == null) right++;
     if (left < 0) return right < ys.length ? right : null;
     if (right >= ys.length) return left;
-    const x = plot.posToVal(plot.cursor.left, 'x');
     return x - xs[left] < xs[right] - x ? left : right;
   };
 
