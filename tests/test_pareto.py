@@ -230,10 +230,10 @@ def test_a_report_has_the_plots_where_a_run_has_a_point(tmp_path):
   bad = '<script>alert("x")</script>'
   assert '<script' not in pareto.chart([dataclasses.replace(run, label=bad)])
   template = document.template()
-  page = {name: [] for name in ('charts', 'units', 'samples', 'configs')}
+  page = {name: [] for name in ('charts', 'scripts', 'details', 'units', 'samples', 'configs')}
   empty = {'head': [], 'rows': [], 'numeric': [], 'highlight_first': False}
-  page |= {name: empty for name in ('results', 'cost', 'differences', 'versions')}
-  page |= {'title': 't', 'status': 's', 'paper': ([], [])}
+  page |= {name: empty for name in ('results', 'cost', 'wall_time', 'differences', 'versions')}
+  page |= {'title': 't', 'status': 's', 'paper': ([], []), 'uplot_css': ''}
   assert text in template.render(**page, pareto=text)
   assert 'figure 3 of the paper' not in template.render(**page, pareto='')
 

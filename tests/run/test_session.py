@@ -13,7 +13,7 @@ import pytest
 from mixer import pretrained
 from mixer.errors import Diverged, InputError, Interrupted
 from mixer.input.sources import arrays
-from mixer.run import evaluation
+from mixer.run import evaluation, metrics_log
 from mixer.training import train_step
 import runs
 from runs import small_digits as config
@@ -105,6 +105,13 @@ def test_a_signal_before_the_first_step_does_not_end_the_process(tmp_path, monke
   monkeypatch.setattr(train_step, 'compile_step', original)
   train(tmp_path)
   assert_same_run(whole, tmp_path)
+  starts = metrics_log.read_starts(tmp_path)
+  assert [(start['step'], start['cores']) for start in starts] == [(0, 8), (1, 8)]
+  assert (
+    starts[0]['time'] < starts[1]['time'] < metrics_log.read_rows(tmp_path)[0]['time'] < time.time()
+  )
+  train(tmp_path)  # a finished run does not start
+  assert metrics_log.read_starts(tmp_path) == starts
 
 
 def test_errors_leave_the_process_usable(tmp_path):
