@@ -121,7 +121,9 @@
         dataIdx: nearest, focus: {prox: 24},
       },
       focus: {alpha: 0.35},
-      legend: {markers: {width: 3}},
+      legend: {markers: {
+        width: 3, dash: (plot, i) => (plot.series[i].dash || []).length ? 'dashed' : 'solid',
+      }},
     }, uPlot.join(tables), place);
   };
 
