@@ -107,7 +107,7 @@
     const font = '12px system-ui, sans-serif';
     const axis = {stroke: text, font, grid: lines, ticks: {...lines, size: 4}};
     return new uPlot({
-      width: place.clientWidth, height: 280, series, bands,
+      width: place.clientWidth, height: 280, padding: [12, 28, 0, 0], series, bands,
       scales: {
         x: {time: false},
         y: chart.log ? {distr: 3, range: (_, low, high) => [low / 1.1, high * 1.1]} : {},
