@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import functools
 import re
 from typing import NamedTuple
 
@@ -58,7 +59,12 @@ def build(name: str, num_classes: int | None, **options) -> nn.Module:
   ]
   if missing:
     raise InputError(f'model {name!r} names no size, so it needs {missing} too.')
-  return module(**arguments)
+  return module(**{name: _hashable(value) for name, value in arguments.items()})
+
+
+def _hashable(value):
+  """Lists, such as those of a JSON file, become tuples."""
+  return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def faults(section: Mapping) -> list[str]:
@@ -148,6 +154,12 @@ def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: in
 
 def shapes(model: nn.Module, image_size: layers.Size, channels: int = 3) -> dict:
   """The parameters of `init` as ShapeDtypeStructs, without computing them."""
+  return jax.tree.map(lambda x: x, _traced_shapes(model, layers.pair(image_size), channels))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_shapes(model: nn.Module, image_size: tuple[int, int], channels: int) -> dict:
+  """Tracing a large model takes seconds, so the shapes of each model are kept."""
   return jax.eval_shape(lambda: init(model, jax.random.key(0), image_size, channels))
 
 
