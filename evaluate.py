@@ -22,6 +22,12 @@ flags.DEFINE_string(
   'JSON file for the results; by default WORKDIR/evaluation/CONFIG-step_STEP.json, or '
   'FILE.evaluation/CONFIG.json beside a file.',
 )
+flags.DEFINE_string(
+  'per_image',
+  None,
+  'CSV or JSON-lines file (.csv, .jsonl) for the place, label and five most probable classes of '
+  'each image.',
+)
 flags.DEFINE_bool(
   'require_evals', False, 'Fail if evaluation data are missing, instead of skipping.'
 )
@@ -39,6 +45,7 @@ def main() -> None:
       which=given.which,
       name=config_file.name(given.config),
       output=given.output,
+      per_image=given.per_image,
       require=given.require,
       require_evals=given.require_evals,
       cluster=coordination.options_from_flags(),

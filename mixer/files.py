@@ -1,6 +1,6 @@
 """Atomic writes, JSON files, locks, and names of files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import fcntl
@@ -43,11 +43,46 @@ def write(path: epath.Path, content: bytes) -> None:
   Raises:
     DiskError: the file cannot be written there.
   """
-  partial = path.with_name(path.name + '.partial')
-  try:
+  with _explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
     partial.write_bytes(content)
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: epath.Path) -> Iterator[Callable[[str], None]]:
+  """Yields a function that appends text to a file, which gets its name at the end of the block.
+
+  So a long file is written without being held in memory, and as `write_text` writes it. If the
+  block raises, an older file stays as it is.
+  """
+  partial = path.with_name(path.name + '.partial')
+  with _explained(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = partial.open('wb')
+
+  def append(text: str) -> None:
+    with _explained(path):
+      file.write(text.encode(errors='backslashreplace'))
+
+  try:
+    yield append
+    with _explained(path):
+      file.close()
+      partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      file.close()
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    raise
+
+
+@contextlib.contextmanager
+def _explained(path: epath.Path) -> Iterator[None]:
+  try:
+    yield
   except OSError as fault:
     raise DiskError(
       f'{path} cannot be written: {fault}. Free disk space (quotas count too), or give a place '
@@ -87,11 +122,14 @@ def write_text(path: epath.Path, text: str) -> None:
 
 def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:
   """Writes rows that all have the keys of the first, as `write` does, with a header."""
+  write_text(path, csv_text([rows[0], *([row[key] for key in rows[0]] for row in rows)]))
+
+
+def csv_text(rows: Iterable[Iterable]) -> str:
+  """Lines of a CSV file."""
   text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  write_text(path, text.getvalue())
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
 
 
 def read_json(path: epath.Path, kind: type = dict, *, advice: str) -> Any:

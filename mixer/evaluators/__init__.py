@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from mixer import console, files, settings, values
 from mixer.errors import InputError
 from mixer.evaluators import classification, fewshot
+from mixer.evaluators import details as class_details
 from mixer.training import plan
 
 _COMMON_KEYS = ('kind', 'input', 'train_input', 'every')  # of every section
@@ -28,11 +29,13 @@ class Kind(NamedTuple):
 EVALUATORS = {
   'classification': Kind(
     classification.make,
-    ('apply', 'data', 'loss', 'mesh'),
+    ('apply', 'data', 'loss', 'mesh', 'collect'),
     lambda section, data: classification.higher_is_better(data),
   ),
   'real': Kind(
-    classification.make_real, ('apply', 'data', 'mesh'), lambda section, data: ('top1',)
+    classification.make_real,
+    ('apply', 'data', 'loss', 'mesh', 'collect'),
+    lambda section, data: ('top1',),
   ),
   'fewshot': Kind(
     fewshot.make,
@@ -52,6 +55,7 @@ def build(
   mesh: Mesh,
   records: epath.Path | None,
   total_steps: int = 0,
+  details: class_details.Place | None = None,
 ) -> Callable[..., dict[str, float]]:
   """One evaluator for all sections: (params, step=None) -> {'<section>/<result>': float}.
 
@@ -69,6 +73,7 @@ def build(
     records: facts of an evaluation besides its results are written to
       '<records>.<section>.json'; with None, they are not.
     total_steps: the last step.
+    details: where those of classified images are written; None for nowhere.
   """
   parts = {}
   for name, inputs in opened.items():
@@ -78,7 +83,8 @@ def build(
     sources = {'data': section['input'], 'support_set': section.get('train_input')}
     path = records and records.with_name(f'{records.name}.{name}.json')
     record = functools.partial(_record, path, name)
-    have = {**network, **inputs, 'sources': sources, 'record': record}
+    collect = details and functools.partial(class_details.collect, name, details)
+    have = {**network, **inputs, 'sources': sources, 'record': record, 'collect': collect}
     wanted = {'data', 'support_set'} & set(kind.given)
     if wanted != set(inputs):
       raise InputError(
@@ -98,6 +104,11 @@ def build(
     return results
 
   return evaluate
+
+
+def classifying(sections: Mapping[str, Mapping], opened: Mapping[str, Mapping]) -> list[str]:
+  """The opened sections that classify images, of which there may be `details`."""
+  return [name for name in opened if 'collect' in _kind(name, sections[name]).given]
 
 
 def faults(sections: Mapping[str, Mapping]) -> list[str]:

@@ -10,13 +10,21 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mixer.errors import InputError
+from mixer.evaluators.details import GUESSES, Details
 from mixer.training import batch_ops, losses, sharding
 
-_GUESSES = 5
 _RANKED = 2**28  # scores that are kept at most for the mean average precision, as float32
 
 
-def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping], dict[str, float]]:
+def make(
+  *,
+  apply: Callable,
+  data,
+  loss: str,
+  mesh: Mesh,
+  details: bool = False,
+  collect: Callable[..., Details | None] | None = None,
+) -> Callable[[Mapping], dict[str, float]]:
   """A function params -> {'top1', 'top5', 'loss', 'n', 'images_per_sec'}.
 
   There is no 'top5' of five classes or fewer. An image with several labels counts as correct if a
@@ -32,6 +40,8 @@ def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping],
     data: a `mixer.input.Input`.
     loss: a name in `losses.LOSSES`.
     mesh: the devices that share each batch.
+    details: in training, write the files of `details` at each evaluation. evaluate.py always does.
+    collect: (details, data, loss, calibrated=) -> what makes those files, or None.
 
   Raises (when called):
     InputError: no image has a label.
@@ -53,11 +63,14 @@ def make(*, apply: Callable, data, loss: str, mesh: Mesh) -> Callable[[Mapping],
     }
     if data.multi_label:
       found |= {'precision_at_1': right[:, 0], 'precision_at_5': right.mean(axis=-1)}
-    if data.num_classes <= _GUESSES:
+    if data.num_classes <= GUESSES:
       found = {name: each for name, each in found.items() if not name.endswith('5')}
     return found, labels.any(axis=-1) if data.multi_label else jnp.ones(len(labels), bool)
 
-  count = _counter(scores, apply=apply, data=data, mesh=mesh, ranked=ranked)
+  # A softmax over several labels gives each a part of 1, and so none its probability.
+  calibrated = loss == 'sigmoid' or not data.multi_label
+  kept = collect and collect(details, data, loss, calibrated=calibrated)
+  count = _counter(scores, apply=apply, data=data, mesh=mesh, ranked=ranked, details=kept)
 
   def evaluate(params) -> dict[str, float]:
     results = count(params)
@@ -72,7 +85,7 @@ def higher_is_better(data=None) -> tuple[str, ...]:
   """The results of `make` of which a higher value is better; with None those of any data."""
   if data is None:
     return ('top1', 'top5')
-  found = ['top1', 'top5'] if data.num_classes > _GUESSES else ['top1']
+  found = ['top1', 'top5'] if data.num_classes > GUESSES else ['top1']
   return (*found, 'mean_average_precision') if _is_ranked(data) else tuple(found)
 
 
@@ -96,7 +109,15 @@ def average_precision(scores: np.ndarray, hits: np.ndarray) -> float:
   return float(np.sum(found * precision) / hits[-1])
 
 
-def make_real(*, apply: Callable, data, mesh: Mesh) -> Callable[[Mapping], dict[str, float]]:
+def make_real(
+  *,
+  apply: Callable,
+  data,
+  loss: str,
+  mesh: Mesh,
+  details: bool = False,
+  collect: Callable[..., Details | None] | None = None,
+) -> Callable[[Mapping], dict[str, float]]:
   """A function params -> {'top1', 'n', 'n_without_labels', 'images_per_sec'}: ImageNet-ReaL's rule.
 
   An image is correct if its highest class is among its labels. Images without a label do not
@@ -113,21 +134,31 @@ def make_real(*, apply: Callable, data, mesh: Mesh) -> Callable[[Mapping], dict[
   def scores(logits, labels):
     return {'top1': _right(logits, labels)[:, 0]}, labels.any(axis=-1)
 
-  return _counter(scores, apply=apply, data=data, mesh=mesh)
+  kept = collect and collect(details, data, loss, calibrated=True)
+  return _counter(scores, apply=apply, data=data, mesh=mesh, details=kept)
 
 
 def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Whether each of the highest classes, in descending order, is a label: (n, up to 5)."""
-  _, guesses = jax.lax.top_k(logits, min(_GUESSES, labels.shape[-1]))
+  _, guesses = jax.lax.top_k(logits, min(GUESSES, labels.shape[-1]))
   return jnp.take_along_axis(labels, guesses, axis=-1) > 0
 
 
-def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh, ranked: bool = False):
+def _counter(
+  scores: Callable,
+  *,
+  apply: Callable,
+  data,
+  mesh: Mesh,
+  ranked: bool = False,
+  details: Details | None = None,
+):
   """A function params -> the means of scores over all examples, with their number.
 
   Sums are taken over unmasked rows and divided once; a batch is padded to a multiple of the
   devices. `scores` is (logits, label vectors) -> ({name: (n,)}, (n,) whether a row counts). With
-  `ranked`, 'mean_average_precision' of these rows is computed too, on the host.
+  `ranked`, 'mean_average_precision' of these rows is computed too, on the host. `details` get all
+  rows that are no padding.
   """
   replicated = sharding.replicated(mesh)
   batch_size = -(-data.batch_size // mesh.size) * mesh.size
@@ -138,14 +169,19 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh, ranked: boo
     found, counts = scores(logits, labels)
     kept = batch['mask'] & counts
     rows = (logits.astype(jnp.float32), labels > 0, kept) if ranked else ()
-    return rows, {
-      **{
-        name: jnp.sum(each & kept if each.dtype == bool else jnp.where(kept, each, 0.0))
-        for name, each in found.items()
+    found_rows = details.rows(logits, batch['label'], labels, batch['mask']) if details else {}
+    return (
+      rows,
+      found_rows,
+      {
+        **{
+          name: jnp.sum(each & kept if each.dtype == bool else jnp.where(kept, each, 0.0))
+          for name, each in found.items()
+        },
+        'n': jnp.sum(kept),
+        'n_without_labels': jnp.sum(batch['mask'] & ~counts),
       },
-      'n': jnp.sum(kept),
-      'n_without_labels': jnp.sum(batch['mask'] & ~counts),
-    }
+    )
 
   sums = jax.jit(sums, out_shardings=replicated)
   compiled: list[Callable] = []
@@ -155,6 +191,8 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh, ranked: boo
     totals: dict[str, float] = {}
     pending: list[tuple] = []
     rows: list[tuple[np.ndarray, np.ndarray]] = []
+    if details:
+      details.begin()
     begin = time.perf_counter()
     for batch in data.eval_batches(batch_size, **shard):
       batch = sharding.put(batch, mesh)
@@ -165,27 +203,32 @@ def _counter(scores: Callable, *, apply: Callable, data, mesh: Mesh, ranked: boo
         begin = time.perf_counter()  # images_per_sec excludes compilation
       pending.append(compiled[0](params, batch))
       if len(pending) == 2:  # the host is at most one batch ahead of the device
-        _add(totals, rows, *pending.pop(0))
+        _add(totals, rows, details, *pending.pop(0))
     for part in pending:
-      _add(totals, rows, *part)
+      _add(totals, rows, details, *part)
     n, without = totals.pop('n'), totals.pop('n_without_labels')
     if n + without != data.num_examples:
       raise RuntimeError(f'evaluated {n + without} examples of a data set of {data.num_examples}.')
     if n == 0:
       raise InputError(f'none of the {without} images has a label.')
-    return {
+    results = {
       **{name: total / n for name, total in totals.items()},
       **_mean_average_precision(rows),
       'n': n,
       'n_without_labels': without,
       'images_per_sec': data.num_examples / (time.perf_counter() - begin),
     }
+    if details:
+      details.write(results.get('loss'))
+    return results
 
   return evaluate
 
 
-def _add(totals: dict, rows: list, batch_rows: tuple, sums: dict) -> None:
-  batch_rows, sums = jax.device_get((batch_rows, sums))
+def _add(totals: dict, rows: list, details, batch_rows: tuple, found_rows: dict, sums: dict):
+  batch_rows, found_rows, sums = jax.device_get((batch_rows, found_rows, sums))
+  if details:
+    details.add(found_rows)
   if batch_rows:
     logits, labels, kept = batch_rows
     rows.append((logits[kept], labels[kept]))

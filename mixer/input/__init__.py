@@ -45,7 +45,19 @@ class Input(Protocol):
   def eval_batches(
     self, batch_size: int, shard: int, num_shards: int
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once; 'mask' is True for examples and False for padding."""
+    """Every example once; 'mask' is True for examples and False for padding.
+
+    The rows of all processes, one process after the other, are the examples in ascending order.
+    """
+
+  def describe(self, index: int) -> str:
+    """Where example `index` is: a file, or a file or set and the number there; '' in memory."""
+
+  def image(self, index: int) -> np.ndarray | None:
+    """Example `index` as evaluations take it, uint8 (height, width, channels); None if it has none.
+
+    Raises InputError if it cannot be read.
+    """
 
   def host_bytes(self, num_shards: int) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""

@@ -201,6 +201,17 @@ class Images:
     local = batch_size // num_shards
     return self._checked(self._batches(starts, rows, tf.bool, make, local), rows, make, local)
 
+  def describe(self, index: int) -> str:
+    return self._examples.describe(index)
+
+  def image(self, index: int) -> np.ndarray:
+    fault, image = reading.make_one(
+      self._examples, index, lambda *row: self._cropped(self._parse(*row)[0])
+    )
+    if fault is not None:
+      raise InputError(f'{self.describe(index)}: {fault}')
+    return image.numpy()
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     height, width = self.image_size

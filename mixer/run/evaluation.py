@@ -1,6 +1,7 @@
 """Evaluates a checkpoint: what evaluate.py does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -12,9 +13,11 @@ from mixer import console, evaluators, files, models, pretrained, runtime, setti
 from mixer import input as inputs
 from mixer.cluster import coordination
 from mixer.errors import InputError
+from mixer.evaluators import details, per_image
 from mixer.pretrained import dimensions, warm_start
 from mixer.run import build, other_images
 from mixer.training import sharding
+from mixer.visualize import plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Options:
     output: a JSON file for the results. None for NAME-step_STEP.json in the directory 'evaluation'
       of the workdir, or NAME.json in the directory FILE.evaluation beside a file; with a number
       added if another evaluation has that name. If that place is read-only, nothing is written.
+    per_image: a .csv or .jsonl file for a line about each classified image. None for no such file.
     require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
     require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
     cluster: how this process joins the others.
@@ -40,6 +44,7 @@ class Options:
   which: str = 'newest'
   name: str = 'evaluation'
   output: str | None = None
+  per_image: str | None = None
   require: str | None = None
   require_evals: bool = False
   cluster: coordination.Options = dataclasses.field(default_factory=coordination.Options)
@@ -61,6 +66,13 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   build.check_evaluation(config)
   evals = other_images.adapt(config['evals'], path)
   tests, skipped = _open_tests(evals, require=options.require_evals)
+  if options.per_image is not None:
+    cluster.on_process_0(lambda: per_image.check(files.absolute(options.per_image)))
+    if not evaluators.classifying(evals, tests):
+      raise InputError(
+        f'--per_image={options.per_image}: no evaluation of {sorted(tests)} classifies images; '
+        'leave it out, or use one of kind="classification" or "real".'
+      )
   inputs.check_batches(tests, jax.process_count())
   # An evaluation with its own training images uses the features and not the head.
   classified = {name: of['data'] for name, of in tests.items() if 'support_set' not in of}
@@ -87,17 +99,19 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
   used = {key: config.get(key) for key in ('evals', 'model', 'permutation', 'loss')}
   output = cluster.on_process_0(lambda: _output(options, path, trained.identity, used))
   output = output and epath.Path(output)
-  evaluator = evaluators.build(
-    config['evals'],
-    tests,
-    apply=models.apply_function(net, permutation, sizes[0]),
-    features=models.features_function(net, permutation, sizes[0]),
-    loss=config['loss'],
-    mesh=mesh,
-    records=output and output.with_suffix(''),
-  )
   cluster.check_same(inputs.identity(tests))
-  results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
+  with _details(options, output, cluster) as details:
+    evaluator = evaluators.build(
+      config['evals'],
+      tests,
+      apply=models.apply_function(net, permutation, sizes[0]),
+      features=models.features_function(net, permutation, sizes[0]),
+      loss=config['loss'],
+      mesh=mesh,
+      records=output and output.with_suffix(''),
+      details=details,
+    )
+    results = evaluator(jax.device_put(params, sharding.replicated(mesh)))
 
   if cluster.process_id == 0:
     identity = {} if 'step' in trained.identity else trained.identity
@@ -117,6 +131,24 @@ def _evaluate(options: Options, cluster: coordination.Cluster) -> dict[str, floa
         f'not written: {_directory(path)} is read-only; --output=FILE gives another place'
       )
   return results
+
+
+@contextlib.contextmanager
+def _details(
+  options: Options, output: epath.Path | None, cluster: coordination.Cluster
+) -> Iterator[details.Place | None]:
+  """Where the details of the evaluations go; None if there is no place."""
+  if output is None and options.per_image is None:
+    yield None
+    return
+  place = details.Place(output and output.with_suffix(''), always=True, draw=plots.reliability)
+  if options.per_image is None or cluster.process_id != 0:
+    yield place
+    return
+  path = files.absolute(options.per_image)
+  with per_image.writing(path) as write_image:
+    yield dataclasses.replace(place, write_image=write_image)
+  console.print_line(f'each image is in {path}')
 
 
 def _open_tests(evals: dict, *, require: bool) -> tuple[dict[str, dict], dict[str, str]]:

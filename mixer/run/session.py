@@ -16,6 +16,7 @@ from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.cluster import coordination, preemption
 from mixer.errors import Diverged, InputError
+from mixer.evaluators import details
 from mixer.pretrained import warm_start
 from mixer.run import build, memory, metrics_log, other_images, workdirs
 from mixer.run.profile import Profile
@@ -190,6 +191,7 @@ def _evaluate(
   return evaluators.build(
     config.evals, tests, apply=program.apply, features=program.features, loss=config.loss,
     mesh=program.mesh, records=workdir / 'evals', total_steps=program.total_steps,
+    details=details.Place(workdir / 'evaluation' / 'training', False, plots.reliability),
   )  # fmt: skip
 
 

@@ -241,3 +241,23 @@ def png(
       axes.legend()
   row[0].set_ylabel(ylabel)
   files.write(path, _file(figure, 'png'))
+
+
+def reliability(calibration: Mapping, path: epath.Path) -> None:
+  """Writes a PNG of the bins of a calibration.json: accuracy over probability, and images."""
+  from matplotlib.figure import Figure
+
+  bins = calibration['bins']
+  left, width = [one['low'] for one in bins], bins[0]['high']
+  figure = Figure(figsize=(5, 6), layout='constrained')
+  top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+  top.plot((0, 1), (0, 1), color=_TEXT, linestyle='--', label='calibrated')
+  accuracy = [one['accuracy'] or 0 for one in bins]
+  top.bar(left, accuracy, width, align='edge', color=_COLOURS[0], edgecolor='white')
+  top.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy', title=f'ECE {calibration["ece"]:.4f}')
+  top.legend()
+  below.bar(
+    left, [one['n'] for one in bins], width, align='edge', color=_COLOURS[7], edgecolor='white'
+  )
+  below.set(xlabel='probability of the highest class', ylabel='images')
+  files.write(path, _file(figure, 'png'))

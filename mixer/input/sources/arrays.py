@@ -95,6 +95,12 @@ class Arrays:
     for index, mask in batches:
       yield {'image': self._read(index), 'label': self._labels[index], 'mask': mask}
 
+  def describe(self, index: int) -> str:
+    return ''
+
+  def image(self, index: int) -> np.ndarray:
+    return self._read(np.array([index]))[0]
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     on_disk = isinstance(self._images, np.memmap)

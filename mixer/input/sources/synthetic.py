@@ -55,6 +55,12 @@ class Synthetic:
     for _, mask in order.padded_batches(self.num_examples, batch_size, shard, num_shards):
       yield {**batch, 'mask': mask}
 
+  def describe(self, index: int) -> str:
+    return ''
+
+  def image(self, index: int) -> None:
+    """There is nothing to be seen in random pixels."""
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     height, width = self.image_size
