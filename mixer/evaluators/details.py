@@ -123,8 +123,8 @@ class Details:
     self._finite = self._finite and bool(np.isfinite(sure).all())
     if not self._finite:
       return
-    ones = (classes, classes[correct[where]], guess[labelled], guess[correct])
-    self._classes += [np.bincount(numbers, minlength=self._data.num_classes) for numbers in ones]
+    found = (classes, classes[correct[where]], guess[labelled], guess[correct])
+    self._classes += [np.bincount(each, minlength=self._data.num_classes) for each in found]
     if not self._data.multi_label:
       keys = classes.astype(np.int64) * self._data.num_classes + guess
       self._pairs.update(keys.tolist())

@@ -37,6 +37,7 @@ def run(logits, data, **given):
     return params[index]
 
   make = classification.make if given else classification.make_real
+  given = {'loss': 'softmax', **given}
   evaluate = make(apply=apply, data=data, mesh=sharding.make_mesh(), **given)
   return evaluate(jax.device_put(logits, sharding.replicated(sharding.make_mesh())))
 

@@ -3,6 +3,7 @@
 With real processes; they wait for events, never for a time.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from mixer.input.sources import arrays
 import runs
 
 STEPS = 40
@@ -539,7 +541,8 @@ def test_two_processes_evaluate(straight, env, tmp_path, checkpoint):
   ended = runs.ends(*[
     runs.start(
       'evaluate.py', *model, f'--checkpoint={path}', f'--output={tmp_path}/result.json',
-      '--require=cpu', '--config.evals.test.input.batch_size=77', *place, env=env,
+      f'--per_image={tmp_path}/images.csv', '--require=cpu',
+      '--config.evals.test.input.batch_size=77', *place, env=env,
     )
     for place in runs.places(2)
   ])  # fmt: skip
@@ -549,6 +552,15 @@ def test_two_processes_evaluate(straight, env, tmp_path, checkpoint):
   assert result['test/n'] == 360 and result['test/top1'] == row['test/top1']
   assert result['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)
   assert 'test/top1' in ended[0][1] and 'test/top1' not in ended[1][1]
+  labels = arrays.digits(split='test')[1]
+  with open(tmp_path / 'images.csv', encoding='utf-8') as file:
+    lines = list(csv.DictReader(file))
+  assert [int(line['index']) for line in lines] == list(range(360))
+  assert [int(line['label']) for line in lines] == labels.tolist()
+  hits = sum(line['class_1'] == line['label'] for line in lines)
+  assert hits / 360 == result['test/top1']
+  mistakes = json.loads((tmp_path / 'result' / 'test' / 'mistakes.json').read_text())['mistakes']
+  assert len(mistakes) == min(360 - hits, 50)
 
 
 @pytest.mark.slow
