@@ -173,9 +173,20 @@ def test_the_sets_of_the_paper(tmp_path):
     f'--config={tmp_path}/small.py:resize',
     f'--checkpoint={tmp_path}/model.npz',
     f'--config.data_dir={data_dir}',
+    f'--per_image={tmp_path}/images.jsonl',
     env=env,
   )
   assert status == 0, output
+  lines = list(map(json.loads, (tmp_path / 'images.jsonl').read_text().splitlines()))
+  for name in ('val', 'real'):
+    own = [line for line in lines if line['evaluation'] == name]
+    assert [line['index'] for line in own] == list(range(13))
+    assert own[7]['path'].endswith("split 'validation', example 7")
+    assert {bool(line['labels']) for line in own} == {True, name == 'val'}
+    details = tmp_path / 'model.evaluation' / 'small' / name
+    found = json.loads((details / 'mistakes.json').read_text())
+    assert found['mistakes'] and (details / found['sprite']).exists()
+  assert len(lines) == 26
   result = json.loads((tmp_path / 'model.evaluation' / 'small.json').read_text())
   assert result['val/n'] == 13 and (result['real/n'], result['real/n_without_labels']) == (9, 4)
   assert result['uc_merced/n'] == 100 and 0 <= result['uc_merced/25shot'] <= 1

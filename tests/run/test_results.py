@@ -217,7 +217,7 @@ def test_each_evaluation_has_its_file(tmp_path, capsys, whole):
   twin.write_bytes(safetensors.numpy.save(pretrained.flatten(params)))
   evaluate(twin, values, name='digits')
   evaluate(twin, values, name='digits')
-  names = sorted(str(p.relative_to(whole)) for p in whole.glob('*evaluation/*'))
+  names = sorted(str(p.relative_to(whole)) for p in whole.glob('*evaluation/*.json'))
   best = pretrained.open(whole, which='best', keep_best='test/top1').identity['step']
   assert names == sorted([
     'evaluation/evaluation-step_6.json', 'evaluation/evaluation-step_6-2.json',
