@@ -1,5 +1,7 @@
 """The config of a program: --config=FILE[:ARGUMENT], and --config.KEY=VALUE for each change of it.
 
+A shipped config may be given by its name: finetune:ARGUMENT is configs/finetune.py:ARGUMENT.
+
 A value is None, True, False, a number, a tuple or text. A key that the file does not set is added
 to its section, if that exists; whether anything reads it is checked where the config is used.
 """
@@ -10,6 +12,7 @@ import difflib
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -29,7 +32,7 @@ _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mix
 def define_flags() -> None:
   """Defines --config and --config.KEY, and lists them under the --help of the program."""
   program = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('config', None, 'FILE[:ARGUMENT]', **program)
+  flags.DEFINE_string('config', None, 'FILE[:ARGUMENT] or NAME[:ARGUMENT]', **program)
   flags.DEFINE_multi_string(
     'config.KEY', [], 'VALUE: changes a key, as in --config.optim.clip_norm=None.', **program
   )
@@ -121,14 +124,20 @@ def name(given: str) -> str:
 def _divide(given: str) -> tuple[str, str | None]:
   """(FILE, ARGUMENT or None) of FILE[:ARGUMENT]."""
   found = re.fullmatch(r'(.*?\.py)(?::(.*))?', given, re.DOTALL)
-  return found.groups() if found else (given, None)
+  if found:
+    return found.groups()
+  name, separator, argument = given.partition(':')
+  if name in shipped.config_names() and not os.path.exists(given):
+    return f'configs/{name}.py', argument if separator else None
+  return given, None
 
 
 def _executed(path: str) -> ModuleType:
   path = shipped.find(path)
   if not pathlib.Path(path).is_file():
     beside = sorted(map(str, pathlib.Path(path).parent.glob('*.py')))
-    close = difflib.get_close_matches(path, beside, n=1)
+    close = difflib.get_close_matches(path.partition(':')[0], shipped.config_names(), n=1)
+    close = difflib.get_close_matches(path, beside, n=1) or close
     hint = f' Did you mean {close[0]}?' if close else ''
     raise InputError(f'--config={path}: there is no such file.{hint}')
   loader = importlib.machinery.SourceFileLoader('config_file', path)

@@ -21,3 +21,8 @@ def find(path: str) -> str:
   if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
   return str(shipped)
+
+
+def config_names() -> list[str]:
+  """The names under which shipped configs can be given: 'finetune' of configs/finetune.py."""
+  return sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem != 'common')

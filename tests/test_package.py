@@ -11,6 +11,9 @@ import zipfile
 
 import pytest
 
+from mixer import __main__ as command
+from mixer import config_file
+from mixer.errors import InputError
 import runs
 from test_architecture import ENTRY_POINTS
 
@@ -61,6 +64,29 @@ def test_a_config_is_found_from_another_directory(site, tmp_path):
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs' / 'fewshot.py').write_text('def get_config(a): raise ValueError("mine")')
   assert run(site, tmp_path, *command) == (2, 'error: mine\n')
+  assert run(site, tmp_path, '-m', 'mixer', 'check', '--config=fewshot:a') == (2, 'error: mine\n')
+
+
+def test_the_command_starts_every_program(site, tmp_path, capsys, monkeypatch):
+  (points,) = site.glob('*.dist-info/entry_points.txt')
+  assert points.read_text() == '[console_scripts]\nmixer = mixer.__main__:main\n'
+  modules = [str(f.relative_to(runs.ROOT).with_suffix('')) for f in command.COMMANDS.values()]
+  own = [name for name in ENTRY_POINTS if name != 'mixer.__main__']
+  assert sorted(name.replace('/', '.') for name in modules) == sorted(own)
+  monkeypatch.setattr(sys, 'argv', ['mixer'])
+  command.main()
+  listed = capsys.readouterr().out
+  assert '  train       Trains a model\n' in listed
+  assert listed.count('\n') == len(command.COMMANDS) + 4
+  monkeypatch.setattr(sys, 'argv', ['mixer', 'trian'])
+  with pytest.raises(SystemExit, match='^2$'):
+    command.main()
+  assert capsys.readouterr().err == "error: there is no command 'trian'; did you mean train?\n"
+  code = 'from mixer.__main__ import main; main()'  # what the installed script contains
+  status, output = run(site, tmp_path, '-c', code, 'train', '--config=digits')
+  assert status == 2 and output.startswith('error: --workdir=DIR is missing'), output
+  with pytest.raises(InputError, match='--config=finetun:model=B/16: .* Did you mean finetune?'):
+    config_file.read('finetun:model=B/16')
 
 
 def test_python_versions_are_those_that_are_tested():
