@@ -6,12 +6,17 @@ IN is whatever `mixer.pretrained.open` reads. The end of OUT says what is writte
   .safetensors  the state dict of timm's model
   .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
                 n, on CPU, CUDA and TPU; jax.export.deserialize(...).call runs it without this code
+  .onnx         the same for ONNX Runtime and others; needs pip install '.[onnx]'
 What was written is read back, and its outputs are compared with those of IN. What is recorded about
 the model of IN is written beside an .npz or .safetensors OUT, with the ending .json.
 """
 
 from collections.abc import Callable
+import contextlib
+import importlib
+import io
 import json
+import logging
 import os
 import tempfile
 
@@ -110,7 +115,9 @@ def _record(
     InputError: another file has this name.
   """
   record = beside(target)
-  if target.suffix == '.stablehlo' or source in (None, record) or description.loss is None:
+  if (
+    target.suffix in ('.stablehlo', '.onnx') or source in (None, record) or description.loss is None
+  ):
     return None
   if record.exists() and read(target).preprocessing is None:
     raise InputError(f'{record} would describe {target}, and is another file: move it away.')
@@ -166,6 +173,34 @@ def _write_stablehlo(path, model, params, image_shape) -> None:
   files.write(path, bytes(exported.serialize()))
 
 
+def _write_onnx(path, model, params, image_shape) -> None:
+  """The input is `images` with the free axis `batch`; the output has the name `logits`."""
+  apply = models.apply_function(model)
+  logging.disable(logging.WARNING)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):  # jax2onnx prints what it does
+      jax2onnx, _ = _onnx_module('jax2onnx'), _onnx_module('onnxruntime')
+      program = jax2onnx.to_onnx(
+        lambda images: apply(params, images),
+        [('batch', *image_shape)],
+        input_names=['images'],
+        output_names=['logits'],
+      )
+  finally:
+    logging.disable(logging.NOTSET)
+  content = program.SerializeToString()
+  if len(content) >= 2**31:
+    raise InputError(f'cannot write {path}: an .onnx of 2 GiB or more needs several files.')
+  files.write(path, content)
+
+
+def _onnx_module(name: str):
+  try:
+    return importlib.import_module(name)
+  except ImportError as fault:
+    raise InputError(f"an .onnx needs {name}: pip install '.[onnx]' ({fault}).") from fault
+
+
 def _run_parameters(path, model, images) -> np.ndarray:
   heads = getattr(model, 'num_heads', None)
   return _forward(model, pretrained.open(path, num_heads=heads).params, images)
@@ -177,11 +212,22 @@ def _run_stablehlo(path, model, images) -> np.ndarray:
   return np.concatenate([np.asarray(call(part)) for part in (images[:1], images[1:])])
 
 
+def _run_onnx(path, model, images) -> np.ndarray:
+  """By ONNX Runtime on the CPU, in two batches of different sizes."""
+  session = _onnx_module('onnxruntime').InferenceSession(
+    path.read_bytes(), providers=['CPUExecutionProvider']
+  )
+  return np.concatenate(
+    [session.run(['logits'], {'images': part})[0] for part in (images[:1], images[1:])]
+  )
+
+
 # ending -> (write it, outputs of what was written)
 WRITERS: dict[str, tuple[Callable, Callable]] = {
   '.npz': (_write_npz, _run_parameters),
   '.safetensors': (_write_safetensors, _run_parameters),
   '.stablehlo': (_write_stablehlo, _run_stablehlo),
+  '.onnx': (_write_onnx, _run_onnx),
 }
 
 

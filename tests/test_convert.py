@@ -94,7 +94,7 @@ def test_wrong_requests(tmp_path):
   source = tmp_path / 'a.npz'
   pretrained.save(source, tree(image_size=(8, 12)))
   words = {
-    'a.onnx': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo'].",
+    'a.pb': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo', '.onnx'].",
     'a.npz': f'{source} is the input too; give the output another name.',
     'none/b.npz': f'there is no directory {tmp_path}/none.',
     'b.npz': f'{source}: its parameters do not determine the size of the images; give '
@@ -167,16 +167,22 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', MODELS)
-def test_a_described_model(tmp_path, name):
-  """What its run has recorded is used: any model, any image size; computed in float32."""
+def described_model(folder, name):
+  """(the model, its random parameters) of MODELS, which are written to `folder` as a run does."""
   net = models.build(**MODELS[name], num_classes=5)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: np.float32(0.3 * rng.standard_normal(x.shape)), models.shapes(net, (8, 12))
   )
   facts = {**DESCRIBED, 'model': {**MODELS[name], 'num_classes': 5}}
-  pretrained.save_model(epath.Path(tmp_path), params, facts)
+  pretrained.save_model(epath.Path(folder), params, facts)
+  return net.clone(dtype='float32'), params
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_described_model(tmp_path, name):
+  """What its run has recorded is used: any model, any image size; computed in float32."""
+  net, params = described_model(tmp_path, name)
   source = tmp_path / 'model.npz'
   for ending in ('npz', 'stablehlo'):
     line = convert.convert(source, tmp_path / f'out.{ending}')
@@ -188,9 +194,9 @@ def test_a_described_model(tmp_path, name):
   assert converted.preprocessing == recorded.preprocessing
   assert {**converted.model, 'num_classes': 5} == {**recorded.model, 'num_classes': 5}
   assert not (tmp_path / 'out.stablehlo.json').exists()
-  images = np.float32(rng.uniform(-1, 1, (2, 8, 12, 3)))
+  images = np.float32(np.random.default_rng(1).uniform(-1, 1, (2, 8, 12, 3)))
   run = jax.export.deserialize(bytearray((tmp_path / 'out.stablehlo').read_bytes())).call
-  wanted = models.apply_function(net.clone(dtype='float32'))(params, images)
+  wanted = models.apply_function(net)(params, images)
   np.testing.assert_allclose(run(images), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
   if name == 'untied':
     with pytest.raises(InputError, match=r"timm's Mixer has no place for "):
@@ -201,6 +207,31 @@ def test_a_described_model(tmp_path, name):
     equal(pretrained.load(tmp_path / 'out.safetensors'), params)
   with pytest.raises(InputError, match=r"model.json describes .*; leave out \['--image_size'\]"):
     convert.convert(source, tmp_path / 'out.npz', image_size=(12, 8))
+
+
+def test_onnx_without_jax2onnx(tmp_path, monkeypatch):
+  described_model(tmp_path, 'Mixer')
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(InputError, match=r"needs jax2onnx: pip install '\.\[onnx\]'"):
+    convert.convert(tmp_path / 'model.npz', tmp_path / 'a.onnx')
+
+
+@pytest.mark.filterwarnings('ignore')  # of jax2onnx and what it imports
+@pytest.mark.parametrize('name', ['Mixer', 'ViT', 'BiT'])
+def test_onnx(tmp_path, name):
+  """ONNX Runtime gives the logits for a batch of any size."""
+  runtime = pytest.importorskip('onnxruntime')
+  pytest.importorskip('jax2onnx')
+  net, params = described_model(tmp_path, name)
+  with jax.numpy_rank_promotion('allow'):  # by which jax2onnx replaces layers of Flax
+    line = convert.convert(tmp_path / 'model.npz', tmp_path / 'a.onnx')
+  assert line.startswith(f'{tmp_path}/model.npz -> {tmp_path}/a.onnx: logits of 3 random images')
+  session = runtime.InferenceSession(tmp_path / 'a.onnx', providers=['CPUExecutionProvider'])
+  assert session.get_inputs()[0].shape == ['batch', 8, 12, 3]
+  images = np.float32(np.random.default_rng(1).uniform(-1, 1, (7, 8, 12, 3)))
+  wanted = np.asarray(models.apply_function(net)(params, images))
+  (logits,) = session.run(['logits'], {'images': images})
+  np.testing.assert_allclose(logits, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
 
 
 CONFIG = {

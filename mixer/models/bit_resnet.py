@@ -90,7 +90,7 @@ class RootBlock(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     x = StdConv(self.width, 7, 2, self.dtype, name='conv_root')(images)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # BiT pads with zeros, not -inf
-    return nn.max_pool(x, (3, 3), (2, 2))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
 
 
 class Stage(nn.Module):
