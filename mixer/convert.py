@@ -39,7 +39,9 @@ GELU_NOTE = (
   'timm computes GELU by erf and this model by tanh, up to 4.7e-4 apart at each of them; with '
   "create_model(..., act_layer=timm.layers.GELUTanh) timm's outputs equal these"
 )
-_MAX_GAP = 1e-5  # in units of the largest output, or of 1
+# In units of the largest output, or of 1. ONNX Runtime rounds otherwise than XLA: the logits of a
+# BiT-R50x1 with random weights are 2.6e-5 from those in float64, and XLA's in float32 are 0.8e-5.
+_MAX_GAP, _MAX_GAP_ONNX = 1e-5, 1e-4
 
 
 def convert(
@@ -57,7 +59,7 @@ def convert(
 
   Raises:
     InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
-      is `source`, or the outputs of what was written differ (by more than 1e-5).
+      is `source`, or the outputs of what was written differ (by more than 1e-5, .onnx 1e-4).
   """
   source, target = pretrained.local(source), _writable(target)
   if os.path.realpath(source) == os.path.realpath(target):
@@ -87,10 +89,11 @@ def convert(
   gap = float(np.abs(actual - wanted).max())
   scale = max(1.0, float(np.abs(wanted).max()))
   outputs = 'pre-logits' if model.num_classes is None else 'logits'
-  if not gap <= _MAX_GAP * scale:
+  bound = scale * (_MAX_GAP_ONNX if target.suffix == '.onnx' else _MAX_GAP)
+  if not gap <= bound:
     raise InputError(
       f'{target} was written, but its {outputs} differ from those of {source} by {gap:.3g} where '
-      f'at most {_MAX_GAP * scale:.3g} is rounding. Do not use it.'
+      f'at most {bound:.3g} is rounding. Do not use it.'
     )
   line = (
     f'{found.source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at '
