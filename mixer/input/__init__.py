@@ -70,6 +70,7 @@ SOURCES = {
   'arrays': ('mixer.input.sources.arrays:load', _ARRAYS),
   'digits': ('mixer.input.sources.arrays:digits', _ARRAYS),
   'folder': ('mixer.input.sources.folder:ImageFolder', _IMAGES),
+  'idx': ('mixer.input.sources.idx:load', _ARRAYS),
   'placed_digits': ('mixer.input.sources.arrays:placed_digits', _ARRAYS),
   'shards': ('mixer.input.sources.shards:Shards', _IMAGES),
   'synthetic': ('mixer.input.sources.synthetic:Synthetic',),

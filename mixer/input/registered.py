@@ -1,9 +1,12 @@
 """Prepares a data set of TensorFlow Datasets, and verifies the result."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import difflib
 import logging
 import os
+import pathlib
+import tempfile
 
 from etils import epath
 
@@ -20,11 +23,14 @@ COUNTS = {
   'dsprites': {'train': 737_280},
   'dtd': {'train': 1_880, 'validation': 1_880, 'test': 1_880},
   'eurosat': {'train': 27_000},
+  'fashion_mnist': {'train': 60_000, 'test': 10_000},
   'imagenet2012': {'train': 1_281_167, 'validation': 50_000},
   'imagenet2012_real': {'validation': 50_000},
   'imagenet_a': {'test': 7_500},
   'imagenet_r': {'test': 30_000},
   'imagenet_v2': {'test': 10_000},
+  'kmnist': {'train': 60_000, 'test': 10_000},
+  'mnist': {'train': 60_000, 'test': 10_000},
   'oxford_flowers102': {'train': 1_020, 'validation': 1_020, 'test': 6_149},
   'oxford_iiit_pet': {'train': 3_680, 'test': 3_669},
   'patch_camelyon': {'train': 262_144, 'validation': 32_768, 'test': 32_768},
@@ -43,6 +49,17 @@ MANUAL: dict[str, dict[str, int | None]] = {
     'sample': None, 'train': None, 'test': None, 'trainLabels.csv': None,
   },
 }  # fmt: skip
+_NAMELESS, _NAMED = b'\x1f\x8b\x08\x00', b'\x1f\x8b\x08\x08'  # headers of gzip files
+# Archives that are packed without a name and time by some who ship them, such as Debian, with the
+# time (seconds since 1970) in the official ones, of which TFDS has the checksums.
+PACKED_AT = {
+  'fashion_mnist': {
+    'train-images-idx3-ubyte.gz': 1_504_176_606,
+    'train-labels-idx1-ubyte.gz': 1_504_176_606,
+    't10k-images-idx3-ubyte.gz': 1_504_176_627,
+    't10k-labels-idx1-ubyte.gz': 1_504_176_627,
+  },
+}
 
 
 def prepare(
@@ -85,7 +102,8 @@ def prepare(
     where = epath.Path(expand(manual_dir)) if manual_dir else None
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
       check_manual(name, MANUAL.get(bare), where, builder.MANUAL_DOWNLOAD_INSTRUCTIONS, verify)
-    _run(builder, where)
+    with named(where, PACKED_AT.get(bare, {})) as folder:
+      _run(builder, folder)
   counts = {split: info.num_examples for split, info in builder.info.splits.items()}
   listed = ', '.join(f'{split} {count:,}' for split, count in counts.items())
   print(f'{builder.info.full_name}: {listed}')
@@ -147,6 +165,28 @@ def verify_counts(
       'it as it is.'
     )
   print('The numbers of examples are the official ones.')
+
+
+@contextlib.contextmanager
+def named(manual_dir: epath.Path | None, times: Mapping[str, int]) -> Iterator[epath.Path | None]:
+  """`manual_dir`, or a copy of its .gz files in which each header has the official name and time.
+
+  Args:
+    manual_dir: the folder of the files.
+    times: those of `PACKED_AT`; a copy is made if one of these files has neither.
+  """
+  paths = [manual_dir / name for name in times] if manual_dir else []
+  contents = {path.name: path.read_bytes() for path in paths if path.exists()}
+  if not any(content.startswith(_NAMELESS) for content in contents.values()):
+    yield manual_dir
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    for name, content in contents.items():
+      if content.startswith(_NAMELESS):
+        time, title = times[name].to_bytes(4, 'little'), name.removesuffix('.gz').encode()
+        content = _NAMED + time + content[8:10] + title + b'\0' + content[10:]
+      pathlib.Path(folder, name).write_bytes(content)
+    yield epath.Path(folder)
 
 
 def _run(builder, manual_dir: epath.Path | None) -> None:

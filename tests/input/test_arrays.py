@@ -248,14 +248,14 @@ def test_placed_digits():
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
-      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', "
+      "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', 'idx', "
       "'placed_digits', 'shards', 'synthetic', 'table', 'tfds', 'vtab'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
       "input source 'digits': nothing reads 'batchsize' (did you mean 'batch_size'?); "
-      "'batch_size' is missing. It takes ['batch_size', 'flip', 'shift_pixels', 'split', "
-      "'subset_fraction', 'subset_seed'].",
+      "'batch_size' is missing. It takes ['batch_size', 'flip', 'image_size', 'shift_pixels', "
+      "'split', 'subset_fraction', 'subset_seed'].",
     ),
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 3.0},

@@ -70,7 +70,7 @@ IMAGES = (
   'randaugment_layers randaugment_magnitude randaugment_on resize subset_fraction subset_seed'
 )
 PLACED = 'split side magnify stride copies'
-ARRAYS = 'batch_size flip shift_pixels subset_fraction subset_seed'
+ARRAYS = 'batch_size flip image_size shift_pixels subset_fraction subset_seed'
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,7 @@ ARRAYS = 'batch_size flip shift_pixels subset_fraction subset_seed'
     ('arrays', 'images', 'first images label_offset labels last num_classes', ARRAYS),
     ('digits', 'split', 'split', ARRAYS),
     ('folder', 'path split', 'class_names path split val_fraction', IMAGES),
+    ('idx', 'split', 'class_names label_offset num_classes path split', ARRAYS),
     ('placed_digits', PLACED, PLACED, ARRAYS),
     (
       'shards',

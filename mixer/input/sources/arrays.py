@@ -7,7 +7,9 @@ import zipfile
 import zlib
 
 import numpy as np
+from PIL import Image
 
+from mixer import sizes
 from mixer.errors import InputError
 from mixer.input import label_numbers, order
 from mixer.values import Count, Fraction, Seed, Steps
@@ -27,6 +29,7 @@ class Arrays:
     /,
     *,
     batch_size: Count,
+    image_size: sizes.Size | None = None,
     shift_pixels: Steps = 0,
     flip: bool = False,
     subset_fraction: Fraction = 1.0,
@@ -39,6 +42,8 @@ class Arrays:
         range(len(class_names)) or zeros and ones (n, len(class_names)); and the class names in the
         order of the class numbers.
       batch_size: global, not per process.
+      image_size: the images are resized to it when they are opened, bilinearly with antialiasing,
+        without keeping the aspect ratio; None for their own size.
       shift_pixels: training images are moved by up to this many pixels along each axis, by
         uniform draws, and filled up with 0.
       flip: training images are mirrored half of the time.
@@ -53,6 +58,8 @@ class Arrays:
         'images are uint8 (n, height, width, channels) with as many labels; '
         f'got {images.dtype} {images.shape} and {len(labels)} labels.'
       )
+    if image_size is not None and sizes.pair(image_size) != images.shape[1:3]:
+      images = _resized(images, sizes.pair(image_size))
     if shift_pixels >= min(images.shape[1:3]):
       raise InputError(
         f'shift_pixels is {shift_pixels} and the images have {images.shape[1]} x {images.shape[2]} '
@@ -130,6 +137,15 @@ class Arrays:
     return np.where(mirror, images[:, :, ::-1], images)
 
 
+def _resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Images (n, height, width, channels) of another size, by Pillow."""
+  resized = np.empty((*images.shape[:1], *size, *images.shape[3:]), np.uint8)
+  for i, channel in np.ndindex(len(images), images.shape[3]):
+    image = Image.fromarray(images[i, :, :, channel])
+    resized[i, :, :, channel] = image.resize(size[::-1], Image.Resampling.BILINEAR)
+  return resized
+
+
 def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
   """A digest of the shape, the labels and a sample of the images."""
   sample = images[:: len(images) // _SAMPLE + 1]
@@ -200,11 +216,11 @@ def load(
   if held['images'].ndim and held['images'].shape[:1] == held['labels'].shape[:1]:
     begin, end = order.part(len(held['images']), first, last, images)
     held = {key: held[key][begin:end] for key in ('images', 'labels')}
-  return held['images'], _counted(held['labels'], label_offset, images), names
+  return held['images'], counted(held['labels'], label_offset, images), names
 
 
-def _counted(given: np.ndarray, label_offset: int, where: str) -> np.ndarray:
-  """The class numbers from 0."""
+def counted(given: np.ndarray, label_offset: int, where: str) -> np.ndarray:
+  """The class numbers from 0; `where` they are from, for a message."""
   if given.ndim == 1 and given.dtype.kind in 'iu':
     label_numbers.warn_of_offset(where, [np.unique(given)], label_offset)
     return given.astype(np.int64) - label_offset
