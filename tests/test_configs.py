@@ -82,7 +82,15 @@ def train_two_steps(config: ConfigDict, workdir) -> list[dict]:
 
 def test_every_file_is_tested():
   files = {p.stem for p in (runs.ROOT / 'configs').glob('*.py')}
-  trained = {'ablations', 'digits', 'cifar10_scratch', 'finetune', 'upstream', 'vtab'}
+  trained = {
+    'ablations',
+    'digits',
+    'cifar10_scratch',
+    'fashion_mnist',
+    'finetune',
+    'upstream',
+    'vtab',
+  }
   # Evaluations only: tests/evaluators/test_evaluation.py runs them.
   evaluated = {'fewshot', 'imagenet'}
   studies = {'permutations', 'permutations_small', 'data_size_small', 'bit', 'vit'}
@@ -132,6 +140,29 @@ def test_cifar10_from_scratch(tmp_path):
   config.train_input.data_dir = str(tmp_path / 'sets')
   config.train_input.batch_size = 16
   config.total_steps = 2
+  assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
+
+
+def test_fashion_mnist(tmp_path):
+  flops = {}
+  for family in SMALL:
+    config = load('fashion_mnist', f'model={family},stage=dev')
+    assert config.train_input.split == 'train[:55000]' and config.optim.learning_rate == 2e-3
+    assert config.evals.val.input.split == 'train[55000:]' and list(config.evals) == ['val']
+    model = models.build(**config.model, num_classes=10)
+    flops[family] = models.train_flops(model, config.train_input.image_size, channels=1)
+    final = load('fashion_mnist', f'model={family}')
+    assert (final.train_input.split, final.evals.test.input.split) == ('train', 'test')
+    assert final.checkpoints.keep_best is None and 'val' not in final.evals
+  assert max(flops.values()) < 1.05 * min(flops.values()), flops
+
+  for part, n in (('train', 40), ('t10k', 13)):
+    for kind, array in (('images-idx3', np.zeros((n, 28, 28))), ('labels-idx1', np.zeros(n))):
+      header = b''.join(side.to_bytes(4, 'big') for side in array.shape)
+      content = bytes([0, 0, 8, array.ndim]) + header + array.astype(np.uint8).tobytes()
+      (tmp_path / f'{part}-{kind}-ubyte').write_bytes(content)
+  config = shrink(load('fashion_mnist'), None)
+  config.train_input.update({'path': str(tmp_path), 'image_size': 16})  # the test has them too
   assert train_two_steps(config, tmp_path / 'run')[-1]['test/n'] == 13
 
 
