@@ -13,6 +13,8 @@ The argument is a list of KEY=VALUE:
               folders in them, or a table of images and labels (.csv, .tsv, .jsonl)
   resolution  224, or a multiple that the token-mixing MLPs grow to (448), or HEIGHTxWIDTH; of a
               ViT any multiple of its patches, of a BiT any size
+  resample    False, or True: token mixing is resampled for any other resolution, such as 256, 384
+              or 160; an approximation, see docs/finetuning.md
   stage       final (train on all training images, report test) or dev (hold out the part on which
               the paper chooses its learning rate, and report that); `python -m mixer.sweep` runs
               dev for each learning rate and then final. A folder's val and test are reported under
@@ -41,6 +43,7 @@ DATA = {
 }
 
 _CHOICES = {
+  'resample': ('False', 'True'),
   'stage': ('final', 'dev'),
   'crop': ('resize_small', 'resize'),
   'recipe': ('paper', 'vision_transformer'),
@@ -49,6 +52,7 @@ _DEFAULTS = {
   'model': 'B/16',
   'data': 'cifar10',
   'resolution': '224',
+  'resample': 'False',
   'stage': 'final',
   'crop': 'resize_small',
   'recipe': 'paper',
@@ -100,6 +104,10 @@ def get_config(argument: str = '') -> ConfigDict:
     remat=False,
     scan=False,
   )
+  if options['resample'] == 'True':
+    config.init.resample = True
+    if any(side % common.RELEASED_SIZE for side in size) and config.model.name.startswith('Mixer'):
+      config.model.tiles = (1, 1)  # no growth
   config.loss = 'softmax'
   config.mixup = 0.0
 

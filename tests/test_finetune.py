@@ -173,6 +173,15 @@ def test_arguments_that_are_wrong(argument, text):
     finetune.get_config(argument)
 
 
+@pytest.mark.parametrize(
+  ('resolution', 'tiles'), [('256', 1), ('160', 1), ('512x256', 1), ('448', 2)]
+)
+def test_resampling_by_argument(resolution, tiles):
+  config = finetune.get_config(f'model=B/16,resolution={resolution},resample=True')
+  assert config.init.resample is True and config.model.tiles == (tiles, tiles)
+  assert 'resample' not in finetune.get_config(f'resolution={resolution}').init
+
+
 FAKE_TRAIN = """
 import json, pathlib, re, sys
 flags = dict(re.fullmatch('--([^=]+)=(.*)', word).groups() for word in sys.argv[1:])

@@ -191,6 +191,7 @@ def test_batches_that_do_not_fit_into_the_memory():
     (['model.grouping=views'], 'config.model.grouping=views has no effect with one group.'),
     (['train_input.subset_seed=3'], 'subset_seed=3 has no effect with subset_fraction=1.'),
     (['train_input.batch_size=1'], 'config.mixup=0.2 has no effect with a batch of 1'),
+    (['init.resample=True'], 'config.init.resample=True has no effect without config.init.path'),
     (['init.head=reset'], "config.init.head='reset' has no effect without config.init.path"),
     (['init.from_size=(8, 8)'], 'config.init.from_size=(8, 8) has no effect without config.init'),
     (['evals.test.input.shift_pixels=1'], 'config.evals.test.input.shift_pixels has no effect'),
@@ -199,6 +200,13 @@ def test_batches_that_do_not_fit_into_the_memory():
 def test_a_setting_without_effect(caplog, changes, told):
   check(read('digits.py', *changes))
   assert len(caplog.messages) == 1 and told in caplog.messages[0]
+
+
+def test_resampling_is_for_a_mixer(caplog):
+  check(read('digits.py:model=ViT', 'init.path=x.npz', 'init.resample=True'))
+  assert caplog.messages == [
+    'config.init.resample has no effect: only a Mixer has token-mixing MLPs.'
+  ]
 
 
 def test_an_evaluation_that_is_told_to_augment(caplog):

@@ -1,13 +1,16 @@
-"""Weights for a higher resolution: section 3 and appendix C of the paper.
+"""Weights for another resolution: exact growth (section 3 and appendix C) and resampling.
 
 An image of the new size is divided into K_h x K_w tiles of the old size. After growing, the
 token-mixing MLPs work on each tile as before, so the logits of the large image are the mean of
 those of its tiles; fine-tuning then mixes tokens across tiles.
+
+Resampling, which is not in the paper, is an approximation for any other grid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 
+import jax
 import numpy as np
 
 from mixer.errors import InputError
@@ -28,7 +31,9 @@ def tiling(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
   if faults:
     raise InputError(
       f'weights for a grid of {old} patches cannot grow to {new}: {"; ".join(faults)}. '
-      'Grown weights are copies of the old ones, one for each tile (appendix C of the paper).'
+      'Grown weights are copies of the old ones, one for each tile (appendix C of the paper). '
+      'config.init.resample=True, without config.model.tiles, resamples them for any grid instead, '
+      'which is an approximation.'
     )
   return new[0] // old[0], new[1] // old[1]
 
@@ -66,8 +71,43 @@ def grow(params: Mapping, grid: tuple[int, int], tiles: tuple[int, int]) -> dict
       'Dense_1': {'kernel': out, 'bias': bias},
     }
 
+  return _with_token_mixing(params, grow_mlp)
+
+
+def resample(params: Mapping, old: tuple[int, int], new: tuple[int, int]) -> dict:
+  """Parameters for the grid `new` of those for `old` (rows, columns), in the released layout.
+
+  Each token-mixing MLP f of `old` becomes R f(P x): P resizes the tokens x from `new` to `old`, and
+  R from `old` to `new`, both bilinearly with antialiasing. P is part of the first kernel, P^T W_1,
+  and R of the second kernel and its bias, W_2 R^T and R b_2; the hidden width stays. The rows of P
+  add up to 1. So tokens that are all equal have the same pre-activations as before: away from the
+  borders, P^T W_1 is W_1 interpolated and scaled by the number of old tokens over that of new ones.
+  """
+  down, up = _resize_matrix(new, old), _resize_matrix(old, new)
+
+  def resample_mlp(mlp):
+    first, second = mlp['Dense_0'], mlp['Dense_1']
+    return {
+      'Dense_0': {'kernel': down.T @ first['kernel'], 'bias': first['bias']},
+      'Dense_1': {'kernel': second['kernel'] @ up.T, 'bias': up @ second['bias']},
+    }
+
+  return _with_token_mixing(params, resample_mlp)
+
+
+def _resize_matrix(old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+  """(new tokens, old tokens), float32: resizes values on the grid `old`, row-major, to `new`."""
+  rows, columns = (
+    jax.image.resize(np.eye(have, dtype=np.float32), (want, have), 'linear', antialias=True)
+    for have, want in zip(old, new, strict=True)
+  )
+  return np.kron(rows, columns)
+
+
+def _with_token_mixing(params: Mapping, change: Callable[[Mapping], Mapping]) -> dict:
+  """The parameters, in which each token-mixing MLP is changed."""
   return {
-    name: {**part, 'token_mixing': grow_mlp(part['token_mixing'])}
+    name: {**part, 'token_mixing': change(part['token_mixing'])}
     if name.startswith('MixerBlock_')
     else part
     for name, part in params.items()

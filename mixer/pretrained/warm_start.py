@@ -28,13 +28,14 @@ def load(
   channels: int,
   permutation: Mapping | None,
   class_names: Sequence[str] = (),
+  resample: bool = False,
   cluster: Cluster = SINGLE,
 ) -> tuple[dict, dict]:
   """(parameters in the layout of `model`, their identity and 'changes'); see `start_from`.
 
-  The arguments up to `from_size` are `config.init`, where an empty `from_size` means a square;
-  `permutation` is `config.permutation`; `class_names` are those of the data. Where head='auto'
-  keeps a head of other classes, or of the same in another order, a warning says so.
+  The arguments up to `from_size`, and `resample`, are `config.init`, where an empty `from_size`
+  means a square; `permutation` is `config.permutation`; `class_names` are those of the data. Where
+  head='auto' keeps a head of other classes, or of the same in another order, a warning says so.
   """
   found = pretrained.open(path, cluster=cluster)
   found.check_permutation(permutation, image_size)
@@ -46,6 +47,7 @@ def load(
     channels=channels,
     head=head,
     from_size=from_size or None,
+    resample=resample,
   )
   if head == 'auto' and not has_zero_head(params):  # a head that is reset is zero
     _warn_of_other_classes(found, class_names)
@@ -61,6 +63,7 @@ def start_from(
   channels: int,
   head: str,
   from_size: layers.Size | None = None,
+  resample: bool = False,
 ) -> tuple[dict, str]:
   """(parameters in the released layout that fit `model`, how they were changed).
 
@@ -71,6 +74,7 @@ def start_from(
     head: 'keep', 'reset' (a zero kernel and the model's `head_bias`), or 'auto': keep where the
       number of classes agrees, else reset.
     from_size: the image size that `params` were trained at; None for a square one.
+    resample: of a Mixer without tiles on another grid, see `growth.resample`.
 
   Raises:
     InputError: the parameters do not fit, or cannot grow to this size.
@@ -78,7 +82,7 @@ def start_from(
   changes = []
   check_network(params, model, source)
   if isinstance(model, mlp_mixer.MlpMixer):
-    params, changes = _grow(params, model, source, image_size, from_size)
+    params, changes = _grow(params, model, source, image_size, from_size, resample)
   elif isinstance(model, vit.VisionTransformer):
     params, changes = _resize_positions(params, model, image_size, from_size)
   old_head = params.get('head')
@@ -213,7 +217,7 @@ def _warn_of_other_classes(found: pretrained.Pretrained, class_names: Sequence[s
   )  # fmt: skip
 
 
-def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[str]]:
+def _grow(params, model, source, image_size, from_size, resample) -> tuple[Mapping, list[str]]:
   """(the parameters for the patch grid of such images, how they were changed)."""
   grid = layers.patch_grid(image_size, model.patch_size)
   if variants.active(model):  # changed token mixing cannot grow; `trees.check` says what differs
@@ -221,6 +225,9 @@ def _grow(params, model, source, image_size, from_size) -> tuple[Mapping, list[s
   old = _grid(params, model, from_size, source)
   if old == grid:
     return params, []
+  if resample and layers.pair(model.tiles) == (1, 1):
+    changed = f'RESAMPLED, an approximation, from a grid of {old} patches to {grid}'
+    return growth.resample(params, old, grid), [changed]
   tiles = growth.tiling(old, grid)
   if tiles != layers.pair(model.tiles):
     raise InputError(

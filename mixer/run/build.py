@@ -98,11 +98,13 @@ def _without_effect(config: Mapping) -> list[str]:
     found += [
       f'config.init.{key}={init[key]!r} has no effect without config.init.path: the run starts '
       'from fresh parameters.'
-      for key, unset in (('head', 'auto'), ('from_size', None))
+      for key, unset in (('head', 'auto'), ('from_size', None), ('resample', False))
       if init.get(key, unset) not in (unset, (), [])
     ]
   if init.get('path') and init.get('from_size') and config['model']['name'].startswith('BiT'):
     found.append('config.init.from_size has no effect on a ResNet, whose weights fit any size.')
+  if init.get('path') and init.get('resample') and not config['model']['name'].startswith('Mixer'):
+    found.append('config.init.resample has no effect: only a Mixer has token-mixing MLPs.')
   if config['mixup'] and batch_size == 1:
     found.append(
       f'config.mixup={config["mixup"]} has no effect with a batch of 1, which is its own partner.'

@@ -6,6 +6,7 @@ import re
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from mixer import labels, models, pretrained
@@ -30,9 +31,16 @@ def weights(model, size):
   return noise(models.shapes(model, size))
 
 
-def start(params, model, size, head='auto', from_size=None):
+def start(params, model, size, head='auto', from_size=None, **more):
   return warm_start.start_from(
-    params, model, source='FILE', image_size=size, channels=3, head=head, from_size=from_size
+    params,
+    model,
+    source='FILE',
+    image_size=size,
+    channels=3,
+    head=head,
+    from_size=from_size,
+    **more,
   )
 
 
@@ -103,6 +111,48 @@ def test_sizes_that_do_not_grow():
     start(params, build(), 8)
   with pytest.raises(InputError, match=r'set config.model.tiles=\(2, 2\), so that'):
     start(params, build(), 32)
+
+
+def resized(tokens, old, new):
+  """Tokens (old tokens, C) on another grid, by Pillow."""
+  channels = [
+    Image.fromarray(one.reshape(old)).resize(new[::-1], Image.Resampling.BILINEAR)
+    for one in np.float32(tokens).T
+  ]
+  return np.stack([np.asarray(channel).ravel() for channel in channels], axis=1)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'), [((4, 4), (5, 6)), ((7, 7), (5, 5)), ((3, 5), (6, 2)), ((4, 4), (8, 8))]
+)
+def test_resampled_mixing_is_that_of_resized_tokens(old, new):
+  small, size = build(), tuple(4 * side for side in new)
+  from_size = tuple(4 * side for side in old)
+  params = weights(small, from_size)
+  found, words = start(params, small, size, from_size=from_size, resample=True)
+  assert words.startswith(f'RESAMPLED, an approximation, from a grid of {old} patches to {new}, ')
+  mlp, had = (p['MixerBlock_1']['token_mixing'] for p in (found, params))
+  tokens = np.random.default_rng(2).normal(size=(new[0] * new[1], 6)).astype(np.float32)
+  hidden = had['Dense_0']['kernel'].T @ resized(tokens, new, old)
+  np.testing.assert_allclose(mlp['Dense_0']['kernel'].T @ tokens, hidden, atol=2e-6)
+  out = had['Dense_1']['kernel'].T @ hidden + had['Dense_1']['bias'][:, None]
+  again = mlp['Dense_1']['kernel'].T @ hidden + mlp['Dense_1']['bias'][:, None]
+  np.testing.assert_allclose(again, resized(out, old, new), atol=1e-5)
+  np.testing.assert_array_equal(mlp['Dense_0']['bias'], had['Dense_0']['bias'])
+
+  sums = had['Dense_0']['kernel'].sum(axis=0)  # all that tokens which are equal meet
+  np.testing.assert_allclose(mlp['Dense_0']['kernel'].sum(axis=0), sums, atol=1e-5)
+  same = growth.resample(params, old, old)
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_multiple_with_tiles_grows_exactly_with_and_without_resample():
+  params, large = weights(build(), 16), build(tiles=2)
+  grown, words = start(params, large, 32, resample=True)
+  assert words.startswith('grown from a grid of (4, 4) patches to (8, 8)')
+  jax.tree.map(np.testing.assert_array_equal, grown, start(params, large, 32)[0])
+  with pytest.raises(InputError, match=r'config.init.resample=True, without config.model.tiles'):
+    start(params, build(), 20)
 
 
 def test_a_rectangle_has_to_be_named():
