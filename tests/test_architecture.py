@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom. A package imports from the lines below its own, and never from its own line.
 LAYERS = [
-  'mixer.__main__ train evaluate mixer.convert mixer.predict mixer.studies mixer.vtab',
+  'mixer.__main__ train evaluate mixer.convert mixer.predict mixer.progressive mixer.studies mixer.vtab',
   'mixer.report mixer.sweep mixer.cost',
   'mixer.run',
   'mixer.evaluators mixer.visualize',
@@ -50,6 +50,7 @@ ENTRY_POINTS = (
   'mixer.input.prepare',
   'mixer.predict',
   'mixer.pretrained.__main__',
+  'mixer.progressive',
   'mixer.report.__main__',
   'mixer.studies',
   'mixer.sweep',

@@ -21,7 +21,8 @@ TEXTS = {str(path.relative_to(runs.ROOT)): path.read_text() for path in PAGES}
 COMMAND = (
   r'python (?:-m )?(train\.py|evaluate\.py|benchmarks/\w+\.py|mixer[\w.]*)((?:\\\n|[^\n`])*)'
 )
-PASS_ON = ('mixer.studies', 'mixer.sweep', 'mixer.vtab')  # the flags that they lack, to train.py
+# The flags that they lack are passed on to train.py.
+PASS_ON = ('mixer.progressive', 'mixer.studies', 'mixer.sweep', 'mixer.vtab')
 WIDTH = 100
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common, fewshot, finetune
-from mixer import errors, models, pretrained, sweep
+from mixer import errors, models, pretrained, progressive, sweep
 from mixer.input import folders
 import runs
 import sets
@@ -212,6 +212,42 @@ def test_the_sweep_takes_the_best_rate(tmp_path, monkeypatch):
     sweep.sweep(config, workdir, ['2'], [])
   with pytest.raises(errors.InputError, match='the sweep sets the stage itself'):
     sweep.sweep(config + ',stage=dev', workdir, rates, [])
+
+
+FAKE_STAGE = """
+import json, pathlib, sys
+workdir = pathlib.Path(next(w for w in sys.argv if w.startswith('--workdir=')).partition('=')[2])
+workdir.mkdir(parents=True, exist_ok=True)
+row = {'step': 1, 'test/top1': 0.5, 'flags': sys.argv[1:]}
+(workdir / 'metrics.jsonl').write_text(json.dumps(row) + '\\n')
+"""
+
+
+def test_progressive_resolution(tmp_path, monkeypatch):
+  (tmp_path / 'fake.py').write_text(FAKE_STAGE)
+  monkeypatch.setattr(sweep, 'TRAIN', tmp_path / 'fake.py')
+  workdir = epath.Path(tmp_path / 'run')
+
+  def run(*stages, rest=()):
+    return progressive.progress('digits.py', workdir, stages, rest)
+
+  found = run('init.path=x.npz', "model.tiles='(2, 1)' total_steps=3", rest=['--config.seed=1'])
+  assert [row['flags'] for row in found] == [
+    ['--config=digits.py', f'--workdir={workdir}/stage1', '--config.init.path=x.npz',
+     '--config.seed=1'],
+    ['--config=digits.py', f'--workdir={workdir}/stage2', f'--config.init.path={workdir}/stage1',
+     '--config.model.tiles=(2, 1)', '--config.total_steps=3', '--config.seed=1'],
+  ]  # fmt: skip
+  for stages, rest, text in (
+    (['--x=1'], [], r"--stage=--x=1: \['--x=1'\] is not KEY=VALUE of a config"),
+    ([''], [], '--stage=: nothing is not KEY=VALUE'),
+    (["a='1"], [], "--stage=a='1: No closing quotation."),
+    (['seed=1', 'init.path=x'], [], '--stage=init.path=x: init.path is the stage before'),
+    (['seed=1'], ['--config.seed=2'], '--config.seed would be the same in all runs; give --stage'),
+    (['seed=1'], ['--config.init.path=x'], '--config.init.path would be the same in all runs'),
+  ):
+    with pytest.raises(errors.InputError, match=text):
+      run(*stages, rest=rest)
 
 
 @pytest.mark.slow
