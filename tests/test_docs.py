@@ -154,7 +154,7 @@ def test_overrides_exist():
     digits.get_config(),
     fewshot.get_config(),
     imagenet.get_config(),
-    finetune.get_config(),
+    finetune.get_config('resolution=256,resample=True'),
     finetune.get_config('data=/a/folder'),
     upstream.get_config('Mixer-B/16', 'imagenet21k'),
     upstream.get_config('Mixer-B/16', 'jft_shards'),
