@@ -20,6 +20,7 @@ COMMANDS = {  # name -> the file of the program
   'prepare': _PACKAGE / 'input' / 'prepare.py',
   'check': _PACKAGE / 'input' / 'check.py',
   'sweep': _PACKAGE / 'sweep.py',
+  'progressive': _PACKAGE / 'progressive.py',
   'vtab': _PACKAGE / 'vtab.py',
   'studies': _PACKAGE / 'studies.py',
 }

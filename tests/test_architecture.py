@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom. A package imports from the lines below its own, and never from its own line.
 LAYERS = [
-  'mixer.__main__ train evaluate mixer.convert mixer.predict mixer.progressive mixer.studies mixer.vtab',
+  'mixer.__main__ train evaluate mixer.convert mixer.predict mixer.progressive mixer.studies '
+  'mixer.vtab',
   'mixer.report mixer.sweep mixer.cost',
   'mixer.run',
   'mixer.evaluators mixer.visualize',
