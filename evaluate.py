@@ -14,7 +14,10 @@ from mixer.run import evaluation
 config_file.define_flags()
 flags.DEFINE_string('checkpoint', None, 'A file of parameters, or the workdir of a run.')
 flags.DEFINE_string(
-  'which', 'newest', 'Of a workdir: the latest (newest) or best checkpoint, or its step.'
+  'which',
+  'newest',
+  'Of a workdir: the latest (newest) or best checkpoint, or its step. With config.ema also '
+  'latest:raw, latest:ema and so on.',
 )
 flags.DEFINE_string(
   'output',

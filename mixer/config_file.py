@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from mixer import shipped
 from mixer.errors import InputError
 
-OPTIONAL_SECTIONS = ('init', 'permutation')  # those that a config may leave out
+# Those that a config may leave out.
+OPTIONAL_SECTIONS = ('init', 'permutation', 'ema', 'early_stopping')
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`
 
 

@@ -140,19 +140,24 @@ class Checkpoints:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
       return checkpointer.restore(self._orbax_path(step), args=args)['state']
 
-  def restore_params(self, step: int) -> dict:
-    """The parameters alone of the state saved at `step`, as numpy arrays."""
-    path = self._orbax_path(step)
+  def restore_params(self, step: int, *, averaged: bool = False) -> dict:
+    """The parameters alone of the state saved at `step`, or their average, as numpy arrays."""
+    path, part = self._orbax_path(step), 'ema' if averaged else 'params'
     handler = ocp.CompositeCheckpointHandler(
       state=ocp.PyTreeCheckpointHandler(), metrics=ocp.JsonCheckpointHandler()
     )
     with ocp.Checkpointer(handler) as checkpointer:
-      found = checkpointer.metadata(path).item_metadata['state'].tree['params']
+      found = checkpointer.metadata(path).item_metadata['state'].tree.get(part)
+      if found is None:
+        raise InputError(
+          f'the checkpoint of step {step} in {self.directory} has no averaged parameters: the run '
+          'has no config.ema. Leave out :ema.'
+        )
       whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
       args = ocp.args.PyTreeRestore(
-        item={'params': found}, restore_args={'params': whole}, partial_restore=True
+        item={part: found}, restore_args={part: whole}, partial_restore=True
       )
-      return checkpointer.restore(path, args=ocp.args.Composite(state=args))['state']['params']
+      return checkpointer.restore(path, args=ocp.args.Composite(state=args))['state'][part]
 
   def steps(self) -> list[int]:
     """The steps with a complete checkpoint, in ascending order."""

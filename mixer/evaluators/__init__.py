@@ -59,7 +59,7 @@ def build(
 ) -> Callable[..., dict[str, float]]:
   """One evaluator for all sections: (params, step=None) -> {'<section>/<result>': float}.
 
-  With a step, it skips the sections whose own `every` is not due.
+  With a step, it skips the sections whose own `every` is not due; with `rest=True`, the others.
 
   Args:
     sections: `config.evals`: by name, 'kind' (one of EVALUATORS), 'input', for some kinds
@@ -95,11 +95,11 @@ def build(
     given = {key: have[key] for key in kind.given}
     parts[name] = settings.call(f'config.evals.{name}', kind.make, own, **given)
 
-  def evaluate(params, step: int | None = None) -> dict[str, float]:
+  def evaluate(params, step: int | None = None, rest: bool = False) -> dict[str, float]:
     results = {}
     for name, part in parts.items():
       every = sections[name].get('every', 1)
-      if step is None or plan.due(step, every, total_steps):
+      if (step is None or plan.due(step, every, total_steps)) != rest:
         results |= {f'{name}/{key}': value for key, value in part(params).items()}
     return results
 
@@ -109,6 +109,12 @@ def build(
 def classifying(sections: Mapping[str, Mapping], opened: Mapping[str, Mapping]) -> list[str]:
   """The opened sections that classify images, of which there may be `details`."""
   return [name for name in opened if 'collect' in _kind(name, sections[name]).given]
+
+
+def averaged(name: str) -> str:
+  """The name of a section or its result with averaged parameters: 'val_ema', 'val_ema/top1'."""
+  section, *result = name.split('/', 1)
+  return '/'.join([f'{section}_ema', *result])
 
 
 def faults(sections: Mapping[str, Mapping]) -> list[str]:

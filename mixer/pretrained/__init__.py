@@ -17,17 +17,18 @@ from mixer.errors import InputError
 from mixer.models import scanning
 from mixer.pretrained import description, hub, sources
 from mixer.pretrained.description import Description
-from mixer.pretrained.sources import Pretrained, local, reason
+from mixer.pretrained.sources import Pretrained, local, reason, split_which
 from mixer.pretrained.trees import check, flatten, nest
 
 PARAMS_FILE = 'model.npz'
 WHICH_HELP = (
   'Of a workdir: latest, best or the STEP of a checkpoint; by default model.npz if the run is '
-  'finished, else the latest checkpoint.'
+  'finished, else the latest checkpoint. With config.ema also latest:raw, latest:ema and so on.'
 )
 ALLOW_INVALID_HELP = 'Accept parameters that are not finite or in the file more than once.'
 __all__ = [
   'Pretrained', 'check', 'flatten', 'load', 'local', 'nest', 'open', 'reason', 'save', 'save_model',
+  'split_which',
 ]  # fmt: skip
 
 
@@ -58,7 +59,9 @@ def open(
     path: an .npz, .safetensors or PyTorch .pth file in any of `layouts.LAYOUTS`, with any name, a
       folder of a model hub with one, or the workdir of a run.
     which: of a workdir: 'latest' ('newest' is the same) or 'best' for an intact checkpoint, or the
-      step of one. None: model.npz of a finished run, the latest checkpoint of any other.
+      step of one. Of a run with `config.ema`, its average is read if `export` is set there; ':raw'
+      or ':ema' after any of them says which, as in 'best:raw'. None: model.npz of a finished run,
+      the latest checkpoint of any other.
     keep_best: the result by which a checkpoint is the best, such as 'val/top1'; None: that of the
       run's own config.
     cluster: the processes that open the same path together, and read the same checkpoint.
@@ -85,7 +88,7 @@ def _open(
   finished = path / PARAMS_FILE
   if which is None and path.is_dir() and finished.exists():
     path = finished
-  if which == 'best':
+  if which and which.startswith('best'):
     keep_best = keep_best or description.recorded_keep_best(path)
   known = Description() if model else description.read(path)
   heads = num_heads or (hub.num_heads(model) if model else _recorded_heads(known))

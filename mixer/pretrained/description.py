@@ -108,10 +108,24 @@ def read_model_file(workdir: epath.Path) -> dict | None:
 
 def recorded_keep_best(workdir: epath.Path) -> str | None:
   """`config.checkpoints.keep_best` of the run in `workdir`; None if it is not recorded."""
+  return _recorded_setting(workdir, lambda config: config['checkpoints'].get('keep_best'))
+
+
+def recorded_parameters(workdir: epath.Path) -> str | None:
+  """'ema' or 'raw', the parameters in model.npz of a run with `config.ema`; None of any other."""
+
+  def exported(config: Mapping) -> str | None:
+    section = config.get('ema')
+    return section and ('ema' if section.get('export', True) else 'raw')
+
+  return _recorded_setting(workdir, exported)
+
+
+def _recorded_setting(workdir: epath.Path, get: Callable[[Mapping], str | None]) -> str | None:
   file = workdir / files.CONFIG_FILE
-  config = _recorded(file, dict, _ADVICE) or {'checkpoints': {}}
+  config = _recorded(file, dict, _ADVICE)
   try:
-    return config['checkpoints'].get('keep_best')
+    return None if config is None else get(config)
   except (ValueError, AttributeError, KeyError, TypeError) as fault:
     raise not_described(file, repr(fault)) from fault
 

@@ -17,7 +17,7 @@ from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import InputError
 from mixer.models import permutations, scanning
 from mixer.pretrained import formats, hub, inference, layouts, trees
-from mixer.pretrained.description import Description
+from mixer.pretrained.description import Description, recorded_parameters
 from mixer.sizes import pair
 
 _NAMED = 8  # parameters in a message
@@ -31,7 +31,7 @@ class Pretrained:
     params: a nested dict of float32 arrays in the released layout.
     identity: 'source', 'bytes' and 'sha256' of the file; of a workdir also 'step', and the others
       are those of its checkpoint. A checkpoint is many files: its sha256 is that of its manifest,
-      which has a checksum of each.
+      which has a checksum of each. Of a run with `config.ema` also 'parameters': 'raw' or 'ema'.
     kind: '.npz', '.safetensors', '.pth' or 'workdir of a run'.
     layout: in which they are stored, a key of `layouts.LAYOUTS`, and what wraps it.
     dtypes: in which they are stored.
@@ -50,8 +50,10 @@ class Pretrained:
   @property
   def source(self) -> str:
     """The file, or the workdir and the step, for messages."""
-    step = f', step {self.identity["step"]}' if 'step' in self.identity else ''
-    return self.identity['source'] + step
+    identity = self.identity
+    step = f', step {identity["step"]}' if 'step' in identity else ''
+    parameters = f', {identity["parameters"]}' if 'parameters' in identity else ''
+    return identity['source'] + step + parameters
 
   def describe(self, **given) -> Description:
     """All that is needed to use the parameters; takes the options of `inference.complete`."""
@@ -161,12 +163,24 @@ def check_which(path: epath.Path, which: str | None, *, has_checkpoints: bool) -
   """Raises InputError unless `which`, see `mixer.pretrained.open`, can name a checkpoint."""
   if which is None:
     return
-  if which not in (*LATEST, 'best') and not re.fullmatch('[0-9]+', which):
-    raise InputError(f'--which={which}: give best, latest or the step of a checkpoint.')
+  split_which(which, f'--which={which}')
   if which != 'newest' and not has_checkpoints:
     raise InputError(
       f'--which={which} is for the workdir of a run, and {path} is a file of weights; leave it out.'
     )
+
+
+def split_which(which: str, given: str) -> tuple[str, str | None]:
+  """('latest', 'newest', 'best' or a step, 'raw', 'ema' or None) of what names a checkpoint.
+
+  Raises InputError, which begins with `given`, if it is something else.
+  """
+  checkpoint, colon, parameters = which.partition(':')
+  if checkpoint not in (*LATEST, 'best') and not re.fullmatch('[0-9]+', checkpoint):
+    raise InputError(f'{given}: give best, latest or the step of a checkpoint.')
+  if colon and parameters not in ('raw', 'ema'):
+    raise InputError(f'{given}: after the colon give raw or ema, as in {checkpoint}:raw.')
+  return checkpoint, parameters or None
 
 
 def read(
@@ -178,7 +192,9 @@ def read(
 ) -> Pretrained:
   """The parameters at `path`, as in `mixer.pretrained.open`, without their description."""
   if path.is_dir():
-    return _read_workdir(path, which, keep_best, cluster)
+    which, parameters = split_which(which, f'--which={which}')
+    parameters = parameters or recorded_parameters(path)
+    return _read_workdir(path, which, keep_best, cluster, parameters)
   return _read_file(path, num_heads)
 
 
@@ -210,7 +226,7 @@ def _summary(arrays: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _read_workdir(
-  path: epath.Path, which: str, keep_best: str | None, cluster: Cluster
+  path: epath.Path, which: str, keep_best: str | None, cluster: Cluster, parameters: str | None
 ) -> Pretrained:
   """Reads a checkpoint; the next one, if the run in `path` removes it before it is read."""
   from mixer.checkpoints import manager  # loads orbax, which takes seconds
@@ -223,8 +239,10 @@ def _read_workdir(
     manifest = saved.directory / str(step) / integrity.FILE
     try:
       content = manifest.read_bytes()
-      params = saved.restore_params(step)
+      params = saved.restore_params(step, averaged=parameters == 'ema')
       unchanged = manifest.read_bytes() == content
+    except InputError:
+      raise
     except Exception:
       if integrity.damage(manifest.parent) is None:
         raise
@@ -239,6 +257,7 @@ def _read_workdir(
   flat = {k: np.asarray(x) for k, x in trees.flatten(scanning.unstack_blocks(params)).items()}
   size = sum(size for size, _ in json.loads(content).values())
   identity = {'source': str(path), 'step': step, 'bytes': size, 'sha256': _sha256(content)}
+  identity |= {'parameters': parameters} if parameters else {}
   layout = 'released' if flat.keys() == trees.flatten(params).keys() else 'scanned'
   return _pretrained(flat, identity, 'workdir of a run', layout)
 

@@ -14,7 +14,7 @@ from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.models import permutations
 from mixer.pretrained import warm_start
-from mixer.training import losses, optimizers, plan, sharding, train_step
+from mixer.training import ema, losses, optimizers, plan, sharding, train_step
 from mixer.values import Count, NotNegative, OneOf, Seed
 
 
@@ -37,6 +37,9 @@ class TrainConfig:
   checkpoints: Mapping  # of `mixer.checkpoints.manager.Checkpoints`
   init: Mapping | None = None  # of `mixer.pretrained.warm_start.load`
   permutation: Mapping | None = None  # of `mixer.models.permutations.wrap`
+  ema: Mapping | None = None  # of `mixer.training.ema.Ema`
+  early_stopping: Mapping | None = None  # of `plan.EarlyStopping`
+  export: Annotated[str, OneOf(('latest', 'best'))] = 'latest'  # the step of model.npz
 
 
 def check(config: Mapping) -> TrainConfig:
@@ -46,6 +49,7 @@ def check(config: Mapping) -> TrainConfig:
     InputError: a key is missing or unknown or has a wrong value; names all of them.
   """
   settings.check(settings.faults('config', [TrainConfig], config) + _section_faults(config))
+  settings.check(_contradictions(config))
   for text in _without_effect(config):
     logging.warning('%s', text)
   return TrainConfig(**config)
@@ -65,10 +69,15 @@ def _section_faults(config: Mapping) -> list[str]:
   """What is wrong within the sections of a config."""
   plain = {
     'mesh': (sharding.make_mesh, ['devices']),
-    'every': (plan.intervals, ['keep_best', 'evals', 'higher_is_better', 'skipped']),
+    'every': (
+      plan.intervals,
+      ['keep_best', 'early_stopping', 'evals', 'higher_is_better', 'skipped'],
+    ),
     'checkpoints': (manager.Checkpoints, ['directory', 'read_only', 'cluster']),
     'init': (warm_start.load, ['model', 'image_size', 'channels', 'permutation', 'cluster']),
     'permutation': (permutations.wrap, ['function', 'image_size']),
+    'ema': (ema.Ema, []),
+    'early_stopping': (plan.EarlyStopping, []),
   }
   others = {
     'train_input': lambda section: inputs.faults('config.train_input', section),
@@ -85,6 +94,21 @@ def _section_faults(config: Mapping) -> list[str]:
       found += settings.faults(f'config.{name}', [function], section, computed)
     elif name in others:
       found += others[name](section)
+  return found
+
+
+def _contradictions(config: Mapping) -> list[str]:
+  """The settings that others make impossible; a sentence for each."""
+  found = []
+  if config.get('export') == 'best' and not config['checkpoints'].get('keep_best'):
+    found.append("config.export='best' needs config.checkpoints.keep_best, such as val/top1.")
+  if config.get('ema'):
+    found += [
+      f'config.evals.{evaluators.averaged(name)} has the name under which config.ema reports the '
+      f'results of config.evals.{name}: rename it.'
+      for name in config['evals']
+      if evaluators.averaged(name) in config['evals']
+    ]
   return found
 
 
@@ -126,6 +150,7 @@ class Program:
     initial_state: makes the state of step 0.
     like: the state as ShapeDtypeStructs with shardings.
     step_fn: (state, batch) -> (state, metrics), not compiled.
+    ema: the average of the parameters that the state has, if any.
   """
 
   data: inputs.Input
@@ -137,6 +162,7 @@ class Program:
   initial_state: Callable[[], train_step.TrainState]
   like: train_step.TrainState
   step_fn: Callable
+  ema: ema.Ema | None
 
   @property
   def train_flops_per_image(self) -> int:
@@ -163,14 +189,18 @@ def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]
     'config.optim', optimizers.make, config.optim, total_steps=total_steps
   )
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  average = settings.call('config.ema', ema.Ema, config.ema) if config.ema else None
   initial_state, like = train_step.init_state(
-    lambda key: models.init(model, key, data.image_size, data.channels), tx, init_key, mesh
-  )
+    lambda key: models.init(model, key, data.image_size, data.channels), tx, init_key, mesh,
+    averaged=average is not None,
+  )  # fmt: skip
   step_fn = train_step.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=config.loss,
     num_classes=data.num_classes, mixup=config.mixup, microbatches=config.microbatches,
     key=step_key, mesh=mesh, augment=data.augment,
   )  # fmt: skip
+  if average:
+    step_fn = average.follow(step_fn, total_steps)
   return Program(
-    data, mesh, total_steps, model, apply, features, initial_state, like, step_fn
-  )  # fmt: skip
+    data, mesh, total_steps, model, apply, features, initial_state, like, step_fn, average
+  )

@@ -28,11 +28,13 @@ class Options:
     config: nested plain dicts; its keys evals, model, loss, mesh, checkpoints and permutation are
       read.
     checkpoint: a file of parameters, or the workdir of a run.
-    which: of a workdir the 'newest' ('latest') or 'best' checkpoint, or its step.
+    which: of a workdir the 'newest' ('latest') or 'best' checkpoint, or its step, and if wanted
+      ':raw' or ':ema', see `pretrained.open`.
     name: of this evaluation, such as that of its config file.
     output: a JSON file for the results. None for NAME-step_STEP.json in the directory 'evaluation'
-      of the workdir, or NAME.json in the directory FILE.evaluation beside a file; with a number
-      added if another evaluation has that name. If that place is read-only, nothing is written.
+      of the workdir (with '-raw' or '-ema' after STEP if the run has `config.ema`), or NAME.json in
+      the directory FILE.evaluation beside a file; with a number added if another evaluation has
+      that name. If that place is read-only, nothing is written.
     per_image: a .csv or .jsonl file for a line about each classified image. None for no such file.
     require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
     require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
@@ -180,7 +182,8 @@ def _output(options: Options, path: epath.Path, identity: Mapping, used: Mapping
   if not files.is_writable(directory):
     return None
   step = identity.get('step')
-  stem = options.name if step is None else f'{options.name}-step_{step}'
+  parameters = f'-{identity["parameters"]}' if 'parameters' in identity else ''
+  stem = options.name if step is None else f'{options.name}-step_{step}{parameters}'
   wanted = json.loads(json.dumps(used)), identity['sha256'] if step is None else None
   for number in itertools.count(1):
     output = directory / f'{stem}{f"-{number}" * (number > 1)}.json'

@@ -26,7 +26,7 @@ class Estimate:
   """Of one device.
 
   Attributes:
-    state: bytes of parameters, gradients and optimizer state.
+    state: bytes of parameters, their average, gradients and optimizer state.
     image: bytes of an image of the batch, with its label.
     activations: bytes that an image of a microbatch needs in the model.
     batch: images of the batch.
@@ -55,7 +55,7 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
   label = data.num_classes if data.multi_label else 4
   of_params = sharding.bytes_per_device(program.like.params)
   return Estimate(
-    state=2 * of_params + sharding.bytes_per_device(program.like.opt_state),
+    state=2 * of_params + sharding.bytes_per_device((program.like.opt_state, program.like.ema)),
     image=math.prod(data.image_size) * data.channels + label,
     activations=_activations(config, program, rows) / rows,
     batch=batch,

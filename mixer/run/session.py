@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import time
 
+from absl import logging
 from clu import parameter_overview
 from etils import epath
 import jax
@@ -41,7 +43,8 @@ class Options:
     verbose: also print the config and the table of parameters.
     profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
     stall_seconds: report a step that takes longer; 0 for never.
-    finish: train no further, and write the model of a checkpoint: 'latest', 'best' or its step.
+    finish: train no further, and write the model of a checkpoint: 'latest', 'best' or its step,
+      with ':raw' or ':ema' as in `pretrained.open`.
     exit_early: a signal before the first step ends the process at once, as suits a program.
       Otherwise the run stops after its first step.
     cluster: how this process joins the others.
@@ -103,8 +106,10 @@ def _train(
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
   inputs.check_batches(tests, jax.process_count(), data)
   cluster.check_same(inputs.identity(tests, data))
-  evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir)
-  every = _intervals(config, tests, skipped)
+  early_stopping = _early_stopping(config, program)
+  ended = _ended(early_stopping, program, workdir, cluster)
+  evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir, ended)
+  every = _intervals(config, tests, skipped, early_stopping)
 
   # Resume, or start from fresh or pretrained parameters.
   saved = settings.call(
@@ -114,17 +119,18 @@ def _train(
   known = inputs.movable(tests, data)
   first = _claim(options.config, workdir, program, known, saved, cluster)
   cluster.on_process_0(lambda: _record_input(workdir, data, tests))
-  if options.finish is not None:
-    step = _step_to_finish(options.finish, workdir, saved)
-    params = sharding.gather(saved.restore(step, program.like).params)
-    _export(options.config, program, tests, workdir, params, step, cluster)
-    cluster.on_process_0(lambda: _draw(metrics_log.read_rows(workdir), workdir))
-    return
-  if first >= program.total_steps and cluster.on_process_0((workdir / 'model.npz').exists):
+  reason = ended(first + 1, {})
+  leave = functools.partial(_leave, options, config, program, tests, workdir, saved, cluster)
+  finished = options.finish is None and (reason or first >= program.total_steps)
+  if finished and cluster.on_process_0((workdir / 'model.npz').exists):
     console.print_line(
       f'{workdir} is finished: {first} of {program.total_steps} steps are done, see model.npz, '
-      'model.json.'
+      'model.json.' + (f' It has ended early: {reason}.' if reason else '')
     )
+    return
+  if options.finish is not None or reason:
+    leave(reason)
+    cluster.on_process_0(lambda: _draw(metrics_log.read_rows(workdir), workdir))
     return
   _make_room(workdir, saved, program, cluster)
   cluster.on_process_0(
@@ -136,7 +142,7 @@ def _train(
   _print_banner(options, workdir, program, batch, tests, needed)
   state = saved.restore(first, program.like) if first else program.initial_state()
   if params is not None:
-    state = state.replace(params=sharding.place(params, program.like.params))
+    state = train_step.start_from(state, params)
 
   # Train.
   begin = time.perf_counter()
@@ -166,10 +172,7 @@ def _train(
       total_steps=program.total_steps, every=every, evaluate=evaluate, checkpoints=saved,
       report=report, boundary=boundary,
     )  # fmt: skip
-
-  # Leave.
-  params = sharding.gather(state.params)
-  _export(options.config, program, tests, workdir, params, program.total_steps, cluster)
+  leave(ended(int(state.step) + 1, {}), state)
 
 
 def _interruptible(
@@ -186,23 +189,90 @@ def _interruptible(
 
 
 def _evaluate(
-  config: build.TrainConfig, program: build.Program, tests: Mapping, workdir: epath.Path
+  config: build.TrainConfig,
+  program: build.Program,
+  tests: Mapping,
+  workdir: epath.Path,
+  ended: Callable[[int, dict], str | None],
 ) -> Callable:
-  return evaluators.build(
+  """(state, step) -> (results of its parameters and their average, whether the run ends there).
+
+  Where it ends, the evaluations for the last step are made too.
+  """
+  evaluate = evaluators.build(
     config.evals, tests, apply=program.apply, features=program.features, loss=config.loss,
     mesh=program.mesh, records=workdir / 'evals', total_steps=program.total_steps,
     details=details.Place(workdir / 'evaluation' / 'training', False, plots.reliability),
   )  # fmt: skip
 
+  def evaluate_both(state, step: int, rest: bool = False) -> dict[str, float]:
+    results = evaluate(state.params, step, rest)
+    if state.ema is not None:
+      averaged = evaluate(state.ema, step, rest)
+      results |= {evaluators.averaged(name): value for name, value in averaged.items()}
+    return results
+
+  def evaluate_state(state, step: int) -> tuple[dict[str, float], bool]:
+    results = evaluate_both(state, step)
+    if not ended(step, results):
+      return results, False
+    return results | evaluate_both(state, step, rest=True), True
+
+  return evaluate_state
+
 
 def _intervals(
-  config: build.TrainConfig, tests: Mapping, skipped: Mapping[str, str]
+  config: build.TrainConfig,
+  tests: Mapping,
+  skipped: Mapping[str, str],
+  early_stopping: plan.EarlyStopping | None,
 ) -> dict[str, int]:
+  evals = config.evals
+  if config.ema:
+    evals, tests, skipped = (
+      {**of, **{evaluators.averaged(name): one for name, one in of.items()}}
+      for of in (evals, tests, skipped)
+    )
   return settings.call(
     'config.every', plan.intervals, config.every,
-    keep_best=config.checkpoints.get('keep_best'), evals=config.evals,
-    higher_is_better=evaluators.higher_is_better(config.evals, tests), skipped=skipped,
+    keep_best=config.checkpoints.get('keep_best'), early_stopping=early_stopping, evals=evals,
+    higher_is_better=evaluators.higher_is_better(evals, tests), skipped=skipped,
   )  # fmt: skip
+
+
+def _early_stopping(config: build.TrainConfig, program: build.Program) -> plan.EarlyStopping | None:
+  """That of the run; warns if it cannot end the run."""
+  if not config.early_stopping:
+    return None
+  found = settings.call('config.early_stopping', plan.EarlyStopping, config.early_stopping)
+  interval = config.every['evaluate']
+  if interval and found.patience >= (before := (program.total_steps - 1) // interval):
+    logging.warning(
+      'config.early_stopping.patience=%d has no effect: there are %d evaluations before the last '
+      'step, and the first one is the best at the earliest.', found.patience, before,
+    )  # fmt: skip
+  return found
+
+
+def _ended(
+  early_stopping: plan.EarlyStopping | None,
+  program: build.Program,
+  workdir: epath.Path,
+  cluster: coordination.Cluster,
+) -> Callable[[int, dict], str | None]:
+  """(step, its results) -> why the run ends there, before its last step; None if it does not.
+
+  Of the past it needs the rows in metrics.jsonl only, so a resumed run decides the same.
+  """
+  if early_stopping is None:
+    return lambda step, results: None
+
+  def decide(step: int, results: dict) -> str | None:
+    rows = [row for row in metrics_log.read_rows(workdir) if row['step'] < step]
+    rows = [*rows, {'step': step, **results}]
+    return early_stopping.reason(row for row in rows if row['step'] < program.total_steps)
+
+  return lambda step, results: cluster.on_process_0(lambda: decide(step, results))
 
 
 def _claim(
@@ -241,18 +311,29 @@ def _claim(
   return first
 
 
-def _step_to_finish(which: str, workdir: epath.Path, saved: manager.Checkpoints) -> int:
-  """The step of the checkpoint from which the model is written."""
+def _exports_ema(program: build.Program) -> bool:
+  return program.ema is not None and program.ema.export
+
+
+def _saved_model(
+  finish: str | None,
+  config: build.TrainConfig,
+  program: build.Program,
+  workdir: epath.Path,
+  saved: manager.Checkpoints,
+) -> tuple[int, bool, dict]:
+  """(step, whether averaged, parameters) of the checkpoint of --finish, else of config.export."""
+  given = f'config.export={config.export}' if finish is None else f'--finish={finish}'
+  which, parameters = pretrained.split_which(config.export if finish is None else finish, given)
   if which == 'best' and not saved.keep_best:
-    raise InputError('--finish=best needs config.checkpoints.keep_best, such as val/top1.')
-  if which not in ('latest', 'best') and not which.isdigit():
-    raise InputError(f'--finish={which}: give latest, best or the number of a step.')
+    raise InputError(f'{given} needs config.checkpoints.keep_best, such as val/top1.')
   step = saved.find(which)
   if step is None:
     steps = [step for step in saved.steps() if saved.find(str(step))]
     there = f'has no such checkpoint; it has those of the steps {steps}'
-    raise InputError(f'--finish={which}: {workdir} {there if steps else "has no checkpoint"}.')
-  return step
+    raise InputError(f'{given}: {workdir} {there if steps else "has no checkpoint"}.')
+  averaged = _exports_ema(program) if parameters is None else parameters == 'ema'
+  return step, averaged, saved.restore_params(step, averaged=averaged)
 
 
 def _record_input(workdir: epath.Path, data: inputs.Input, tests: Mapping[str, Mapping]) -> None:
@@ -377,16 +458,41 @@ def _naming_last_checkpoint(saved: manager.Checkpoints) -> Iterator[None]:
     raise Diverged(f'{error}. {where or "No checkpoint had been saved yet."}') from error
 
 
+def _leave(
+  options: Options,
+  config: build.TrainConfig,
+  program: build.Program,
+  tests: Mapping[str, Mapping],
+  workdir: epath.Path,
+  saved: manager.Checkpoints,
+  cluster: coordination.Cluster,
+  reason: str | None,
+  state: train_step.TrainState | None = None,
+) -> None:
+  """Writes the model of the last `state`, or of the checkpoint of --finish or config.export."""
+  if state is None or config.export == 'best':
+    step, averaged, params = _saved_model(options.finish, config, program, workdir, saved)
+  else:
+    step, averaged = int(state.step), _exports_ema(program)
+    params = sharding.gather(state.ema if averaged else state.params)
+  _export(options.config, program, tests, workdir, cluster, step, averaged, params, reason)
+
+
 def _export(
   config: dict,
   program: build.Program,
   tests: Mapping[str, Mapping],
   workdir: epath.Path,
-  params: dict,
-  step: int,
   cluster: coordination.Cluster,
+  step: int,
+  averaged: bool,
+  params: dict,
+  reason: str | None,
 ) -> None:
-  """Writes model.npz and model.json of the parameters of a step, on process 0."""
+  """Writes model.npz and model.json of the parameters of a step, on process 0.
+
+  `reason` is why the run has ended early, if it has.
+  """
   if cluster.process_id != 0:
     return
   data = program.data
@@ -399,6 +505,8 @@ def _export(
     'class_names': data.class_names,
     'data': inputs.movable(tests, data),
     'step': step,
+    **({} if program.ema is None else {'parameters': 'ema' if averaged else 'raw'}),
+    **({'early_stopping': reason} if reason else {}),
     'metrics': rows[-1] if rows else {},
     'config': config,
     'versions': runtime.versions(),
@@ -408,6 +516,8 @@ def _export(
       f'{data.bad_images} bad images were replaced by others since the start; the warnings name '
       'them, and python -m mixer.input.check finds all.'
     )
+  if reason:
+    console.print_line(f'the run has ended early: {reason}.')
   if step < program.total_steps:
     console.print_line(f'the model is that of step {step} of {program.total_steps}.')
   console.print_line(f'done: {workdir}/model.npz, model.json, metrics.jsonl, curves.png')

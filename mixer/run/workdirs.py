@@ -20,7 +20,7 @@ LOCK_FILE = '.lock'
 # Keys that may change when a run resumes: they say where and in which parts it computes and what it
 # keeps. `on_bad_image` and `max_pixels` may, because a run that fails at a bad image has used none.
 _MAY_CHANGE = re.compile(
-  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|'
+  r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|(ema\.)?export|'
   r'.*\.(data_dir|on_bad_image|max_pixels)'
 )
 # Keys that say where the data are.

@@ -1,7 +1,6 @@
 """The training loop. It imports no input, checkpoint or report: they are arguments."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from mixer.errors import InputError, Interrupted
 from mixer.training.plan import due
@@ -15,17 +14,17 @@ def fit(
   batches: Iterable[dict],
   total_steps: int,
   every: dict[str, int],
-  evaluate: Callable[[Any, int], dict[str, float]],
+  evaluate: Callable[[TrainState, int], tuple[dict[str, float], bool]],
   checkpoints,
   report,
   boundary: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-  """Trains from `state.step` to `total_steps` and returns the last state.
+  """Trains from `state.step` to `total_steps`, or until `evaluate` ends it; returns the last state.
 
   Args:
     batches: those of the steps to come, on the device.
     every: steps between 'log' lines, calls of `evaluate` and saves as a 'checkpoint'.
-    evaluate: (params, step) -> results by name.
+    evaluate: (state, step) -> (results by name, whether the run ends with this step).
     checkpoints: a `mixer.checkpoints.manager.Checkpoints`. A step is saved before it is evaluated.
     report: a `mixer.run.reporter.Reporter`; it raises Diverged one step late, but always before
       the state of that step is evaluated or saved.
@@ -44,8 +43,8 @@ def fit(
     with report.pause_timer():
       checkpoints.save(step, state)
 
-  def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> None:
-    evaluating = now['evaluate'] and not stop
+  def finish(step: int, state: TrainState, now: dict[str, bool], stop: bool) -> bool:
+    last, evaluating = False, now['evaluate'] and not stop
     # A fault of one of several processes leaves no time to save: they save before they evaluate.
     all_save = evaluating and checkpoints.is_multiprocess
     saving = stop or all_save or now['checkpoint']
@@ -58,7 +57,7 @@ def fit(
     if evaluating:
       try:
         with report.pause_timer():
-          results = evaluate(state.params, step)
+          results, last = evaluate(state, step)
           if saving:
             checkpoints.add_results(step, results)
       except Exception as fault:
@@ -76,17 +75,23 @@ def fit(
           raise
       else:
         report.add(results)
+        if last and not saving:
+          save(step, state, stopping=False)
     if stop:
       raise Interrupted(f'at step {step} of {total_steps}; its state is saved.')
+    return last
 
+  last = False
   if report.eval_deferred:
     step = int(state.step)
     checkpoint = due(step, every['checkpoint'], total_steps)
-    finish(step, state, {'evaluate': True, 'checkpoint': checkpoint}, stop=False)
-  for step, batch in zip(range(int(state.step) + 1, total_steps + 1), report.timed(batches)):
+    last = finish(step, state, {'evaluate': True, 'checkpoint': checkpoint}, stop=False)
+  steps = range(int(state.step) + 1, total_steps + 1)
+  for step, batch in zip(() if last else steps, report.timed(batches)):
     state, metrics = step_fn(state, batch)
     now = {name: due(step, interval, total_steps) for name, interval in every.items()}
     report.step(step, metrics, keep=any(now.values()))
-    finish(step, state, now, stop=boundary(step))
+    if finish(step, state, now, stop=boundary(step)):
+      break
   report.write()
   return state

@@ -1,6 +1,8 @@
 """The length of a run, the intervals of its logs and saves, and how its batch is divided."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+import dataclasses
+import math
 
 from absl import logging
 from jax.sharding import Mesh
@@ -35,7 +37,8 @@ def intervals(
   keep_best: str | None,
   evals: Mapping[str, Mapping],
   higher_is_better: Sequence[str],
-  skipped: Iterable[str],
+  skipped: Collection[str],
+  early_stopping: 'EarlyStopping | None' = None,
 ) -> dict[str, int]:
   """The checked section `config.every`: steps between two of each; 0 means at the end only.
 
@@ -45,6 +48,7 @@ def intervals(
     evals: `config.evals`, whose sections may have their own 'every'.
     higher_is_better: the results that may be `keep_best`, as '<section>/<result>'.
     skipped: the sections that are not run.
+    early_stopping: that of the run, whose result has the same conditions.
   """
   if keep_best is not None and (not checkpoint or not evaluate or evaluate % checkpoint):
     raise InputError(
@@ -57,15 +61,61 @@ def intervals(
       raise InputError(
         f'config.evals.{name}.every={steps} is not a multiple of config.every.evaluate={evaluate}.'
       )
-  if keep_best is not None and keep_best.split('/')[0] in skipped:
-    raise InputError(
-      f'config.checkpoints.keep_best={keep_best!r}, but the data of that evaluation are '
-      'missing. Prepare them (the message above says how), or choose another result.'
-    )
   usable = [result for result in higher_is_better if result.split('/')[0] not in (*own, *skipped)]
-  if keep_best is not None and keep_best not in usable:
-    raise InputError(f'config.checkpoints.keep_best={keep_best!r}; use one of {usable}.')
+  keys = {
+    'config.checkpoints.keep_best': keep_best,
+    'config.early_stopping.result': early_stopping and early_stopping.result,
+  }
+  for key, result in keys.items():
+    if result is not None:
+      _check_result(key, result, usable, skipped)
+  if early_stopping and not evaluate:
+    raise InputError(
+      'config.early_stopping needs evaluations before the end, and config.every.evaluate is 0: '
+      'give the steps between two.'
+    )
   return {'log': log, 'evaluate': evaluate, 'checkpoint': checkpoint}
+
+
+def _check_result(key: str, result: str, usable: Collection[str], skipped: Iterable[str]) -> None:
+  """Raises InputError unless each evaluation of the run has this result, and higher is better."""
+  if result.split('/')[0] in skipped:
+    raise InputError(
+      f'{key}={result!r}, but the data of that evaluation are missing. Prepare them (the message '
+      'above says how), or choose another result.'
+    )
+  if result not in usable:
+    raise InputError(f'{key}={result!r}; use one of {usable}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+  """The section `config.early_stopping`: the run ends when a result no longer rises.
+
+  Attributes:
+    result: of an evaluation, such as 'val/top1'; higher is better.
+    patience: evaluations in a row without improvement after which the run ends.
+    min_delta: only a result that is higher than the best so far by more than this improves it.
+  """
+
+  result: str
+  patience: values.Count
+  min_delta: values.NotNegative = 0.0
+
+  def reason(self, rows: Iterable[Mapping]) -> str | None:
+    """Why the run ends after these rows of metrics.jsonl; None if it does not."""
+    best, best_step, without = -math.inf, 0, 0
+    for row in rows:
+      if self.result in row:
+        improves = row[self.result] > best + self.min_delta
+        without = 0 if improves else without + 1
+        best, best_step = (row[self.result], row['step']) if improves else (best, best_step)
+    if without < self.patience:
+      return None
+    return (
+      f'{self.result} was {best:.6g} at step {best_step}, and in {without} evaluation(s) since then'
+      f' it was not higher by more than {self.min_delta:g}'
+    )
 
 
 def due(step: int, every: int, total_steps: int) -> bool:

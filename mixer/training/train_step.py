@@ -20,6 +20,13 @@ class TrainState(flax.struct.PyTreeNode):
   step: jax.Array  # int32, updates made so far
   params: Any
   opt_state: Any
+  ema = None  # no field: checkpoints of runs without an average have none
+
+
+class AveragedState(TrainState):
+  """The state of a run that also averages its parameters, see `mixer.training.ema`."""
+
+  ema: Any
 
 
 def init_state(
@@ -27,15 +34,19 @@ def init_state(
   tx: optax.GradientTransformation,
   key: jax.Array,
   mesh: Mesh,
+  *,
+  averaged: bool = False,
 ) -> tuple[Callable[[], TrainState], TrainState]:
   """(a function that makes the initial state, its ShapeDtypeStructs with their shardings).
 
-  The state is initialised sharded: no device ever holds more than its own shards.
+  The state is initialised sharded: no device ever holds more than its own shards. With `averaged`
+  it is an `AveragedState`.
   """
 
   def init(key):
     params = init_params(key)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+    values = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': tx.init(params)}
+    return AveragedState(**values, ema=_copy(params)) if averaged else TrainState(**values)
 
   shapes = jax.eval_shape(init, key)
   shardings = sharding.state(shapes, mesh)
@@ -43,6 +54,17 @@ def init_state(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
   )
   return lambda: jax.jit(init, out_shardings=shardings)(key), like
+
+
+def start_from(state: TrainState, params: dict) -> TrainState:
+  """The initial state with other parameters: whole host arrays."""
+  params = sharding.place(params, state.params)
+  state = state.replace(params=params)
+  return state if state.ema is None else state.replace(ema=_copy(params))
+
+
+def _copy(params):
+  return jax.tree.map(jnp.copy, params)  # a donated state must not hold a buffer twice
 
 
 def make_step(
@@ -127,7 +149,7 @@ def make_step(
       'param_norm': optax.tree.norm(params),
       'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return step
 
@@ -176,11 +198,14 @@ def compiled_bytes(compiled: jax.stages.Compiled | Callable) -> int | None:
 
 def describe_shapes(like: TrainState, batch: dict) -> str:
   """The memory that one device needs between two steps, from shapes and shardings."""
-  per_device = [
-    sharding.bytes_per_device(part) / 2**20 for part in (like.params, like.opt_state, batch)
-  ]
-  text = '{:.1f} MiB of parameters, {:.1f} of optimizer state, {:.1f} of images and labels'
-  return f'per device: {text.format(*per_device)}'
+  parts = {
+    'parameters': like.params,
+    'optimizer state': like.opt_state,
+    **({} if like.ema is None else {'averaged parameters': like.ema}),
+    'images and labels': batch,
+  }
+  sizes = [f'{sharding.bytes_per_device(part) / 2**20:.1f} of {n}' for n, part in parts.items()]
+  return f'per device: {", ".join(sizes).replace(" of", " MiB of", 1)}'
 
 
 def describe_memory(compiled: jax.stages.Compiled | Callable) -> str:

@@ -162,7 +162,7 @@ def test_a_run_that_is_finished_early(tmp_path, monkeypatch, capsys, whole):
       train(tmp_path, values)
   for which, message in {
     '4': r'--finish=4: .* has no such checkpoint; it has those of the steps \[3, 6\]\.',
-    'newer': '--finish=newer: give latest, best or the number of a step.',
+    'newer': r'--finish=newer: give best, latest or the step of a checkpoint\.',
   }.items():
     with pytest.raises(InputError, match=message):
       train(tmp_path, values, finish=which)

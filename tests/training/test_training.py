@@ -484,7 +484,7 @@ def test_thousands_of_epochs_are_a_warning(caplog):
   ]
 
 
-def intervals(evaluate, checkpoint, keep_best, every=0):
+def intervals(evaluate, checkpoint, keep_best, every=0, early_stopping=None):
   return plan.intervals(
     log=5,
     evaluate=evaluate,
@@ -493,6 +493,7 @@ def intervals(evaluate, checkpoint, keep_best, every=0):
     evals={'val': {}, 'shots': {'every': every}, 'real': {}},
     higher_is_better=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
     skipped=['real'],
+    early_stopping=early_stopping,
   )
 
 
@@ -530,6 +531,46 @@ def test_an_evaluations_own_interval_is_a_multiple():
     )
     with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
       intervals(evaluate, 10, None, every=every)
+
+
+def test_what_ends_a_run_is_measured_each_time():
+  assert intervals(20, 0, None, early_stopping=plan.EarlyStopping('val/top5', 1))
+  for result, text in {
+    'val/loss': "config.early_stopping.result='val/loss'; use one of ['val/top1', 'val/top5'].",
+    'shots/5shot': "result='shots/5shot'; use one of",
+    'real/top1': "result='real/top1', but the data of that evaluation are missing.",
+  }.items():
+    with pytest.raises(InputError, match=re.escape(text)):
+      intervals(20, 0, None, early_stopping=plan.EarlyStopping(result, 1))
+  with pytest.raises(
+    InputError, match=r'needs evaluations before the end, and config\.every\.eval'
+  ):
+    intervals(0, 0, None, early_stopping=plan.EarlyStopping('val/top1', 1))
+
+
+@pytest.mark.parametrize(
+  'values,patience,min_delta,last',
+  [
+    ((0.1, 0.2, 0.2, 0.1), 2, 0.0, 3),  # an equal value is no improvement
+    ((0.1, 0.2, 0.1, 0.3, 0.3), 2, 0.0, None),
+    ((0.1, 0.14, 0.18, 0.22), 1, 0.05, 1),
+    ((0.1, 0.14, 0.18, 0.22), 2, 0.05, None),  # 0.18 is 0.08 more than the best so far
+    ((0.0,), 1, 0.0, None),
+  ],
+)
+def test_early_stopping(values, patience, min_delta, last):
+  stopping = plan.EarlyStopping('val/top1', patience, min_delta)
+  rows = [
+    {'step': 5 * i, **({'val/top1': values[i // 2]} if i % 2 else {})}
+    for i in range(2 * len(values))
+  ]
+  reasons = [stopping.reason(rows[: 2 * (i + 1)]) for i in range(len(values))]
+  assert next((i for i, reason in enumerate(reasons) if reason), None) == last
+  if patience == 2 and last:
+    assert reasons[3] == (
+      'val/top1 was 0.2 at step 15, and in 2 evaluation(s) since then it was not higher by more '
+      'than 0'
+    )
 
 
 def test_due():
@@ -594,7 +635,9 @@ class Events(list):
     yield
 
 
-def fit(first, total, every, batches, *, eval_deferred=False, is_multiprocess=False, **more):
+def fit(
+  first, total, every, batches, *, last=None, eval_deferred=False, is_multiprocess=False, **more
+):
   """(the last step, or the message of the end; events)."""
   events = Events()
   events.eval_deferred, events.is_multiprocess = eval_deferred, is_multiprocess
@@ -605,7 +648,7 @@ def fit(first, total, every, batches, *, eval_deferred=False, is_multiprocess=Fa
     'batches': batches,
     'total_steps': total,
     'every': every,
-    'evaluate': lambda params, step: {'val/top1': params / 10} if params == step else {},
+    'evaluate': lambda state, step: ({'val/top1': state.params / 10}, state.params == last),
     'checkpoints': events,
     'report': events,
   }  # fmt: skip
@@ -633,6 +676,20 @@ def test_loop():
     ('add_results', 5, {'val/top1': 0.5}), ('add', {'val/top1': 0.5}),
     ('write',),
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize('checkpoint', [2, 0])
+def test_an_evaluation_ends_the_run(checkpoint):
+  """The step is saved if it was not; after a restart whose evaluation was deferred, too."""
+  every, batches = {'log': 0, 'evaluate': 2, 'checkpoint': checkpoint}, iter(range(9))
+  step, events = fit(0, 9, every, batches, last=4)
+  assert step == 4 and next(batches) == 4
+  assert [event[1:] for event in events if event[0] == 'save'][-1] == (4, 4)
+  assert events[-1] == ('write',)
+  if not checkpoint:  # the results are in metrics.jsonl before the state is on disk
+    assert events[-4:] == [('add', {'val/top1': 0.4}), ('write',), ('save', 4, 4), ('write',)]
+  step, events = fit(4, 9, every, iter(range(4, 9)), last=4, eval_deferred=True)
+  assert step == 4 and not [event for event in events if event[0] == 'step']
 
 
 def test_loop_goes_on_where_the_state_is():

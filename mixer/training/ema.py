@@ -1,0 +1,71 @@
+"""The exponential moving average (EMA) of the parameters: Polyak averaging, appendix A.2."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Annotated
+
+from absl import logging
+import jax.numpy as jnp
+import optax
+
+from mixer.errors import InputError
+from mixer.training.train_step import AveragedState
+from mixer.values import Range, Steps
+
+_LARGE_WEIGHT = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+  """The section `config.ema`.
+
+  Attributes:
+    decay: each update makes the average `decay * average + (1 - decay) * parameters`, so it is
+      over about the last 1 / (1 - decay) steps.
+    start: up to this step the average is equal to the parameters.
+    warmup: the decay of the t-th update after `start` is at most (1 + t) / (10 + t), so that the
+      first parameters soon have little weight.
+    export: whether model.npz has the average; otherwise it has the parameters themselves.
+  """
+
+  decay: Annotated[float, Range(above=0, below=1)]
+  start: Steps = 0
+  warmup: bool = False
+  export: bool = True
+
+  def follow(self, step: Callable, total_steps: int) -> Callable:
+    """A train step that also averages: (`AveragedState`, batch) -> (`AveragedState`, metrics).
+
+    Args:
+      step: a train step, see `train_step.make_step`.
+      total_steps: the last step.
+
+    Raises:
+      InputError: nothing is averaged up to the last step.
+    """
+    if self.start >= total_steps:
+      raise InputError(
+        f'config.ema.start={self.start} is not before the last step, {total_steps}: nothing would '
+        'be averaged. Use a lower one.'
+      )
+    first_weight = self.decay ** (total_steps - self.start)
+    if first_weight > _LARGE_WEIGHT and not self.warmup:
+      logging.warning(
+        'config.ema.decay=%g is high for %d steps: the parameters of step %d make %.0f %% of the '
+        'average at the end. Lower it, or set config.ema.warmup.',
+        self.decay, total_steps - self.start, self.start, 100 * first_weight,
+      )  # fmt: skip
+
+    def averaging_step(state: AveragedState, batch: dict) -> tuple[AveragedState, dict]:
+      state, metrics = step(state, batch)
+      rate = self._rate(state.step)
+      return state.replace(ema=optax.incremental_update(state.params, state.ema, rate)), metrics
+
+    return averaging_step
+
+  def _rate(self, step):
+    """The weight of the parameters of a step in the average."""
+    rate = 1 - self.decay
+    if self.warmup:
+      rate = jnp.maximum(rate, 9 / (10 + jnp.maximum(step - self.start, 0)))
+    return jnp.where(step <= self.start, 1.0, rate) if self.start else rate
