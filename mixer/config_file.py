@@ -26,7 +26,7 @@ from mixer import shipped
 from mixer.errors import InputError
 
 # Those that a config may leave out.
-OPTIONAL_SECTIONS = ('init', 'permutation', 'ema', 'early_stopping')
+OPTIONAL_SECTIONS = ('init', 'permutation', 'ema', 'early_stopping', 'export')
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`
 
 

@@ -220,11 +220,11 @@ def removing(monkeypatch, run, change):
   """Calls `change` as soon as the newest checkpoint has been chosen; returns the steps read."""
   read, restore = [], manager.Checkpoints.restore_params
 
-  def after_a_change(self, step):
+  def after_a_change(self, step, **which):
     read.append(step)
     if len(read) == 1:
       change()
-    return restore(self, step)
+    return restore(self, step, **which)
 
   monkeypatch.setattr(manager.Checkpoints, 'restore_params', after_a_change)
   return read
