@@ -1,6 +1,6 @@
 """Models by name, and functions that work on any of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import functools
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mixer import values
 from mixer.errors import InputError
 from mixer.models import bit_resnet, layers, mlp_mixer, permutations, scanning, vit
+from mixer.training import param_groups
 
 
 class Family(NamedTuple):
@@ -163,6 +164,37 @@ def _traced_shapes(model: nn.Module, image_size: tuple[int, int], channels: int)
   return jax.eval_shape(lambda: init(model, jax.random.key(0), image_size, channels))
 
 
+def layout(model: nn.Module, params: Mapping) -> param_groups.Layout:
+  """What optimizers know of the parameters (arrays or shapes) of a model."""
+  flat = traverse_util.flatten_dict(params)
+  stacked = {path: scanning.released_names(path, leaf.shape[0]) for path, leaf in flat.items()}
+  names = {path: stacked[path] or ['/'.join(path)] for path in flat}
+  ends = (model.trunk[0], 'head')
+  hidden = {
+    path: leaf
+    for path, leaf in flat.items()
+    if path[-1] == 'kernel' and not any(param_groups.matches(end, names[path][0]) for end in ends)
+  }
+  return param_groups.Layout(
+    sizes={path: leaf.size for path, leaf in flat.items()},
+    names=names,
+    trunk=model.trunk,
+    matrices={
+      path: _matrix_axes(path, leaf.ndim, first=1 if stacked[path] else 0)
+      for path, leaf in hidden.items()
+    },
+  )
+
+
+def _matrix_axes(path: Sequence[str], ndim: int, first: int) -> tuple[Sequence[int], Sequence[int]]:
+  """(input axes, output axes) of a kernel, whose axes before `first` count blocks."""
+  if 'untied_token_mixing' in path:
+    first += 1  # a matrix for each channel
+  axes = tuple(range(first, ndim))
+  inputs = 1 if path[-2] in ('query', 'key', 'value') else len(axes) - 1
+  return axes[:inputs], axes[inputs:]
+
+
 def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str, jax.Array]:
   """The outputs of the model's `layer_names`, its 'pre_logits' and its 'output'.
 
@@ -191,15 +223,39 @@ def intermediates(model: nn.Module, params: dict, images: jax.Array) -> dict[str
   }
 
 
-def train_flops(model: nn.Module, image_size: layers.Size, channels: int = 3) -> int:
+def train_flops(
+  model: nn.Module,
+  image_size: layers.Size,
+  channels: int = 3,
+  frozen_names: Collection[str] = (),
+) -> int:
   """FLOPs of a training step per image, from the matmuls alone.
 
   The backward pass costs two forward passes, minus the gradient with respect to the image, which
-  the stem does not compute.
+  the stem does not compute. With frozen parameters (named as in the released layout), it has the
+  operations that JAX traces, a few percent of which are not matmuls.
   """
+  if frozen_names:
+    return _traced_flops(model, image_size, channels, frozen_names)
   family = next(family for family in FAMILIES.values() if isinstance(model, family.module))
   parts = family.matmul_flops(model, image_size, channels)
   return 3 * sum(parts.values()) - parts['stem']
+
+
+def _traced_flops(
+  model: nn.Module, image_size: layers.Size, channels: int, frozen_names: Collection[str]
+) -> int:
+  off = {name: False for name in ('scan', 'remat', 'fused_attention') if hasattr(model, name)}
+  plain = model.clone(**off)
+  frozen = frozenset(tuple(name.split('/')) for name in frozen_names)
+  trained, kept = param_groups.divide(shapes(plain, image_size, channels), frozen)
+  images = jax.ShapeDtypeStruct((1, *layers.pair(image_size), channels), jnp.float32)
+
+  def total(trained, kept, images):
+    return jnp.sum(plain.apply({'params': param_groups.merge(trained, kept)}, images))
+
+  lowered = jax.jit(jax.value_and_grad(total)).lower(trained, kept, images)
+  return round(lowered.cost_analysis()['flops'])
 
 
 def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:

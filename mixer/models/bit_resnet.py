@@ -158,6 +158,14 @@ class BitResNet(nn.Module):
     """The layers whose outputs `models.intermediates` returns."""
     return ('root_block', *(f'block{i + 1}' for i in range(len(self.stage_sizes))))
 
+  @property
+  def trunk(self) -> tuple[str, ...]:
+    """Patterns of the parameters of the stem and of each block, from the input on."""
+    return (
+      'root_block',
+      *(f'block{i + 1}/unit{k + 1:02d}' for i, n in enumerate(self.stage_sizes) for k in range(n)),
+    )
+
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim).

@@ -122,6 +122,11 @@ class MlpMixer(nn.Module):
     """The layers whose outputs `models.intermediates` returns."""
     return ('stem', *(f'MixerBlock_{i}' for i in range(self.num_blocks)))
 
+  @property
+  def trunk(self) -> tuple[str, ...]:
+    """Patterns of the parameters of the stem and of each block, from the input on."""
+    return self.layer_names
+
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim)."""

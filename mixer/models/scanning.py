@@ -1,6 +1,6 @@
 """Conversion between one subtree per block, the released layout, and blocks stacked for a scan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -22,6 +22,15 @@ def unstack_blocks(params: Mapping) -> dict:
   if 'Transformer' in params:
     return {**params, 'Transformer': _unstack(params['Transformer'], 'encoderblock')}
   return _unstack(params, STACKED)
+
+
+def released_names(path: Sequence[str], count: int) -> list[str] | None:
+  """The names that a leaf stacked over `count` blocks has in the released layout; else None."""
+  for i, part in enumerate(path):
+    if part in (STACKED, 'encoderblock'):
+      blocks = (f'{_prefix(part)}{k}' for k in range(count))
+      return ['/'.join((*path[:i], block, *path[i + 1 :])) for block in blocks]
+  return None
 
 
 def _stack(params: Mapping, stacked: str) -> dict:

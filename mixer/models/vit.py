@@ -164,6 +164,14 @@ class VisionTransformer(nn.Module):
     """The layers whose outputs `models.intermediates` returns."""
     return ('embedding', *(f'encoderblock_{i}' for i in range(self.num_blocks)))
 
+  @property
+  def trunk(self) -> tuple[str, ...]:
+    """Patterns of the parameters of the stem and of each block, from the input on."""
+    return (
+      'embedding|cls|Transformer/posembed_input',
+      *(f'Transformer/encoderblock_{i}' for i in range(self.num_blocks)),
+    )
+
   @nn.compact
   def __call__(self, images: jax.Array, example_keys: jax.Array | None = None) -> jax.Array:
     """Images (n, height, width, channels) in [-1, 1] -> (n, num_classes) or (n, hidden_dim)."""

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from absl import logging
 import jax
 from jax.sharding import Mesh
+import optax
 
 from mixer import evaluators, models, settings
 from mixer import input as inputs
 from mixer.checkpoints import manager
 from mixer.models import permutations
 from mixer.pretrained import warm_start
-from mixer.training import ema, losses, optimizers, plan, sharding, train_step
+from mixer.training import ema, losses, optimizers, param_groups, plan, sharding, train_step
 from mixer.values import Count, NotNegative, OneOf, Seed
 
 
@@ -28,7 +29,7 @@ class TrainConfig:
   model: Mapping  # of `mixer.models.build`
   loss: Annotated[str, OneOf(losses.LOSSES)]
   mixup: NotNegative
-  optim: Mapping  # of `optimizers.make`
+  optim: Mapping  # of `optimizers.make` and `param_groups.make`
   total_epochs: NotNegative | None
   total_steps: Count | None
   microbatches: Count
@@ -125,6 +126,10 @@ def _without_effect(config: Mapping) -> list[str]:
       for key, unset in (('head', 'auto'), ('from_size', None), ('resample', False))
       if init.get(key, unset) not in (unset, (), [])
     ]
+  if config['optim'].get('freeze') and not init.get('path'):
+    found.append(
+      'config.optim.freeze without config.init.path: the frozen parameters keep random values.'
+    )
   if init.get('path') and init.get('from_size') and config['model']['name'].startswith('BiT'):
     found.append('config.init.from_size has no effect on a ResNet, whose weights fit any size.')
   if init.get('path') and init.get('resample') and not config['model']['name'].startswith('Mixer'):
@@ -151,6 +156,7 @@ class Program:
     like: the state as ShapeDtypeStructs with shardings.
     step_fn: (state, batch) -> (state, metrics), not compiled.
     ema: the average of the parameters that the state has, if any.
+    groups: how each parameter is trained.
   """
 
   data: inputs.Input
@@ -163,10 +169,12 @@ class Program:
   like: train_step.TrainState
   step_fn: Callable
   ema: ema.Ema | None
+  groups: param_groups.Groups
 
   @property
   def train_flops_per_image(self) -> int:
-    return models.train_flops(self.model, self.data.image_size, self.data.channels)
+    size, channels = self.data.image_size, self.data.channels
+    return models.train_flops(self.model, size, channels, self.groups.frozen_names)
 
 
 def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]) -> Program:
@@ -185,22 +193,35 @@ def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]
     function(model, config.permutation, data.image_size)
     for function in (models.apply_function, models.features_function)
   )
-  tx, learning_rate = settings.call(
-    'config.optim', optimizers.make, config.optim, total_steps=total_steps
-  )
+  groups, tx, learning_rate = _optimizer(config, model, data, total_steps)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
   average = settings.call('config.ema', ema.Ema, config.ema) if config.ema else None
   initial_state, like = train_step.init_state(
     lambda key: models.init(model, key, data.image_size, data.channels), tx, init_key, mesh,
-    averaged=average is not None,
+    groups.frozen, averaged=average is not None,
   )  # fmt: skip
   step_fn = train_step.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate, loss=config.loss,
     num_classes=data.num_classes, mixup=config.mixup, microbatches=config.microbatches,
-    key=step_key, mesh=mesh, augment=data.augment,
+    key=step_key, mesh=mesh, augment=data.augment, frozen=groups.frozen,
   )  # fmt: skip
   if average:
     step_fn = average.follow(step_fn, total_steps)
   return Program(
-    data, mesh, total_steps, model, apply, features, initial_state, like, step_fn, average
-  )
+    data, mesh, total_steps, model, apply, features, initial_state, like, step_fn, average, groups
+  )  # fmt: skip
+
+
+def _optimizer(
+  config: TrainConfig, model, data: inputs.Input, total_steps: int
+) -> tuple[param_groups.Groups, optax.GradientTransformation, optimizers.Schedule]:
+  """(how each parameter is trained, the optimizer, the learning rate) of `config.optim`."""
+  found = settings.faults(
+    'config.optim', [optimizers.make, param_groups.make], config.optim,
+    ['total_steps', 'groups', 'layout'],
+  )  # fmt: skip
+  settings.check(found)
+  chain, grouping = settings.divide([optimizers.make, param_groups.make], config.optim)
+  layout = models.layout(model, models.shapes(model, data.image_size, data.channels))
+  groups = param_groups.make(layout=layout, **grouping)
+  return groups, *optimizers.make(**chain, total_steps=total_steps, groups=groups)

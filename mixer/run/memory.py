@@ -1,5 +1,6 @@
 """The memory that a train step needs, estimated from shapes: known before it is compiled."""
 
+from collections.abc import Collection
 import dataclasses
 import math
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from mixer import hardware, models
 from mixer.errors import InputError
 from mixer.run import build
-from mixer.training import losses, sharding
+from mixer.training import losses, param_groups, sharding
 
 # XLA fuses elementwise operations, whose results it then computes twice instead of keeping them.
 # It keeps 0.55 to 0.75 of what JAX would of a Mixer, measured on a CPU; a scan keeps all. With
@@ -53,9 +54,12 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
   data, batch = program.data, program.data.batch_size // program.mesh.size
   rows = batch // config.microbatches
   label = data.num_classes if data.multi_label else 4
-  of_params = sharding.bytes_per_device(program.like.params)
+  params = program.like.params
+  trained, _ = param_groups.divide(params, program.groups.frozen)
   return Estimate(
-    state=2 * of_params + sharding.bytes_per_device((program.like.opt_state, program.like.ema)),
+    state=sum(
+      map(sharding.bytes_per_device, (params, trained, program.like.opt_state, program.like.ema))
+    ),
     image=math.prod(data.image_size) * data.channels + label,
     activations=_activations(config, program, rows) / rows,
     batch=batch,
@@ -65,39 +69,56 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
 
 def _activations(config: build.TrainConfig, program: build.Program, rows: int) -> float:
   """Bytes that the backward pass needs of the forward pass."""
-  model = program.model
+  model, frozen = program.model, program.groups.frozen
   scans, remats = (getattr(model, name, False) for name in ('scan', 'remat'))
   if jax.default_backend() == 'cpu':  # computes in float32; `remat` has an effect in a loop only
     model, remats = model.clone(dtype='float32'), remats and scans
-  kept = _residual_bytes(config, program, _without_remat(model), rows)
-  if not remats:
-    is_resnet = isinstance(model, models.FAMILIES['BiT'].module)
-    return kept if scans else kept * (_KEPT_OF_RESNET if is_resnet else _KEPT)
+  plain = _without_remat(model)
+  kept = _residual_bytes(config, program, plain, rows)
   one_block = kept / len(model.layer_names)
-  return _residual_bytes(config, program, model, rows) + one_block
+  if remats:
+    kept = _residual_bytes(config, program, model, rows, frozen) + one_block
+  elif frozen:
+    kept = _residual_bytes(config, program, plain, rows, frozen)
+  is_resnet = isinstance(model, models.FAMILIES['BiT'].module)
+  share = 1.0 if scans or remats else _KEPT_OF_RESNET if is_resnet else _KEPT
+  return max(kept * share, one_block)
 
 
 def _without_remat(model):
   return model.clone(remat=False) if getattr(model, 'remat', False) else model
 
 
-def _residual_bytes(config: build.TrainConfig, program: build.Program, model, rows: int) -> int:
+def _residual_bytes(
+  config: build.TrainConfig,
+  program: build.Program,
+  model,
+  rows: int,
+  frozen: Collection[param_groups.Path] = (),
+) -> int:
   """What JAX keeps of the forward pass, without the parameters."""
   data, params = program.data, program.like.params
   apply = models.apply_function(model, config.permutation, data.image_size)
-  images = jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.float32)
-  labels = jax.ShapeDtypeStruct((rows, data.num_classes), jnp.float32)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
   def backward(params, images, labels, keys):
-    def loss(params):
-      return jnp.mean(losses.LOSSES[config.loss](apply(params, images, keys), labels))
+    trained, others = param_groups.divide(params, frozen)
 
-    return jax.vjp(loss, params)[1]
+    def loss(trained):
+      logits = apply(param_groups.merge(trained, others), images, keys)
+      return jnp.mean(losses.LOSSES[config.loss](logits, labels))
 
-  found = jax.tree.leaves(jax.eval_shape(backward, params, images, labels, keys))
-  size = sum(x.size * x.dtype.itemsize for x in found if jnp.issubdtype(x.dtype, jnp.number))
-  return max(size - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)), 0)
+    return jax.vjp(loss, trained)[1]
+
+  def kept(rows: int) -> int:
+    images = jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.float32)
+    labels = jax.ShapeDtypeStruct((rows, data.num_classes), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    found = jax.tree.leaves(jax.eval_shape(backward, params, images, labels, keys))
+    return sum(x.size * x.dtype.itemsize for x in found if jnp.issubdtype(x.dtype, jnp.number))
+
+  if frozen:  # only some parameters are kept
+    return kept(2 * rows) - kept(rows)
+  return max(kept(rows) - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)), 0)
 
 
 def check(needed: Estimate, program: build.Program) -> str:

@@ -394,7 +394,7 @@ def _print_banner(
   needed: str,
 ) -> None:
   """Prints what the run works with, and writes the table of parameters to the workdir."""
-  like, data = program.like, program.data
+  like, data, trained = program.like, program.data, program.groups.describe()
   overview = parameter_overview.get_parameter_overview(like.params, include_stats=False)
   if jax.process_index() == 0:
     files.write_text(workdir / _PARAMETERS_FILE, f'{overview}\n')
@@ -408,6 +408,7 @@ def _print_banner(
     **({'config': json.dumps(options.config, indent=1)} if options.verbose else {}),
     'parameters': overview if options.verbose else f'{total}, {where}',
     'optimizer': optimizers.describe(options.config['optim'], program.total_steps),
+    **({'trained': trained} if trained else {}),
     'data': plan.describe_data(data, program.total_steps),
     'memory': f'{train_step.describe_shapes(like, batch)}; {needed}',
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),

@@ -1,6 +1,6 @@
 """The train state and the train step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.struct
@@ -11,7 +11,7 @@ import optax
 
 from mixer import hardware
 from mixer.errors import InputError
-from mixer.training import batch_ops, losses, optimizers, sharding
+from mixer.training import batch_ops, losses, optimizers, param_groups, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -34,18 +34,20 @@ def init_state(
   tx: optax.GradientTransformation,
   key: jax.Array,
   mesh: Mesh,
+  frozen: Collection[param_groups.Path] = (),
   *,
   averaged: bool = False,
 ) -> tuple[Callable[[], TrainState], TrainState]:
   """(a function that makes the initial state, its ShapeDtypeStructs with their shardings).
 
   The state is initialised sharded: no device ever holds more than its own shards. With `averaged`
-  it is an `AveragedState`.
+  it is an `AveragedState`. The optimizer has no state for the `frozen` parameters.
   """
 
   def init(key):
     params = init_params(key)
-    values = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': tx.init(params)}
+    trained, _ = param_groups.divide(params, frozen)
+    values = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': tx.init(trained)}
     return AveragedState(**values, ema=_copy(params)) if averaged else TrainState(**values)
 
   shapes = jax.eval_shape(init, key)
@@ -79,6 +81,7 @@ def make_step(
   key: jax.Array,
   mesh: Mesh,
   augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+  frozen: Collection[param_groups.Path] = (),
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
 
@@ -93,6 +96,8 @@ def make_step(
     microbatches: parts of the batch that are processed one after the other, to save memory.
     augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
       comes before mixup.
+    frozen: parameters that stay as they are. No gradient is computed for them, so the norms of
+      gradient and update are those of the others.
   """
   if loss not in losses.LOSSES:
     raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
@@ -103,7 +108,8 @@ def make_step(
     rows = jax.P(sharding.BATCH_AXES)
     augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
-  def loss_and_hits(params, part, weight):
+  def loss_and_hits(trained, kept, part, weight):
+    params = param_groups.merge(trained, kept)
     labels = batch_ops.label_vectors(part['label'], num_classes)
     images, targets = batch_ops.normalize(part['image']), labels
     if mixup:
@@ -114,18 +120,17 @@ def make_step(
     hits = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
     return jnp.mean(losses.LOSSES[loss](logits, targets)), jnp.mean(hits > 0)
 
-  def gradient(params, batch, weight):
+  def gradient(trained, kept, batch, weight):
     value_and_grad = jax.value_and_grad(loss_and_hits, has_aux=True)
     if microbatches == 1:
-      return value_and_grad(params, batch, weight)
+      return value_and_grad(trained, kept, batch, weight)
 
     def add(total, part):
-      return jax.tree.map(jnp.add, total, value_and_grad(params, part, weight)), None
+      return jax.tree.map(jnp.add, total, value_and_grad(trained, kept, part, weight)), None
 
     parts = jax.lax.with_sharding_constraint(batch_ops.split(batch, microbatches), microbatched)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, batch, weight)
-    )
+    shapes = jax.eval_shape(value_and_grad, trained, kept, batch, weight)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / microbatches, total)
 
@@ -138,9 +143,10 @@ def make_step(
     weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
     batch = batch_ops.with_partners(batch) if mixup else batch
     batch = {**batch, 'key': keys}
-    (value, accuracy), grads = gradient(state.params, batch, weight)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained, kept = param_groups.divide(state.params, frozen)
+    (value, accuracy), grads = gradient(trained, kept, batch, weight)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    params = param_groups.merge(optax.apply_updates(trained, updates), kept)
     metrics = {
       'loss': value,
       'accuracy': accuracy,

@@ -2,15 +2,18 @@
 
 import re
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jax.tree_util import DictKey
 import ml_dtypes
 import numpy as np
 import optax
+from optax import contrib
 import pytest
 
 from mixer.errors import InputError
-from mixer.training import optimizers
+from mixer.training import optimizers, param_groups
 
 TOTAL = 12
 SCHEDULE = {'warmup_steps': 3, 'decay': 'linear', 'linear_end': 1e-5}
@@ -169,6 +172,103 @@ def test_paper_decay_in_both_conventions_is_optax_adamw():
       close(actual, want)
 
 
+# --- Other optimizers against optax's own ----------------------------------------------------
+
+
+def by_block(tree):
+  """Each block in a dict of its own."""
+  block = lambda i: jax.tree.map(lambda x: x[i], tree['MixerBlocks'])  # noqa: E731
+  return {
+    'stem': tree['stem'], 'head': tree['head'], **{f'MixerBlock_{i}': block(i) for i in range(3)}
+  }  # fmt: skip
+
+
+def layout_of(params):
+  """What `mixer.models.layout` says of `parameters`, by hand."""
+  names = {}
+  for path in traverse_util.flatten_dict(params):
+    blocks = [f'MixerBlock_{i}' for i in range(3)] if path[0] == 'MixerBlocks' else [path[0]]
+    names[path] = ['/'.join((block, *path[1:])) for block in blocks]
+  matrices = {('MixerBlocks', 'Dense_0', 'kernel'): ((1,), (2,))}
+  return param_groups.Layout(names=names, trunk=('stem',), matrices=matrices)
+
+
+def optax_muon(rate, weight_decay, mask):
+  """optax's Muon for the kernels of the blocks and its NAdamW for all else."""
+
+  def is_matrix(path):
+    return DictKey('Dense_0') in path and path[-1] == DictKey('kernel')
+
+  def axes(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: contrib.MuonDimensionNumbers() if is_matrix(path) else None, params
+    )
+
+  muon = contrib.muon(
+    rate, weight_decay=weight_decay, consistent_rms=0.2, muon_weight_dimension_numbers=axes
+  )
+  adam = optax.nadamw(rate, weight_decay=weight_decay, mask=mask)
+
+  def update(gradients, state, params):
+    found = [tx.update(gradients, own, params) for tx, own in zip((muon, adam), state)]
+    (matrices, others), state = zip(*found)
+    choose = lambda path, one, other: one if is_matrix(path) else other  # noqa: E731
+    return jax.tree_util.tree_map_with_path(choose, matrices, others), state
+
+  return optax.GradientTransformation(lambda params: (muon.init(params), adam.init(params)), update)
+
+
+OF_OPTAX = {
+  # name: our arguments, optax's optimizer
+  'adam': ({'nesterov': True}, optax.nadamw),
+  'sgd': ({'nesterov': True}, lambda rate, weight_decay, mask: optax.chain(
+    optax.trace(0.9, nesterov=True), optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(rate),
+  )),
+  'radam': ({'b1': 0.8, 'b2': 0.5}, lambda rate, weight_decay, mask: optax.chain(
+    optax.scale_by_radam(0.8, 0.5), optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(rate),
+  )),
+  'adan': ({'b1': 0.97}, lambda *a, **k: optax.adan(*a, **k, b1=0.97)),
+  'lion': ({}, optax.lion),
+  'lamb': ({}, optax.lamb),
+  'muon': ({}, optax_muon),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('name', 'mode'), [*((name, 'adamw') for name in OF_OPTAX), ('lamb', 'independent')]
+)
+def test_optimizers_are_those_of_optax(name, mode):
+  """Six clipped steps of stacked blocks, beside optax's optimizer on each block by itself."""
+  arguments, reference = OF_OPTAX[name]
+  params, gradients = parameters(), gradients_of(6)
+  tx, _ = make(
+    optimizer={'name': name, **arguments}, weight_decay=0.1 if mode == 'adamw' else 1e-3,
+    weight_decay_mode=mode, groups=param_groups.Groups(layout_of(params)),
+  )  # fmt: skip
+  rate = lambda step: 1e-2 * factor_by_hand_traced(step)  # noqa: E731
+  is_kernel = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+    lambda path, _: path[-1] == DictKey('kernel'), tree
+  )
+  theirs = optax.chain(
+    optax.clip_by_global_norm(1.0), reference(rate, weight_decay=0.1, mask=is_kernel)
+  )
+  history, state = run(tx, params, gradients)
+  wanted, _ = run(theirs, by_block(params), [by_block(gradient) for gradient in gradients])
+  for actual, want in zip(history, wanted, strict=True):
+    close(by_block(actual), want, 3e-6)
+  of_params = {leaf.shape for leaf in jax.tree.leaves(params)}
+  assert {leaf.shape for leaf in jax.tree.leaves(state)} <= {*of_params, (), (3,)}
+
+
+def test_muon_without_a_matrix_to_train():
+  layout = layout_of(parameters())
+  frozen = param_groups.Groups(layout, frozenset(layout.matrices))
+  with pytest.raises(InputError, match="'muon', but no kernel between the stem and the head is tr"):
+    make(optimizer={'name': 'muon'}, groups=frozen)
+
+
 def factor_by_hand_traced(step):
   q = jnp.clip((step - 3) / (TOTAL - 3), 0.0, 1.0)
   return (1e-5 + (1 - 1e-5) * (1 - q)) * jnp.minimum(1.0, step / 3)
@@ -291,7 +391,8 @@ def test_bfloat16_first_moment_of_adam():
 
 def test_accumulators_are_float32_unless_asked():
   for name in optimizers.OPTIMIZERS:
-    tx, _ = make(optimizer={'name': name})
+    groups = param_groups.Groups(layout_of(parameters()))
+    tx, _ = make(optimizer={'name': name}, groups=groups)
     state = tx.init(parameters())
     assert {x.dtype.name for x in jax.tree.leaves(state) if x.ndim} == {'float32'}
 
@@ -300,16 +401,22 @@ def test_accumulators_are_float32_unless_asked():
 
 
 def test_unknown_names():
-  text = "config.optim.optimizer.name is 'lamb'; use one of ['adam', 'sgd']."
+  text = (
+    "config.optim.optimizer.name is 'adamw'; use one of "
+    "['adam', 'adan', 'lamb', 'lion', 'muon', 'radam', 'sgd']."
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
-    make(optimizer={'name': 'lamb'})
+    make(optimizer={'name': 'adamw'})
   text = "unknown weight_decay_mode 'l2'; use one of ['adamw', 'independent']."
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(weight_decay_mode='l2')
 
 
 def test_no_optimizer():
-  text = "config.optim.optimizer.name is None; use one of ['adam', 'sgd']."
+  text = (
+    'config.optim.optimizer.name is None; use one of '
+    "['adam', 'adan', 'lamb', 'lion', 'muon', 'radam', 'sgd']."
+  )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(optimizer={'momentum': 0.9})
 
@@ -317,7 +424,7 @@ def test_no_optimizer():
 def test_keys_that_nothing_reads():
   text = (
     "config.optim.optimizer: nothing reads 'momentun' (did you mean 'momentum'?). "
-    "It takes ['accumulator_dtype', 'momentum']."
+    "It takes ['accumulator_dtype', 'momentum', 'nesterov']."
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     make(optimizer={'name': 'sgd', 'momentun': 0.9})
