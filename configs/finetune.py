@@ -20,6 +20,9 @@ The argument is a list of KEY=VALUE:
               dev for each learning rate and then final. A folder's val and test are reported under
               these names; dev is its val if it has a test as well, else a tenth of its train
   crop        of the evaluation: resize_small (ii, the paper's table 3) or resize (i, its table 2)
+  train       all, or head: a linear probe. All but the head is frozen, so that the features stay
+              those of the file; a step costs a third and the optimizer's state is that of the head.
+              Learning rate and steps are those of fine-tuning; docs/finetuning.md has notes on them
   recipe      paper, or vision_transformer: that repository's for CIFAR-10, which reports 96.72 %
               (B/16) and 96.59 % (L/16) from the ImageNet files, 96.82 % and 98.34 % from those of
               ImageNet-21k
@@ -46,6 +49,7 @@ _CHOICES = {
   'resample': ('False', 'True'),
   'stage': ('final', 'dev'),
   'crop': ('resize_small', 'resize'),
+  'train': ('all', 'head'),
   'recipe': ('paper', 'vision_transformer'),
 }
 _DEFAULTS = {
@@ -55,6 +59,7 @@ _DEFAULTS = {
   'resample': 'False',
   'stage': 'final',
   'crop': 'resize_small',
+  'train': 'all',
   'recipe': 'paper',
 }
 
@@ -125,6 +130,8 @@ def get_config(argument: str = '') -> ConfigDict:
       'weight_decay_mode': 'independent',
     }
   )
+  if options['train'] == 'head':
+    config.optim.freeze = ('(?!head).*',)  # all names but those that begin with 'head'
   config.total_epochs = 0.0
   config.total_steps = facts['steps']
   config.microbatches = 8 if theirs else 1

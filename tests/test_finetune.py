@@ -41,9 +41,10 @@ def data_dir(tmp_path_factory):
     ('resolution=448', 2),
     ('resolution=224x448', (1, 2)),
     ('recipe=vision_transformer', 1),
+    ('train=head', 1),
   ],
 )
-def test_every_variant_trains(argument, tiles, data_dir, tmp_path):
+def test_every_variant_trains(argument, tiles, data_dir, tmp_path, capsys):
   """Shrunk to 32 pixels for 224; right after growing, the logits are those of the head: zero."""
   config = finetune.get_config(argument)
   assert config.model.tiles == ((tiles, tiles) if isinstance(tiles, int) else tiles)
@@ -65,6 +66,8 @@ def test_every_variant_trains(argument, tiles, data_dir, tmp_path):
   assert source['source'] == config.init.path and len(source['sha256']) == 64
   assert ('grown from a grid' in source['changes']) == (tiles != 1)
   assert 'head kept: 10 classes (all zeros' in source['changes']
+  frozen = '170 of 14,930 parameters; the other 14,760 are frozen' in capsys.readouterr().out
+  assert frozen == (argument == 'train=head')
 
 
 # The paper's protocol, typed again: steps, share of the training split for choosing the rate.

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import finetune
 from mixer import models
 from mixer.checkpoints import manager
 from mixer.errors import InputError
@@ -74,6 +75,13 @@ DEPTHS = {  # the exponent of layer_decay; 0 for all others
   },
   'BiT': {'root_block': 4, 'block1/unit01': 3, 'block1/unit02': 2, 'block2/unit01': 1},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize('family', DEPTHS)
+def test_a_linear_probe_trains_the_head(family):
+  (pattern,) = finetune.get_config('train=head').optim.freeze
+  trained, _ = param_groups.divide(network(family)[1], make(family, freeze=pattern).frozen)
+  assert trained.keys() == {'head'} and trained['head'].keys() == {'kernel', 'bias'}
 
 
 @pytest.mark.parametrize('family', DEPTHS)
