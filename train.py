@@ -6,7 +6,7 @@ from mixer import cli, config_file, runtime
 from mixer.cluster import coordination
 from mixer.cost import dry_run
 from mixer.errors import InputError
-from mixer.run import session
+from mixer.run import session, show_batch
 
 config_file.define_flags()
 flags.DEFINE_string('workdir', None, 'Directory for everything that the run writes.')
@@ -31,6 +31,9 @@ flags.DEFINE_string(
   'Train no further: write model.npz, model.json and curves.png from a checkpoint of the workdir, '
   'latest, best or the number of its step.',
 )
+flags.DEFINE_string(
+  'show_batch', None, 'Write the first 32 images as the model sees them to this PNG, and stop.'
+)
 flags.DEFINE_bool(
   'dry_run', False, 'Compile the train step, print what it needs and its least time, and stop.'
 )
@@ -43,15 +46,22 @@ def main() -> None:
   given = flags.FLAGS
   if (given.topology or given.dry_run_output) and not given.dry_run:
     raise InputError('--topology and --dry_run_output go with --dry_run.')
-  if not (given.workdir or given.dry_run):
+  if not (given.workdir or given.dry_run or given.show_batch):
     raise InputError('--workdir=DIR is missing: the directory for everything that the run writes.')
   runtime.configure(deterministic=given.deterministic, compilation_cache=given.compilation_cache)
   config = config_file.load()
-  if given.dry_run:
+  if given.dry_run and given.show_batch:
+    raise InputError('--dry_run and --show_batch are two programs; give one of them.')
+  if given.dry_run or given.show_batch:
     of_runs = ('finish', 'profile_steps', 'require', 'require_evals')
     unused = [name for name in of_runs if given[name].present]
     if unused:
-      logging.warning('--dry_run runs nothing, so --%s has no effect.', ', --'.join(unused))
+      program = '--dry_run' if given.dry_run else '--show_batch'
+      logging.warning('%s runs nothing, so --%s has no effect.', program, ', --'.join(unused))
+  if given.show_batch:
+    show_batch.write(config, given.show_batch)
+    return
+  if given.dry_run:
     dry_run.run(
       dry_run.Options(config=config, topology=given.topology, output=given.dry_run_output)
     )

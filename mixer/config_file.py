@@ -26,7 +26,11 @@ from mixer import shipped
 from mixer.errors import InputError
 
 # Those that a config may leave out.
-OPTIONAL_SECTIONS = ('init', 'permutation', 'ema', 'early_stopping', 'export')
+OPTIONAL_SECTIONS = (
+  'init', 'permutation', 'ema', 'early_stopping', 'export', 'cutmix', 'mixup_prob',
+  'mixup_switch_prob', 'mixup_mode', 'random_erasing', 'label_smoothing', 'class_weights',
+  'distill',
+)  # fmt: skip
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`
 
 

@@ -1,5 +1,6 @@
 """Every config is loaded, shrunk and trained for two steps, through train.py itself."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -270,12 +271,13 @@ def test_an_argument_that_is_not_known(argument):
 def test_randaugment_on_the_device(data_dir, tmp_path, monkeypatch):
   given, make_step = [], train_step.make_step
 
-  def spy(*, augment, **arguments):
+  def spy(*, augmentation, **arguments):
     def mark(images, keys):
       given.append(images.shape)
-      return augment(images, keys)
+      return augmentation.augment(images, keys)
 
-    return make_step(augment=mark, **arguments)
+    marked = dataclasses.replace(augmentation, augment=mark)
+    return make_step(augmentation=marked, **arguments)
 
   monkeypatch.setattr(train_step, 'make_step', spy)
   config = shrink(load('mixer_b16', 'imagenet2012'), data_dir)

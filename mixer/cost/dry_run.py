@@ -75,9 +75,12 @@ def run(options: Options) -> None:
     config, data, topology_devices(options.topology) if options.topology else jax.devices()
   )
   batch = abstract_batch(data, program.mesh)
-  runtime.banner({'per device, by shapes': train_step.describe_shapes(program.like, batch)})
+  teacher = program.teacher_like
+  runtime.banner(
+    {'per device, by shapes': train_step.describe_shapes(program.like, batch, teacher)}
+  )
   begin = time.perf_counter()
-  compiled = compile_step(program.step_fn, program.like, batch, program.mesh)
+  compiled = compile_step(program.step_fn, program.like, batch, program.mesh, teacher)
   seconds = time.perf_counter() - begin
   found = report(compiled, program.mesh, flops=program.train_flops_per_image * data.batch_size)
   runtime.banner({
@@ -175,10 +178,12 @@ def abstract_batch(data, mesh) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def compile_step(step: Callable, like, batch: dict, mesh) -> jax.stages.Compiled | str:
+def compile_step(
+  step: Callable, like, batch: dict, mesh, teacher=None
+) -> jax.stages.Compiled | str:
   """The compiled step, or the compiler's words on why it does not fit into the memory."""
   try:
-    return train_step.compile_step(step, like, batch, mesh)
+    return train_step.compile_step(step, like, batch, mesh, teacher)
   except jax.errors.JaxRuntimeError as fault:
     if 'RESOURCE_EXHAUSTED' not in str(fault):
       raise

@@ -59,6 +59,9 @@ class Input(Protocol):
     Raises InputError if it cannot be read.
     """
 
+  def class_counts(self) -> np.ndarray | None:
+    """The number of images with each class; None where only reading all images would tell."""
+
   def host_bytes(self, num_shards: int) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
 

@@ -212,6 +212,11 @@ class Images:
       raise InputError(f'{self.describe(index)}: {fault}')
     return image.numpy()
 
+  def class_counts(self) -> np.ndarray | None:
+    """The number of images with each class; None if the labels are in records."""
+    count = getattr(self._examples, 'class_counts', lambda: None)
+    return count()
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     height, width = self.image_size

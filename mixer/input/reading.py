@@ -20,7 +20,8 @@ ERRORS = (tf.errors.OpError, OSError, ValueError)  # raised by an example that i
 class Examples(Protocol):
   """Encoded images with labels, read by number.
 
-  A source that has a path has a `fingerprint` too, see `input.Input`.
+  A source that has a path has a `fingerprint` too, see `input.Input`. One that knows its labels has
+  `class_counts(chosen)`: of the examples with these numbers, by default of all.
   """
 
   num_examples: int
@@ -53,6 +54,8 @@ class Subset:
     self.fingerprint = getattr(examples, 'fingerprint', '')
     self.index_bytes = examples.index_bytes + self._chosen.nbytes
     self.record_bytes = examples.record_bytes
+    if hasattr(examples, 'class_counts'):
+      self.class_counts = lambda: examples.class_counts(self._chosen)
 
   def fetch(self, indices: Sequence[int]) -> tuple[np.ndarray, ...]:
     return self._all.fetch(self._chosen[indices])

@@ -237,9 +237,18 @@ def train_flops(
   """
   if frozen_names:
     return _traced_flops(model, image_size, channels, frozen_names)
-  family = next(family for family in FAMILIES.values() if isinstance(model, family.module))
-  parts = family.matmul_flops(model, image_size, channels)
+  parts = _matmul_flops(model, image_size, channels)
   return 3 * sum(parts.values()) - parts['stem']
+
+
+def inference_flops(model: nn.Module, image_size: layers.Size, channels: int = 3) -> int:
+  """FLOPs of the forward pass per image, from the matmuls alone."""
+  return sum(_matmul_flops(model, image_size, channels).values())
+
+
+def _matmul_flops(model: nn.Module, image_size: layers.Size, channels: int) -> dict[str, int]:
+  family = next(family for family in FAMILIES.values() if isinstance(model, family.module))
+  return family.matmul_flops(model, image_size, channels)
 
 
 def _traced_flops(

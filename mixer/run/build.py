@@ -8,15 +8,19 @@ from typing import Annotated, Any
 from absl import logging
 import jax
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from mixer import evaluators, models, settings
 from mixer import input as inputs
 from mixer.checkpoints import manager
+from mixer.cluster.coordination import SINGLE, Cluster
+from mixer.errors import InputError
 from mixer.models import permutations
-from mixer.pretrained import warm_start
+from mixer.pretrained import distillation, warm_start
 from mixer.training import ema, losses, optimizers, param_groups, plan, sharding, train_step
-from mixer.values import Count, NotNegative, OneOf, Seed
+from mixer.training.augmentation import MIXUP_MODES, Augmentation, RandomErasing
+from mixer.values import Count, NotNegative, OneOf, Rate, Seed, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,14 @@ class TrainConfig:
   ema: Mapping | None = None  # of `mixer.training.ema.Ema`
   early_stopping: Mapping | None = None  # of `plan.EarlyStopping`
   export: Annotated[str, OneOf(('latest', 'best'))] = 'latest'  # the step of model.npz
+  cutmix: NotNegative = 0.0  # this and the next five: of `augmentation.Augmentation`
+  mixup_prob: Share = 1.0
+  mixup_switch_prob: Share = 0.5
+  mixup_mode: Annotated[str, OneOf(MIXUP_MODES)] = 'batch'
+  random_erasing: Mapping | None = None  # of `augmentation.RandomErasing`
+  label_smoothing: Rate = 0.0
+  class_weights: Annotated[str, OneOf(('balanced',))] | Sequence[NotNegative] | None = None
+  distill: Mapping | None = None  # of `mixer.pretrained.distillation.load`
 
 
 def check(config: Mapping) -> TrainConfig:
@@ -79,6 +91,8 @@ def _section_faults(config: Mapping) -> list[str]:
     'permutation': (permutations.wrap, ['function', 'image_size']),
     'ema': (ema.Ema, []),
     'early_stopping': (plan.EarlyStopping, []),
+    'random_erasing': (RandomErasing, []),
+    'distill': (distillation.load, ['data', 'loss', 'dtype', 'cluster']),
   }
   others = {
     'train_input': lambda section: inputs.faults('config.train_input', section),
@@ -134,10 +148,32 @@ def _without_effect(config: Mapping) -> list[str]:
     found.append('config.init.from_size has no effect on a ResNet, whose weights fit any size.')
   if init.get('path') and init.get('resample') and not config['model']['name'].startswith('Mixer'):
     found.append('config.init.resample has no effect: only a Mixer has token-mixing MLPs.')
-  if config['mixup'] and batch_size == 1:
-    found.append(
-      f'config.mixup={config["mixup"]} has no effect with a batch of 1, which is its own partner.'
-    )
+  return found + _recipe_without_effect(config, batch_size)
+
+
+def _recipe_without_effect(config: Mapping, batch_size: int | None) -> list[str]:
+  """The same of the augmentation of a batch, and of distillation."""
+  mixes = [name for name in ('mixup', 'cutmix') if config.get(name)]
+  distill, erasing = config.get('distill') or {}, config.get('random_erasing') or {}
+  found = [
+    f'config.{name}={config[name]} has no effect with a batch of 1, which is its own partner.'
+    for name in mixes
+    if batch_size == 1
+  ]
+  needs = {'mixup_prob': 1, 'mixup_mode': 1, 'mixup_switch_prob': 2}
+  found += [
+    f'config.{name}={config[name]} has no effect without ' + ' and '.join(
+      key for key in ('mixup', 'cutmix') if key not in mixes
+    ) + '.'
+    for name, count in needs.items()
+    if name in config and len(mixes) < count
+  ]  # fmt: skip
+  if erasing.get('probability') == 0:
+    found.append('config.random_erasing has no effect with a probability of 0.')
+  if distill.get('weight') == 0:
+    found.append('config.distill has no effect on what is learned with a weight of 0.')
+  if distill.get('targets') == 'hard' and 'temperature' in distill:
+    found.append('config.distill.temperature has no effect on hard targets.')
   return found
 
 
@@ -154,9 +190,12 @@ class Program:
       permutation of the config.
     initial_state: makes the state of step 0.
     like: the state as ShapeDtypeStructs with shardings.
-    step_fn: (state, batch) -> (state, metrics), not compiled.
+    augmentation: what the step does to a batch.
+    step_key: of the step's random draws.
+    step_fn: (state, batch, teacher=None) -> (state, metrics), not compiled.
     ema: the average of the parameters that the state has, if any.
     groups: how each parameter is trained.
+    teacher: of `config.distill`.
   """
 
   data: inputs.Input
@@ -167,18 +206,41 @@ class Program:
   features: Callable[..., jax.Array]
   initial_state: Callable[[], train_step.TrainState]
   like: train_step.TrainState
+  augmentation: Augmentation
+  step_key: jax.Array
   step_fn: Callable
   ema: ema.Ema | None
   groups: param_groups.Groups
+  teacher: distillation.Teacher | None = None
 
   @property
   def train_flops_per_image(self) -> int:
     size, channels = self.data.image_size, self.data.channels
-    return models.train_flops(self.model, size, channels, self.groups.frozen_names)
+    own = models.train_flops(self.model, size, channels, self.groups.frozen_names)
+    return own + (self.teacher.flops_per_image if self.teacher else 0)
+
+  @property
+  def teacher_like(self) -> dict | None:
+    """The teacher's parameters as ShapeDtypeStructs with shardings."""
+    return sharding.spread(self.teacher.params, self.mesh) if self.teacher else None
+
+  def with_teacher(self, compiled: Callable) -> Callable:
+    """The compiled step as (state, batch) -> (state, metrics); places the teacher's parameters."""
+    if self.teacher is None:
+      return compiled
+    params = sharding.place(self.teacher.params, self.teacher_like)
+    return lambda state, batch: compiled(state, batch, params)
 
 
-def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]) -> Program:
+def build(
+  config: TrainConfig,
+  data: inputs.Input,
+  devices: Sequence[jax.Device],
+  cluster: Cluster = SINGLE,
+) -> Program:
   """The program of a config for its training input on some devices; computes nothing.
+
+  The processes of a `cluster` read a teacher together.
 
   Raises:
     InputError: a section is wrong, or batch, mesh and model do not fit each other.
@@ -200,15 +262,32 @@ def build(config: TrainConfig, data: inputs.Input, devices: Sequence[jax.Device]
     lambda key: models.init(model, key, data.image_size, data.channels), tx, init_key, mesh,
     groups.frozen, averaged=average is not None,
   )  # fmt: skip
+  augment = Augmentation(
+    num_classes=data.num_classes, mixup=config.mixup, cutmix=config.cutmix,
+    mixup_prob=config.mixup_prob, mixup_switch_prob=config.mixup_switch_prob,
+    mixup_mode=config.mixup_mode, label_smoothing=config.label_smoothing, augment=data.augment,
+    random_erasing=None if config.random_erasing is None else settings.call(
+      'config.random_erasing', RandomErasing, config.random_erasing
+    ),
+  )  # fmt: skip
+  teaching = None if config.distill is None else settings.call(
+    'config.distill', distillation.load, config.distill,
+    data=data, loss=config.loss, dtype=config.model.get('dtype', 'float32'), cluster=cluster,
+  )  # fmt: skip
   step_fn = train_step.make_step(
-    apply=apply, tx=tx, learning_rate=learning_rate, loss=config.loss,
-    num_classes=data.num_classes, mixup=config.mixup, microbatches=config.microbatches,
-    key=step_key, mesh=mesh, augment=data.augment, frozen=groups.frozen,
+    apply=apply, tx=tx, learning_rate=learning_rate,
+    objective=losses.Objective(
+      loss=config.loss, class_weights=_class_weights(config.class_weights, data),
+      distillation=teaching and teaching.distillation,
+    ),
+    augmentation=augment, microbatches=config.microbatches, key=step_key, mesh=mesh,
+    frozen=groups.frozen,
   )  # fmt: skip
   if average:
     step_fn = average.follow(step_fn, total_steps)
   return Program(
-    data, mesh, total_steps, model, apply, features, initial_state, like, step_fn, average, groups
+    data, mesh, total_steps, model, apply, features, initial_state, like, augment, step_key,
+    step_fn, average, groups, teaching,
   )  # fmt: skip
 
 
@@ -225,3 +304,32 @@ def _optimizer(
   layout = models.layout(model, models.shapes(model, data.image_size, data.channels))
   groups = param_groups.make(layout=layout, **grouping)
   return groups, *optimizers.make(**chain, total_steps=total_steps, groups=groups)
+
+
+def _class_weights(given: str | Sequence[float] | None, data: inputs.Input) -> np.ndarray | None:
+  """`config.class_weights` as float32 (classes,); 'balanced' as in scikit-learn.
+
+  That is n / (classes * count) for n labels in all, so the mean weight of a label is 1.
+  """
+  if given is None:
+    return None
+  if given != 'balanced':
+    if len(given) != data.num_classes or not any(given):
+      raise InputError(
+        f'config.class_weights has {len(given)} numbers, of which {sum(map(bool, given))} are not '
+        f'0; give one for each of the {data.num_classes} classes, in their order.'
+      )
+    return np.float32(given)
+  counts = data.class_counts()
+  if counts is None:
+    raise InputError(
+      "config.class_weights='balanced' needs the labels of all images, which this source has in "
+      'its records: give the list of weights, one for each class.'
+    )
+  absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+  if absent:
+    raise InputError(
+      f"config.class_weights='balanced': {len(absent)} classes have no training images, such as "
+      f'{absent[:3]}: add images, or give the list of weights.'
+    )
+  return np.float32(counts.sum() / (len(counts) * counts))

@@ -27,7 +27,8 @@ class Estimate:
   """Of one device.
 
   Attributes:
-    state: bytes of parameters, their average, gradients and optimizer state.
+    state: bytes of parameters, their average, gradients and optimizer state, and of a teacher's
+      parameters.
     image: bytes of an image of the batch, with its label.
     activations: bytes that an image of a microbatch needs in the model.
     batch: images of the batch.
@@ -54,12 +55,11 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
   data, batch = program.data, program.data.batch_size // program.mesh.size
   rows = batch // config.microbatches
   label = data.num_classes if data.multi_label else 4
-  params = program.like.params
+  params, like = program.like.params, program.like
   trained, _ = param_groups.divide(params, program.groups.frozen)
+  held = (params, trained, like.opt_state, like.ema, program.teacher_like)
   return Estimate(
-    state=sum(
-      map(sharding.bytes_per_device, (params, trained, program.like.opt_state, program.like.ema))
-    ),
+    state=sum(map(sharding.bytes_per_device, held)),
     image=math.prod(data.image_size) * data.channels + label,
     activations=_activations(config, program, rows) / rows,
     batch=batch,

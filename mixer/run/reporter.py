@@ -18,7 +18,8 @@ from mixer.cluster import coordination
 from mixer.errors import Diverged
 from mixer.run import metrics_log
 
-_AVERAGED = ('loss', 'accuracy')  # rows have their means over the steps since the row before
+# Rows have the means of these over the steps since the row before, the second with a teacher only.
+_AVERAGED, _OF_TEACHER = ('loss', 'accuracy'), ('distill_loss',)
 _SECONDS_BETWEEN_PICTURES = 60
 
 
@@ -256,12 +257,17 @@ class _Averages:
     """Continues what `to_json` returned; from anything else, starts anew."""
     self._start()
     sums = stored.get('sums')
-    if isinstance(sums, dict) and sums.keys() == self._sums.keys() and stored.get('count'):
+    known = [set(_AVERAGED), {*_AVERAGED, *_OF_TEACHER}]
+    if isinstance(sums, dict) and set(sums) in known and stored.get('count'):
       self.count, self._sums = int(stored['count']), {k: float(v) for k, v in sums.items()}
 
   def add(self, values: Mapping[str, float]) -> None:
     self.count += 1
-    self._sums = {name: total + values[name] for name, total in self._sums.items()}
+    self._sums = {
+      name: self._sums.get(name, 0.0) + values[name]
+      for name in (*_AVERAGED, *_OF_TEACHER)
+      if name in values
+    }
 
   def take(self) -> dict[str, float]:
     """The means; starts new ones."""
@@ -274,7 +280,7 @@ class _Averages:
     return {'count': self.count, 'sums': self._sums}
 
   def _start(self) -> None:
-    self.count, self._sums = 0, dict.fromkeys(_AVERAGED, 0.0)
+    self.count, self._sums = 0, {}
 
 
 def _results(row: dict) -> dict[str, float]:

@@ -96,7 +96,7 @@ def _train(
   runtime.check_backend(options.require)
 
   # Build.
-  program = build.build(config, data, jax.devices())
+  program = build.build(config, data, jax.devices(), cluster)
   needed = memory.check(memory.estimate(config, program), program)
   profile = Profile(workdir / 'profile', options.profile_steps)
   watchdog = Watchdog(workdir, stall_seconds=options.stall_seconds, cluster=cluster)
@@ -146,12 +146,14 @@ def _train(
 
   # Train.
   begin = time.perf_counter()
-  step_fn = train_step.compile_step(program.step_fn, program.like, batch, program.mesh)
+  compiled = train_step.compile_step(
+    program.step_fn, program.like, batch, program.mesh, program.teacher_like
+  )
   compile_seconds = time.perf_counter() - begin
   cluster.barrier('compiled')
   runtime.banner({
     'start': f'{origin}; step {first} of {program.total_steps}; '
-             f'compiled in {compile_seconds:.1f} s; {train_step.describe_memory(step_fn)}',
+             f'compiled in {compile_seconds:.1f} s; {train_step.describe_memory(compiled)}',
   })  # fmt: skip
   report = _reporter(options, program, workdir, first, cluster, watchdog, compile_seconds)
 
@@ -168,7 +170,7 @@ def _train(
     profile.boundary(first)
     watchdog.boundary(first)
     state = loop.fit(
-      state, step_fn=step_fn, batches=itertools.chain([batch], batches),
+      state, step_fn=program.with_teacher(compiled), batches=itertools.chain([batch], batches),
       total_steps=program.total_steps, every=every, evaluate=evaluate, checkpoints=saved,
       report=report, boundary=boundary,
     )  # fmt: skip
@@ -295,7 +297,10 @@ def _claim(
       workdir, config, started=bool(rows or saved.steps() or model.exists()),
       finished=model.exists(), data=known,
     )  # fmt: skip
-    workdirs.claim_classes(workdir, program.data.class_names, started=bool(rows or saved.steps()))
+    started = bool(rows or saved.steps())
+    workdirs.claim_classes(workdir, program.data.class_names, started=started)
+    if program.teacher is not None:
+      workdirs.claim_teacher(workdir, program.teacher.identity, started=started)
 
   def begin() -> None:
     logged = max((row['step'] for row in metrics_log.read_rows(workdir)), default=0)
@@ -410,7 +415,8 @@ def _print_banner(
     'optimizer': optimizers.describe(options.config['optim'], program.total_steps),
     **({'trained': trained} if trained else {}),
     'data': plan.describe_data(data, program.total_steps),
-    'memory': f'{train_step.describe_shapes(like, batch)}; {needed}',
+    **({'teacher': json.dumps(program.teacher.identity)} if program.teacher else {}),
+    'memory': f'{train_step.describe_shapes(like, batch, program.teacher_like)}; {needed}',
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),
   })  # fmt: skip
 

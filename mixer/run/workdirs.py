@@ -17,10 +17,13 @@ from mixer import input as inputs
 from mixer.errors import InputError
 
 LOCK_FILE = '.lock'
+_TEACHER_FILE = 'teacher.json'
 # Keys that may change when a run resumes: they say where and in which parts it computes and what it
 # keeps. `on_bad_image` and `max_pixels` may, because a run that fails at a bad image has used none.
+# `claim_teacher` compares the teacher itself.
 _MAY_CHANGE = re.compile(
   r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|(ema\.)?export|'
+  r'distill\.(path|which)|'
   r'.*\.(data_dir|on_bad_image|max_pixels)'
 )
 # Keys that say where the data are.
@@ -226,6 +229,23 @@ def claim_classes(workdir: epath.Path, class_names: Sequence[str], *, started: b
       )
   else:
     files.write(path, json.dumps(now, indent=1).encode())
+
+
+def claim_teacher(workdir: epath.Path, identity: Mapping, *, started: bool) -> None:
+  """Writes what the teacher is; raises InputError in the workdir of a run `started` with another.
+
+  A teacher that has moved is the same one.
+  """
+  path = workdir / _TEACHER_FILE
+  if started and path.exists():
+    then = files.read_json(path, advice=_WRITTEN_ANEW)
+    if then.get('sha256') != identity['sha256']:
+      raise InputError(
+        f'{workdir} belongs to a run with another teacher: {json.dumps(then)} there, '
+        f'{json.dumps(identity)} now. Give config.distill.path the same file, and of a run also '
+        'config.distill.which; or give this teacher its own --workdir.'
+      )
+  files.write(path, json.dumps(identity, indent=1).encode())
 
 
 def _difference(then: Sequence[str], now: Sequence[str]) -> str:

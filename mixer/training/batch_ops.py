@@ -31,6 +31,30 @@ def mixup_weight(key: jax.Array, p: float) -> jax.Array:
   return jnp.maximum(weight, 1.0 - weight)
 
 
+def cutmix_mask(key: jax.Array, p: float, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+  """(1 for an image's own pixels and 0 for its partner's (height, width, 1), the share of ones).
+
+  timm's rule: l ~ Beta(p, p), a box of sqrt(1 - l) of each side, rounded down, about a uniform
+  centre; what lies outside the image is cut off, and the share is that of the pixels that remain.
+  """
+  draw, row_key, column_key = jax.random.split(key, 3)
+  side = jnp.sqrt(1.0 - jax.random.beta(draw, p, p))
+  reach = [(length * side).astype(jnp.int32) // 2 for length in size]
+  row, column = (
+    jax.random.randint(k, (), 0, length)
+    for k, length in zip((row_key, column_key), size, strict=True)
+  )
+  partner = box(size, row - reach[0], row + reach[0], column - reach[1], column + reach[1])
+  mask = 1.0 - partner.astype(jnp.float32)
+  return mask, jnp.mean(mask)
+
+
+def box(size: tuple[int, int], top, bottom, left, right) -> jax.Array:
+  """Whether a pixel is in the box, which may reach beyond the image: bool (height, width, 1)."""
+  row, column = jnp.arange(size[0])[:, None, None], jnp.arange(size[1])[None, :, None]
+  return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+
+
 def mix(own: jax.Array, partner: jax.Array, weight: jax.Array) -> jax.Array:
   """weight * own + (1 - weight) * partner."""
   return weight * own + (1.0 - weight) * partner

@@ -34,7 +34,7 @@ class Ema:
   export: bool = True
 
   def follow(self, step: Callable, total_steps: int) -> Callable:
-    """A train step that also averages: (`AveragedState`, batch) -> (`AveragedState`, metrics).
+    """A train step that also averages: its states are `AveragedState`s.
 
     Args:
       step: a train step, see `train_step.make_step`.
@@ -56,8 +56,8 @@ class Ema:
         self.decay, total_steps - self.start, self.start, 100 * first_weight,
       )  # fmt: skip
 
-    def averaging_step(state: AveragedState, batch: dict) -> tuple[AveragedState, dict]:
-      state, metrics = step(state, batch)
+    def averaging_step(state: AveragedState, *inputs) -> tuple[AveragedState, dict]:
+      state, metrics = step(state, *inputs)
       rate = self._rate(state.step)
       return state.replace(ema=optax.incremental_update(state.params, state.ema, rate)), metrics
 

@@ -73,6 +73,14 @@ def state(shapes, mesh: Mesh):
   return jax.tree.map(spec, shapes)
 
 
+def spread(shapes, mesh: Mesh):
+  """A tree of arrays or shapes as ShapeDtypeStructs with the shardings of `state`."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes, state(shapes, mesh),
+  )  # fmt: skip
+
+
 def put(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's rows of a batch -> the global batch, split over the mesh."""
   where = batch(mesh)

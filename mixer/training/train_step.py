@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 import optax
 
 from mixer import hardware
-from mixer.errors import InputError
-from mixer.training import batch_ops, losses, optimizers, param_groups, sharding
+from mixer.training import augmentation, batch_ops, losses, optimizers, param_groups, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -50,11 +49,8 @@ def init_state(
     values = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': tx.init(trained)}
     return AveragedState(**values, ema=_copy(params)) if averaged else TrainState(**values)
 
-  shapes = jax.eval_shape(init, key)
-  shardings = sharding.state(shapes, mesh)
-  like = jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
-  )
+  like = sharding.spread(jax.eval_shape(init, key), mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, like)
   return lambda: jax.jit(init, out_shardings=shardings)(key), like
 
 
@@ -74,82 +70,60 @@ def make_step(
   apply: Callable[..., jax.Array],
   tx: optax.GradientTransformation,
   learning_rate: optimizers.Schedule,
-  loss: str,
-  num_classes: int,
-  mixup: float,
+  objective: losses.Objective,
+  augmentation: augmentation.Augmentation,
   microbatches: int,
   key: jax.Array,
   mesh: Mesh,
-  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
   frozen: Collection[param_groups.Path] = (),
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-  """A pure function (state, batch) -> (state, metrics) to be jitted over `mesh`.
+) -> Callable[..., tuple[TrainState, dict]]:
+  """A pure function (state, batch, teacher=None) -> (state, metrics) to be jitted over `mesh`.
 
-  The batch has 'image' (n, height, width, channels) uint8 and 'label' (n,) or (n, classes). An
-  example's random draws depend on `key`, the step and its row in the batch alone, so any number
-  of microbatches or devices gives the same gradient, up to the order of float32 additions.
+  The batch has 'image' (n, height, width, channels) uint8 and 'label' (n,) or (n, classes); the
+  teacher's parameters are those of `losses.Distillation`. An example's random draws depend on
+  `key`, the step and its row in the batch alone, so any number of microbatches or devices gives the
+  same gradient, up to the order of float32 additions.
 
   Args:
     apply: (params, images, example_keys) -> logits.
-    loss: a name in `losses.LOSSES`; the mean over the batch is minimised.
-    mixup: p of Beta(p, p); 0 for none.
     microbatches: parts of the batch that are processed one after the other, to save memory.
-    augment: (uint8 images, example_keys) -> uint8 images, each from its own image and key; it
-      comes before mixup.
     frozen: parameters that stay as they are. No gradient is computed for them, so the norms of
       gradient and update are those of the others.
   """
-  if loss not in losses.LOSSES:
-    raise InputError(f'unknown loss {loss!r}; use one of {sorted(losses.LOSSES)}.')
-  if mixup < 0:
-    raise InputError(f'mixup is {mixup}; it is the p of Beta(p, p), or 0 for none.')
+  augment = augmentation.on(mesh)
   microbatched = sharding.batch(mesh, microbatched=True)
-  if augment is not None:  # each device augments its own rows
-    rows = jax.P(sharding.BATCH_AXES)
-    augment = jax.shard_map(augment, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
-  def loss_and_hits(trained, kept, part, weight):
+  def loss_and_metrics(trained, kept, part, drawn, teacher):
     params = param_groups.merge(trained, kept)
-    labels = batch_ops.label_vectors(part['label'], num_classes)
-    images, targets = batch_ops.normalize(part['image']), labels
-    if mixup:
-      others = batch_ops.label_vectors(part['partner_label'], num_classes)
-      images = batch_ops.mix(images, batch_ops.normalize(part['partner_image']), weight)
-      targets = batch_ops.mix(labels, others, weight)
+    images, labels, targets = augment.finish(part, drawn)
     logits = apply(params, images, part['key'])
     hits = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
-    return jnp.mean(losses.LOSSES[loss](logits, targets)), jnp.mean(hits > 0)
+    value, parts = objective(logits, targets, images, teacher)
+    return value, {'accuracy': jnp.mean(hits > 0), **parts}
 
-  def gradient(trained, kept, batch, weight):
-    value_and_grad = jax.value_and_grad(loss_and_hits, has_aux=True)
+  def gradient(trained, kept, batch, *shared):
+    value_and_grad = jax.value_and_grad(loss_and_metrics, has_aux=True)
     if microbatches == 1:
-      return value_and_grad(trained, kept, batch, weight)
+      return value_and_grad(trained, kept, batch, *shared)
 
     def add(total, part):
-      return jax.tree.map(jnp.add, total, value_and_grad(trained, kept, part, weight)), None
+      return jax.tree.map(jnp.add, total, value_and_grad(trained, kept, part, *shared)), None
 
     parts = jax.lax.with_sharding_constraint(batch_ops.split(batch, microbatches), microbatched)
-    shapes = jax.eval_shape(value_and_grad, trained, kept, batch, weight)
+    shapes = jax.eval_shape(value_and_grad, trained, kept, batch, *shared)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / microbatches, total)
 
-  def step(state, batch):
-    mixup_key, example_key = jax.random.split(jax.random.fold_in(key, state.step))
-    rows = jnp.arange(batch['image'].shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, rows)
-    if augment is not None:
-      batch = {**batch, 'image': augment(batch['image'], keys)}
-    weight = batch_ops.mixup_weight(mixup_key, mixup) if mixup else None
-    batch = batch_ops.with_partners(batch) if mixup else batch
-    batch = {**batch, 'key': keys}
+  def step(state, batch, teacher=None):
+    batch, drawn = augment.begin(batch, jax.random.fold_in(key, state.step))
     trained, kept = param_groups.divide(state.params, frozen)
-    (value, accuracy), grads = gradient(trained, kept, batch, weight)
+    (value, more), grads = gradient(trained, kept, batch, drawn, teacher)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params = param_groups.merge(optax.apply_updates(trained, updates), kept)
     metrics = {
       'loss': value,
-      'accuracy': accuracy,
+      **more,
       'grad_norm': optax.tree.norm(grads),
       'update_norm': optax.tree.norm(updates),
       'param_norm': optax.tree.norm(params),
@@ -160,27 +134,30 @@ def make_step(
   return step
 
 
-def compile_step(step, like: TrainState, batch: dict, mesh: Mesh) -> Callable:
-  """The step, compiled for states and batches of these shapes; it donates the state.
+def compile_step(step, like: TrainState, batch: dict, mesh: Mesh, teacher: Any = None) -> Callable:
+  """The step, compiled for states, batches and teachers of these shapes; it donates the state.
 
-  Under JAX_DISABLE_JIT, a function that runs it operation by operation.
+  Without a `teacher`, the step takes none. Under JAX_DISABLE_JIT, a function that runs it operation
+  by operation.
   """
   if jax.config.jax_disable_jit:
 
-    def run(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def run(*arguments) -> tuple[TrainState, dict]:
       with jax.set_mesh(mesh):
-        return step(state, batch)
+        return step(*arguments)
 
     return run
-  shardings = jax.tree.map(lambda x: x.sharding, like)
+  state, *constant = (
+    jax.tree.map(lambda x: x.sharding, tree) for tree in (like, teacher) if tree is not None
+  )
   jitted = jax.jit(
     step,
-    in_shardings=(shardings, sharding.batch(mesh)),
-    out_shardings=(shardings, sharding.replicated(mesh)),
+    in_shardings=(state, sharding.batch(mesh), *constant),
+    out_shardings=(state, sharding.replicated(mesh)),
     donate_argnums=0,
   )
   with jax.set_mesh(mesh):  # for `layers.shard_batch`
-    return jitted.lower(like, batch).compile()
+    return jitted.lower(like, batch, *([] if teacher is None else [teacher])).compile()
 
 
 def state_bytes(like: TrainState) -> int:
@@ -202,13 +179,14 @@ def compiled_bytes(compiled: jax.stages.Compiled | Callable) -> int | None:
   )  # fmt: skip
 
 
-def describe_shapes(like: TrainState, batch: dict) -> str:
+def describe_shapes(like: TrainState, batch: dict, teacher: Any = None) -> str:
   """The memory that one device needs between two steps, from shapes and shardings."""
   parts = {
     'parameters': like.params,
     'optimizer state': like.opt_state,
     **({} if like.ema is None else {'averaged parameters': like.ema}),
     'images and labels': batch,
+    **({} if teacher is None else {'the teacher': teacher}),
   }
   sizes = [f'{sharding.bytes_per_device(part) / 2**20:.1f} of {n}' for n, part in parts.items()]
   return f'per device: {", ".join(sizes).replace(" of", " MiB of", 1)}'

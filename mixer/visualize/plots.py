@@ -6,6 +6,7 @@ import io
 import re
 
 from etils import epath
+import numpy as np
 
 from mixer import files
 
@@ -14,6 +15,7 @@ _COLOURS = (
   '#1f6fc4', '#d1601f', '#2a9160', '#b33a7d', '#7a57c2', '#94761a', '#16899b', '#6b727a',
 )  # fmt: skip
 _DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3))
+_IMAGES_IN_A_ROW, _CAPTION = 8, 28  # characters of a line
 _TEXT, _GRID = '#60676f', '#dfe3e8'
 _CSS_VARIABLES = {
   **{colour: f'var(--c{i}, {colour})' for i, colour in enumerate(_COLOURS)},
@@ -260,4 +262,34 @@ def reliability(calibration: Mapping, path: epath.Path) -> None:
     left, [one['n'] for one in bins], width, align='edge', color=_COLOURS[7], edgecolor='white'
   )
   below.set(xlabel='probability of the highest class', ylabel='images')
+  files.write(path, _file(figure, 'png'))
+
+
+def images(
+  pictures: Sequence[np.ndarray], captions: Sequence[str], path: epath.Path, *, title: str
+) -> None:
+  """Writes a PNG of uint8 images (height, width, channels) in rows of eight, with their captions.
+
+  One channel is shown as grey, and of any other number than three the first one.
+  """
+  from matplotlib.figure import Figure
+
+  columns = min(_IMAGES_IN_A_ROW, len(pictures))
+  rows = -(-len(pictures) // columns)
+  height, width = pictures[0].shape[:2]
+  lines = max(caption.count('\n') + 1 for caption in captions)
+  tall = 1.7 * min(max(height / width, 0.25), 4.0) + 0.16 * lines + 0.1
+  figure = Figure(figsize=(1.8 * columns, tall * rows + 0.4), layout='constrained')
+  grid = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axes in grid:
+    axes.axis('off')
+  for axes, picture, caption in zip(grid, pictures, captions):
+    shown = picture if picture.shape[-1] == 3 else picture[..., 0]
+    axes.imshow(shown, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+    short = [
+      line if len(line) <= _CAPTION else f'{line[: _CAPTION - 9]}...{line[-6:]}'
+      for line in caption.split('\n')
+    ]  # the share is at the end
+    axes.set_title('\n'.join(short), fontsize=7, parse_math=False)
+  figure.suptitle(title, fontsize=9)
   files.write(path, _file(figure, 'png'))

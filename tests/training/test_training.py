@@ -15,7 +15,8 @@ import pytest
 
 from mixer import models
 from mixer.errors import InputError, Interrupted
-from mixer.training import batch_ops, loop, optimizers, plan, sharding, train_step
+from mixer.training import batch_ops, loop, losses, optimizers, plan, sharding, train_step
+from mixer.training.augmentation import Augmentation
 
 
 def make_mesh(data, fsdp):
@@ -56,12 +57,13 @@ def linear_params(features=12, classes=5, seed=1):
   return {'head': {'kernel': kernel, 'bias': np.float32(rng.standard_normal(classes))}}
 
 
-def linear_setup(mesh, tx, rate, params, **changes):
+def linear_setup(mesh, tx, rate, params, loss='softmax', microbatches=1, **augmentation):
   """(step function, initial state, its shapes) of the linear model."""
-  values = dict(apply=linear, loss='softmax', num_classes=5, mixup=0.0, microbatches=1)
   step = train_step.make_step(
-    tx=tx, learning_rate=rate, key=jax.random.key(7), mesh=mesh, **{**values, **changes}
-  )
+    apply=linear, tx=tx, learning_rate=rate, objective=losses.Objective(loss=loss),
+    augmentation=Augmentation(num_classes=5, **augmentation), microbatches=microbatches,
+    key=jax.random.key(7), mesh=mesh,
+  )  # fmt: skip
   make, like = train_step.init_state(lambda _: params, tx, jax.random.key(0), mesh)
   return step, make(), like
 
@@ -144,8 +146,9 @@ def seen_by_the_model(step_number, mixup, key=7, n=6, augment=None):
 
   tx, rate = chain()
   step = train_step.make_step(
-    apply=apply, tx=tx, learning_rate=rate, loss='softmax', num_classes=5, mixup=mixup,
-    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1), augment=augment,
+    apply=apply, tx=tx, learning_rate=rate, objective=losses.Objective(loss='softmax'),
+    augmentation=Augmentation(num_classes=5, mixup=mixup, augment=augment),
+    microbatches=1, key=jax.random.key(key), mesh=make_mesh(1, 1),
   )  # fmt: skip
   params = linear_params()
   state = train_step.TrainState(
@@ -287,7 +290,8 @@ def train(data, fsdp, microbatches, scan, remat):
   make, like = train_step.init_state(lambda _: mixer_params(scan), tx, jax.random.key(0), mesh)
   step = train_step.make_step(
     apply=models.apply_function(tiny(scan=scan, remat=remat)), tx=tx, learning_rate=rate,
-    loss='sigmoid', num_classes=5, mixup=0.5, microbatches=microbatches,
+    objective=losses.Objective(loss='sigmoid'),
+    augmentation=Augmentation(num_classes=5, mixup=0.5), microbatches=microbatches,
     key=jax.random.key(3), mesh=mesh,
   )  # fmt: skip
   batches = [sharding.put(batch_of(seed=seed), mesh) for seed in range(8)]

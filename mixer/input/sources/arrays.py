@@ -108,6 +108,12 @@ class Arrays:
   def image(self, index: int) -> np.ndarray:
     return self._read(np.array([index]))[0]
 
+  def class_counts(self) -> np.ndarray:
+    """The number of images with each class."""
+    if self.multi_label:
+      return self._labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(self._labels, minlength=self.num_classes)
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     on_disk = isinstance(self._images, np.memmap)

@@ -71,6 +71,9 @@ class ImageFolder:
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
     return encoded, label
 
+  def class_counts(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+    return np.bincount(self._labels[chosen], minlength=self.num_classes)
+
   def describe(self, index: int) -> str:
     return self._paths[index]
 

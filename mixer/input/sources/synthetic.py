@@ -61,6 +61,9 @@ class Synthetic:
   def image(self, index: int) -> None:
     """There is nothing to be seen in random pixels."""
 
+  def class_counts(self) -> None:
+    """The labels stand for others."""
+
   def host_bytes(self, num_shards: int = 1) -> dict[str, int]:
     """Estimated memory of a process: {part: bytes}."""
     height, width = self.image_size

@@ -82,6 +82,12 @@ class ImageTable(folder.ImageFolder):
     self.index_bytes, self.record_bytes = folder.host_bytes(self._paths)
     self.fingerprint = _fingerprint(chosen)
 
+  def class_counts(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+    if not self.multi_label:
+      return super().class_counts(chosen)
+    numbers = np.frombuffer(b''.join(self._labels[chosen]), '<i4')
+    return np.bincount(numbers, minlength=self.num_classes)
+
   def parse(self, encoded, label) -> tuple[tf.Tensor, tf.Tensor]:
     if self.multi_label:
       numbers = tf.io.decode_raw(label, tf.int32)
