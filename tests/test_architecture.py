@@ -191,7 +191,6 @@ OF_A_SECTION = (
   'mixer.evaluators.fewshot.make',
   'mixer.input.pipeline.__init__',
   'mixer.input.sources.table.__init__',
-  'mixer.training.train_step.make_step',  # of the config itself
 )
 
 

@@ -145,16 +145,7 @@ def _train(
     state = train_step.start_from(state, params)
 
   # Train.
-  begin = time.perf_counter()
-  compiled = train_step.compile_step(
-    program.step_fn, program.like, batch, program.mesh, program.teacher_like
-  )
-  compile_seconds = time.perf_counter() - begin
-  cluster.barrier('compiled')
-  runtime.banner({
-    'start': f'{origin}; step {first} of {program.total_steps}; '
-             f'compiled in {compile_seconds:.1f} s; {train_step.describe_memory(compiled)}',
-  })  # fmt: skip
+  step_fn, compile_seconds = _compile(program, batch, f'{origin}; step {first}', cluster)
   report = _reporter(options, program, workdir, first, cluster, watchdog, compile_seconds)
 
   def boundary(step: int) -> bool:
@@ -170,7 +161,7 @@ def _train(
     profile.boundary(first)
     watchdog.boundary(first)
     state = loop.fit(
-      state, step_fn=program.with_teacher(compiled), batches=itertools.chain([batch], batches),
+      state, step_fn=step_fn, batches=itertools.chain([batch], batches),
       total_steps=program.total_steps, every=every, evaluate=evaluate, checkpoints=saved,
       report=report, boundary=boundary,
     )  # fmt: skip
@@ -419,6 +410,23 @@ def _print_banner(
     'memory': f'{train_step.describe_shapes(like, batch, program.teacher_like)}; {needed}',
     'host memory': inputs.describe_memory(data, tests, jax.process_count()),
   })  # fmt: skip
+
+
+def _compile(
+  program: build.Program, batch: dict, start: str, cluster: coordination.Cluster
+) -> tuple[Callable, float]:
+  """(the compiled step, the seconds it took); prints both with `start`."""
+  begin = time.perf_counter()
+  compiled = train_step.compile_step(
+    program.step_fn, program.like, batch, program.mesh, program.teacher_like
+  )
+  seconds = time.perf_counter() - begin
+  cluster.barrier('compiled')
+  memory_line = train_step.describe_memory(compiled)
+  runtime.banner({
+    'start': f'{start} of {program.total_steps}; compiled in {seconds:.1f} s; {memory_line}'
+  })  # fmt: skip
+  return program.with_teacher(compiled), seconds
 
 
 def _reporter(
