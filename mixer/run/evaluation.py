@@ -143,7 +143,7 @@ def _details(
   if output is None and options.per_image is None:
     yield None
     return
-  place = details.Place(output and output.with_suffix(''), always=True, draw=plots.reliability)
+  place = details.Place(output and _details_directory(output), always=True, draw=plots.reliability)
   if options.per_image is None or cluster.process_id != 0:
     yield place
     return
@@ -151,6 +151,13 @@ def _details(
   with per_image.writing(path) as write_image:
     yield dataclasses.replace(place, write_image=write_image)
   console.print_line(f'each image is in {path}')
+
+
+def _details_directory(output: epath.Path) -> epath.Path:
+  """RESULTS of RESULTS.json; RESULTS.details if that is a file, or the output has no suffix."""
+  directory = output.with_suffix('')
+  taken = directory == output or (directory.exists() and not directory.is_dir())
+  return output.with_suffix('.details') if taken else directory
 
 
 def _open_tests(evals: dict, *, require: bool) -> tuple[dict[str, dict], dict[str, str]]:

@@ -143,16 +143,20 @@ def test_two_of_the_same_number():
   assert len(set(told)) == 1 and 'two processes have the number 1: ' in told[0]
 
 
-def say_hello(port: int, process_id: int) -> socket.socket:
-  """A process that has come, and waits for the verdict."""
+def connect(port: int) -> socket.socket:
+  """Waits until process 0 listens."""
   end = time.monotonic() + 30
   while True:
     try:
-      connection = socket.create_connection(('localhost', port))
-      break
+      return socket.create_connection(('localhost', port))
     except OSError:
       assert time.monotonic() < end, 'process 0 does not listen'
       time.sleep(0.01)
+
+
+def say_hello(port: int, process_id: int) -> socket.socket:
+  """A process that has come, and waits for the verdict."""
+  connection = connect(port)
   hello = {'id': process_id, 'where': 'there', 'facts': {'num_processes': 3}}
   connection.sendall(json.dumps(hello).encode() + b'\n')
   return connection
@@ -310,7 +314,7 @@ def test_a_signal_while_waiting_for_the_other_processes(tmp_path, number):
   process = runs.start(
     'train.py', *runs.train_flags(tmp_path / 'run'), *flags, env=runs.environment(tmp_path)
   )
-  say_hello(port, 5).close()
+  connect(port).close()
   process.send_signal(number)
   ((status, output),) = runs.ends(process)
   assert status == 128 + number and f'error: stopped by {number.name}.' in output, output

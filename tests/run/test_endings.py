@@ -123,7 +123,7 @@ def test_programs_read_one_or_the_other(tmp_path, whole):
       evaluation.Options(config=values, checkpoint=str(whole), which=which)
     )
     assert results['test/loss'] == pytest.approx(row[f'{section}/loss'], rel=1e-6)
-  assert {file.name for file in (whole / 'evaluation').iterdir()} == {
+  assert {file.name for file in (whole / 'evaluation').glob('*.json')} == {
     'evaluation-step_6-ema.json', 'evaluation-step_6-raw.json',
   }  # fmt: skip
   shutil.copytree(whole, tmp_path / 'run')

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from mixer.errors import InputError
-from mixer.training import ema, sharding, train_step
+from mixer.training import ema, losses, sharding, train_step
+from mixer.training.augmentation import Augmentation
 
 CLASSES, FEATURES = 2**15, 12  # so many that fsdp splits the kernel
 
@@ -33,8 +34,8 @@ def states(average, data, fsdp, count=6):
     averaged=average is not None,
   )  # fmt: skip
   step = train_step.make_step(
-    apply=apply, tx=tx, learning_rate=lambda step: 50.0, loss='softmax', num_classes=CLASSES,
-    mixup=0.0, microbatches=1, key=jax.random.key(1), mesh=mesh,
+    apply=apply, tx=tx, learning_rate=lambda step: 50.0, objective=losses.Objective(loss='softmax'),
+    augmentation=Augmentation(num_classes=CLASSES), microbatches=1, key=jax.random.key(1), mesh=mesh,
   )  # fmt: skip
   step = average.follow(step, count) if average else step
   batches = [

@@ -14,7 +14,8 @@ from configs import finetune
 from mixer import models
 from mixer.checkpoints import manager
 from mixer.errors import InputError
-from mixer.training import optimizers, param_groups, sharding, train_step
+from mixer.training import losses, optimizers, param_groups, sharding, train_step
+from mixer.training.augmentation import Augmentation
 
 FAMILIES = {
   'Mixer': dict(
@@ -188,8 +189,8 @@ def compiled(groups, optim, mesh, scan=False, microbatches=1):
     lambda _: params, tx, jax.random.key(0), mesh, groups.frozen
   )
   step = train_step.make_step(
-    apply=models.apply_function(model), tx=tx, learning_rate=rate, loss='softmax', num_classes=5,
-    mixup=0.0, microbatches=microbatches, key=jax.random.key(1), mesh=mesh, frozen=groups.frozen,
+    apply=models.apply_function(model), tx=tx, learning_rate=rate,
+    objective=losses.Objective(loss='softmax'), augmentation=Augmentation(num_classes=5), microbatches=microbatches, key=jax.random.key(1), mesh=mesh, frozen=groups.frozen,
   )  # fmt: skip
   batch = sharding.put(batches(1)[0], mesh)
   return train_step.compile_step(step, like, batch, mesh), initial, like
