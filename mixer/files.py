@@ -43,7 +43,7 @@ def write(path: epath.Path, content: bytes) -> None:
   Raises:
     DiskError: the file cannot be written there.
   """
-  with _explained(path):
+  with explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     partial.write_bytes(content)
@@ -57,18 +57,25 @@ def writing(path: epath.Path) -> Iterator[Callable[[str], None]]:
   So a long file is written without being held in memory, and as `write_text` writes it. If the
   block raises, an older file stays as it is.
   """
+  with replacing(path) as file:
+
+    def append(text: str) -> None:
+      with explained(path):
+        file.write(text.encode(errors='backslashreplace'))
+
+    yield append
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
+  """The same for bytes: yields the file. Errors of its methods are to be `explained`."""
   partial = path.with_name(path.name + '.partial')
-  with _explained(path):
+  with explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = partial.open('wb')
-
-  def append(text: str) -> None:
-    with _explained(path):
-      file.write(text.encode(errors='backslashreplace'))
-
   try:
-    yield append
-    with _explained(path):
+    yield file
+    with explained(path):
       file.close()
       partial.replace(path)
   except BaseException:
@@ -80,7 +87,8 @@ def writing(path: epath.Path) -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def _explained(path: epath.Path) -> Iterator[None]:
+def explained(path: epath.Path) -> Iterator[None]:
+  """Raises DiskError for an OSError in the block, which writes the file."""
   try:
     yield
   except OSError as fault:

@@ -1,38 +1,49 @@
 """Classifies images: python -m mixer.predict --checkpoint=MODEL.npz cat.jpg folder/ ...
 
 MODEL.npz is whatever `mixer.pretrained.load` reads: a model of train.py, its workdir, finished or
-not, or any other file of parameters. Standard output has the results alone, as a table or with
---json as lines of JSON; everything else goes to standard error. With --features=OUT.npy the
+not, or any other file of parameters. Images are also named by patterns in quotes and, with -, by
+the lines of standard input. Standard output has the results alone, as a table or, with --json or
+--csv, as lines of either; everything else goes to standard error. With --features=OUT.npy the
 pre-logits are written instead. See docs/predict.md.
 """
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
-import io
+import contextlib
+import csv
+import itertools
 import json
 import os
 import sys
+import threading
+from typing import IO, Any
 
 from absl import flags
 from etils import epath
 import jax
 import numpy as np
+import tqdm
 
 from mixer import cli, console, files, labels, models, pretrained, runtime, sizes
 from mixer.errors import InputError
-from mixer.input import folders, single_images
+from mixer.input import folders, image_facts, single_images
 from mixer.pretrained import warm_start
 from mixer.pretrained.description import Description
 from mixer.training import batch_ops, losses
 
 Batches = Iterator[tuple[list[str], np.ndarray]]
 
+_COLUMNS = ('index', 'synset', 'name', 'probability')
+
 
 def main(*paths: str) -> None:
   given = flags.FLAGS
   features = check_output(given.features)
+  if given.json + given.csv + bool(features) > 1:
+    raise InputError('give only one of --json, --csv and --features.')
   found = single_images.find(paths)
+  first = list(itertools.islice(found, max(given.batch_size, image_facts.SAMPLE)))
   trained = pretrained.open(given.checkpoint, given.which)
   description = trained.describe(
     model=given.model,
@@ -44,47 +55,74 @@ def main(*paths: str) -> None:
     note(f'assumed: {fact}')
   if not features:
     check_head(trained, description)
-  changes: list[str] = []
+  counts = Counts()
   decode = single_images.decoder(
     description.preprocessing,
     description.image_size,
     description.channels,
-    on_change=changes.append,
+    on_change=counts.add,
   )
-  for remark in single_images.remarks(found, description.preprocessing):
+  for remark in single_images.remarks(first, description.preprocessing):
     note(remark)
   runtime.check_backend(given.require)
 
-  skipped: list[str] = []
-  batch_size = min(given.batch_size, len(found))
-  batches = read_batches(found, decode, batch_size, skipped, strict=given.strict)
-  if features:
-    write_features(features, trained, description, batches)
-  else:
-    show = show_json if given.json else show_table
-    try:
-      classify(trained, description, batches, top=given.top, show=show)
-    except BrokenPipeError:
-      raise
-    except OSError as fault:
-      raise InputError(f'the results cannot be printed: {fault.strerror}.') from fault
-  for change, count in collections.Counter(changes).items():
-    note(f'{count} of {len(found)} images: {change}')
-  if skipped:
-    raise InputError(f'{len(skipped)} of {len(found)} images could not be read, see above.')
+  batch_size = min(given.batch_size, len(first))
+  images = itertools.chain(first, found)
+  with progress_bar(paths) as bar:
+    batches = read_batches(images, decode, batch_size, counts, bar, strict=given.strict)
+    if features:
+      write_features(features, trained, description, batches)
+    else:
+      print_classes(trained, description, batches)
+  for change, count in counts.changes.items():
+    note(f'{count} of {counts.images} images: {change}')
+  if counts.skipped:
+    raise InputError(f'{counts.skipped} of {counts.images} images could not be read, see above.')
+
+
+class Counts:
+  """Numbers of images, of those that could not be read, and of those that were changed, and how."""
+
+  def __init__(self):
+    self.images, self.skipped = 0, 0
+    self.changes: dict[str, int] = collections.Counter()
+    self._lock = threading.Lock()
+
+  def add(self, change: str) -> None:
+    """Counts a change, from any thread."""
+    with self._lock:
+      self.changes[change] += 1
+
+
+def progress_bar(paths: Sequence[str]) -> tqdm.tqdm:
+  """Counts images on standard error where that is a terminal.
+
+  Its total appears when the images, unless they are a list on standard input, have been counted.
+  """
+  bar = tqdm.tqdm(unit='image', dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+  def count() -> None:
+    with contextlib.suppress(InputError):  # which the reader of the images raises
+      bar.total = sum(1 for _ in single_images.find(paths, warn=False))
+
+  if not bar.disable and '-' not in paths:
+    threading.Thread(target=count, daemon=True).start()
+  return bar
 
 
 def read_batches(
-  paths: Sequence[epath.Path],
+  paths: Iterator[epath.Path],
   decode: single_images.Decode,
   batch_size: int,
-  skipped: list[str],
+  counts: Counts,
+  bar: tqdm.tqdm,
   *,
   strict: bool,
 ) -> Batches:
   """(names of up to `batch_size` files, their images), padded to the same number of rows.
 
-  A file that cannot be read is printed and added to `skipped`, or raised if `strict`.
+  A file that cannot be read is printed and counted, or raised if `strict`. While a batch is
+  computed, the next one is read.
   """
 
   def read(path: epath.Path) -> np.ndarray | InputError:
@@ -95,25 +133,53 @@ def read_batches(
     except InputError as fault:
       return fault
 
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    names: list[str] = []
-    rows: list[np.ndarray] = []
-    for first in range(0, len(paths), batch_size):
-      part = paths[first : first + batch_size]
-      for path, image in zip(part, pool.map(read, part), strict=True):
-        if isinstance(image, InputError):
-          if strict:
-            raise InputError(f'{path}: {image}')
-          note(f'skipped {path}: {image}')
-          skipped.append(str(path))
-          continue
-        names.append(str(path))
-        rows.append(image)
-        if len(rows) == batch_size:
-          yield names, np.stack(rows)
-          names, rows = [], []
+  names: list[str] = []
+  rows: list[np.ndarray] = []
+  for path, image in map_ahead(read, paths, 2 * max(batch_size, 32)):
+    counts.images += 1
+    bar.update()
+    if isinstance(image, InputError):
+      if strict:
+        raise InputError(f'{path}: {image}')
+      note(f'skipped {path}: {image}')
+      counts.skipped += 1
+      continue
+    names.append(str(path))
+    rows.append(image)
+    if len(rows) == batch_size:
+      yield names, np.stack(rows)
+      names, rows = [], []
   if rows:
     yield names, np.stack(rows + [np.zeros_like(rows[0])] * (batch_size - len(rows)))
+
+
+def map_ahead(function: Callable, values: Iterator, ahead: int) -> Iterator[tuple[Any, Any]]:
+  """(value, its result) of each; up to `ahead` results are computed in threads, and no more."""
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    pending: collections.deque = collections.deque()
+    while True:
+      for value in itertools.islice(values, ahead - len(pending)):
+        pending.append((value, pool.submit(function, value)))
+      if not pending:
+        return
+      value, future = pending.popleft()
+      yield value, future.result()
+
+
+def print_classes(
+  trained: pretrained.Pretrained, description: Description, batches: Batches
+) -> None:
+  """`classify` in the format of the flags, with errors of the output."""
+  given = flags.FLAGS
+  show = show_json if given.json else show_csv if given.csv else show_table
+  try:
+    if given.csv:
+      print('file', *_COLUMNS, sep=',')
+    classify(trained, description, batches, top=given.top, show=show)
+  except BrokenPipeError:
+    raise
+  except OSError as fault:
+    raise InputError(f'the results cannot be printed: {fault.strerror}.') from fault
 
 
 def classify(
@@ -139,33 +205,44 @@ def classify(
   for names, pixels in batches:
     values, indices = jax.device_get(predict(params, pixels))
     check_finite(values[: len(names)], trained.source)
-    for name, probabilities, guesses in zip(names, values, indices):
-      show(name, [(int(i), *classes[i], float(p)) for i, p in zip(guesses, probabilities)])
-    sys.stdout.flush()
+    with tqdm.tqdm.external_write_mode():  # a bar on the same terminal makes room
+      for name, probabilities, guesses in zip(names, values, indices):
+        show(name, [(int(i), *classes[i], float(p)) for i, p in zip(guesses, probabilities)])
+      sys.stdout.flush()
 
 
 def write_features(
   path: epath.Path, trained: pretrained.Pretrained, description: Description, batches: Batches
 ) -> None:
-  """Writes the pre-logits, float32 (images, channels), and the files' names line by line."""
+  """Writes the pre-logits, float32 (images, channels), and the files' names line by line.
+
+  Without a batch, older files stay.
+  """
+  first = next(batches, None)
+  if first is None:
+    return
   model = models.build(**description.model)
   apply = models.features_function(model, description.permutation, description.image_size)
   predict = jax.jit(lambda params, pixels: apply(params, batch_ops.normalize(pixels)))
   params = jax.device_put({k: v for k, v in trained.params.items() if k != 'head'})
-  order: list[str] = []
-  rows: list[np.ndarray] = []
-  for names, pixels in batches:
-    values = np.asarray(predict(params, pixels), np.float32)[: len(names)]
-    check_finite(values, trained.source)
-    order += names
-    rows.append(values)
-  if not order:
-    return  # an older file stays; `main` raises that nothing could be read
-  buffer = io.BytesIO()
-  np.save(buffer, np.concatenate(rows))
-  files.write(path, buffer.getvalue())
-  files.write(path.with_suffix('.txt'), b''.join(os.fsencode(name) + b'\n' for name in order))
-  note(f'{path}: {len(order)} x {model.hidden_dim}; the files are named in {path.stem}.txt')
+  count = 0
+  with files.replacing(path) as rows, files.replacing(path.with_suffix('.txt')) as order:
+    write_header(rows, (0, model.hidden_dim))
+    for names, pixels in itertools.chain([first], batches):
+      values = np.asarray(predict(params, pixels), np.float32)[: len(names)]
+      check_finite(values, trained.source)
+      rows.write(values.tobytes())
+      order.writelines(os.fsencode(name) + b'\n' for name in names)
+      count += len(names)
+    rows.seek(0)
+    write_header(rows, (count, model.hidden_dim))
+  note(f'{path}: {count} x {model.hidden_dim}; the files are named in {path.stem}.txt')
+
+
+def write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
+  """The header of a float32 .npy file; NumPy leaves space in it for any number of rows."""
+  facts = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, facts)
 
 
 def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
@@ -183,8 +260,12 @@ def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
 
 
 def show_json(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
-  keys = ('index', 'synset', 'name', 'probability')
-  print(json.dumps({'file': name, 'top': [dict(zip(keys, row, strict=True)) for row in rows]}))
+  top = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+  print(json.dumps({'file': name, 'top': top}))
+
+
+def show_csv(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
+  csv.writer(sys.stdout, lineterminator='\n').writerows((name, *row) for row in rows)
 
 
 def check_head(trained: pretrained.Pretrained, description: Description) -> None:
@@ -214,6 +295,8 @@ def check_output(path: str | None) -> epath.Path | None:
   if path is None:
     return None
   output = epath.Path(path).expanduser()
+  if '://' in path:
+    raise InputError(f'--features={path}: give a file on this machine.')
   if output.suffix != '.npy':
     raise InputError(f'--features={path}: give a name that ends in .npy.')
   if not output.parent.is_dir():
@@ -224,7 +307,8 @@ def check_output(path: str | None) -> epath.Path | None:
 
 
 def note(text: str) -> None:
-  console.print_line(text, error=True)
+  with tqdm.tqdm.external_write_mode():
+    console.print_line(text, error=True)
 
 
 def define_flags() -> None:
@@ -238,6 +322,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer('top', 5, 'Classes to print for each image.', lower_bound=1)
   flags.DEFINE_bool('json', False, 'One JSON object per line instead of the table.')
+  flags.DEFINE_bool('csv', False, 'A line for each class, with a header, instead of the table.')
   flags.DEFINE_string(
     'features', None, 'An .npy file for the pre-logits; the .txt beside it names the images.'
   )

@@ -451,7 +451,10 @@ def test_folders_are_walked_in_order(tmp_path):
 def test_nothing_to_look_at(tmp_path):
   with pytest.raises(InputError) as caught:
     single_images.find([])
-  assert str(caught.value) == 'no image is given; name image files or folders of them.'
+  assert str(caught.value) == (
+    'no image is given; name image files, folders of them, patterns, or - for a list on standard '
+    'input.'
+  )
   with pytest.raises(InputError) as caught:
     single_images.find([tmp_path])
   formats = ', '.join(image_files.ENDINGS)

@@ -3,7 +3,7 @@
 Training, evaluation, `prepare`, `check` and `predict` all read a folder by these functions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import mimetypes
 import os
 import re
@@ -90,21 +90,37 @@ def images(folder: str) -> tuple[list[str], list[str]]:
   """
   found: list[str] = []
   others: list[str] = []
-
-  def visit(inside: str, above: Sequence[str]) -> None:
-    path = os.path.join(folder, inside)
-    folders, files = entries(path)
-    for name in (*folders, *files):
-      place = os.path.join(inside, name)
-      if image_files.is_image(name):
-        found.append(place)
-      elif name in folders and not is_leftover(name) and _real(path, name) not in above:
-        visit(place, (*above, _real(path, name)))
-      else:
-        others.append(place)
-
-  visit('', (_real(folder, ''),))
+  for place, is_image in walk(folder):
+    (found if is_image else others).append(place)
   return sorted(found), sorted(others)
+
+
+def walk(
+  folder: str,
+  enters: Callable[[str], bool] = lambda place: True,
+  inside: str = '',
+  above: Sequence[str] = (),
+) -> Iterator[tuple[str, bool]]:
+  """(its path in `folder`, whether it is an image) of all files at any depth, ordered by names.
+
+  The names of one folder at a time are read, when they are asked for. A folder for whose path
+  `enters` is false, and one that is not entered since it is a leftover or a ring of links, counts
+  as a file.
+  """
+  path = os.path.join(folder, inside)
+  above = (*above, _real(path, ''))
+  inner, files = entries(path)
+  folders = set(inner)
+  for name in sorted((*inner, *files)):
+    place = os.path.join(inside, name)
+    if image_files.is_image(name):
+      yield place, True
+    elif (
+      name in folders and not is_leftover(name) and enters(place) and _real(path, name) not in above
+    ):
+      yield from walk(folder, enters, place, above)
+    else:
+      yield place, False
 
 
 def warn_left_out(folder: str, others: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompressi
 
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG'
 EXIF_ORIENTATION = 0x0112
-_SAMPLE = 100  # files that are looked at for remarks
+SAMPLE = 100  # files that are looked at for remarks
 _REMARKS = {  # kind: (argument of `readable`, fault)
   'rotated': (
     'exif_orientation',
@@ -102,7 +102,7 @@ def _deep(levels: np.ndarray) -> list[str]:
 
 def sample(count: int) -> list[int]:
   """Numbers below `count`: all of them or, of many, a hundred at equal distances."""
-  return np.unique(np.linspace(0, count - 1, _SAMPLE).astype(int)).tolist()
+  return np.unique(np.linspace(0, count - 1, SAMPLE).astype(int)).tolist()
 
 
 def remarks(files: Iterable[tuple[str, bytes]], converted: Collection[str]) -> list[str]:

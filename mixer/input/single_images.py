@@ -1,8 +1,13 @@
 """Single image files, decoded and cropped as in an evaluation."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import fnmatch
+import glob
 import io
+import itertools
+import os
+import sys
 
 from etils import epath
 import numpy as np
@@ -16,29 +21,82 @@ from mixer.sizes import pair
 Decode = Callable[[bytes], np.ndarray]
 
 
-def find(paths: Iterable[epath.PathLike]) -> list[epath.Path]:
-  """The files among `paths`, and for each folder all images in it, sorted.
+def find(paths: Iterable[str], *, warn: bool = True) -> Iterator[epath.Path]:
+  """The images that `paths` stand for, in their order.
 
-  Folders are read at any depth. Images in them that cannot be read are named in a warning.
+  Each is a file, a folder (all images in it, at any depth), a pattern with *, ?, [] and, for
+  folders at any depth, ** (the images that match), or - (the lines of standard input, each a
+  file). Images of a folder or pattern are sorted, and found while the result is iterated. Those
+  that no installed package reads are named in a warning then, unless `warn` is false.
 
   Raises:
-    InputError: a path that does not exist, a folder without images, or no path at all.
+    InputError: at once: no path, one that does not exist, a folder or pattern without images.
+      During the iteration: a folder in them cannot be read, or standard input is empty.
   """
-  found: list[epath.Path] = []
-  for path in (epath.Path(path).expanduser() for path in paths):
-    if not path.exists():
-      raise InputError(f'no file or folder {path}.')
-    if not path.is_dir():
-      found.append(path)
-      continue
-    names, others = folders.images(str(path))
-    folders.warn_left_out(str(path), filter(folders.seems_image, others))
-    if not names:
-      raise InputError(f'the folder {path} has no image: no {", ".join(image_files.ENDINGS)} file.')
-    found += sorted(path / name for name in names)
-  if not found:
-    raise InputError('no image is given; name image files or folders of them.')
-  return found
+  sources = [_source(path, warn) for path in paths]
+  if not sources:
+    raise InputError(
+      'no image is given; name image files, folders of them, patterns, or - for a list on standard '
+      'input.'
+    )
+  return (image for source in sources for image in source())
+
+
+def _source(path: str, warn: bool) -> Callable[[], Iterable[epath.Path]]:
+  """A function that returns the images of one of the `paths` of `find`, which has some."""
+  if path == '-':
+    return _listed
+  path = epath.Path(path).expanduser()
+  fixed = len(list(itertools.takewhile(lambda name: glob.escape(name) == name, path.parts)))
+  if path.is_dir():
+    folder, pattern, fault = path, ('**',), f'the folder {path} has no image'
+  elif path.exists():
+    return lambda: [path]
+  elif fixed == len(path.parts):
+    raise InputError(f'no file or folder {path}.')
+  else:
+    pattern, fault = path.parts[fixed:], f'no image matches {path}'
+    folder = path.parents[len(pattern) - 1]
+
+  def images(warn: bool = warn) -> Iterator[epath.Path]:
+    left_out = []
+    for place, is_image in folders.walk(str(folder), lambda inside: matches(inside, begins=True)):
+      if is_image and matches(place):
+        yield folder / place
+      elif folders.seems_image(place) and matches(place):
+        left_out.append(place)
+    if warn:
+      folders.warn_left_out(str(folder), left_out)
+
+  def matches(place: str, *, begins: bool = False) -> bool:
+    return _matches(place.split(os.sep), pattern, begins=begins)
+
+  if next(images(), None) is None:
+    raise InputError(f'{fault}: no {", ".join(image_files.ENDINGS)} file.')
+  return images
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str], *, begins: bool = False) -> bool:
+  """Whether a path matches a pattern, or `begins` one that may; ** is any number of folders."""
+  if not names:
+    return bool(pattern) if begins else all(part == '**' for part in pattern)
+  if not pattern:
+    return False
+  first, *rest = pattern
+  if first == '**':
+    return _matches(names[1:], pattern, begins=begins) or _matches(names, rest, begins=begins)
+  return fnmatch.fnmatchcase(names[0], first) and _matches(names[1:], rest, begins=begins)
+
+
+def _listed() -> Iterator[epath.Path]:
+  """The files that the lines of standard input name."""
+  name = None
+  for line in sys.stdin.buffer:
+    if line.strip():
+      name = os.fsdecode(line.rstrip(b'\r\n'))
+      yield epath.Path(name)
+  if name is None:
+    raise InputError('standard input names no image; give the name of a file in each line.')
 
 
 def decoder(
@@ -171,10 +229,18 @@ def _cropped(
   arguments = {'resize': pair(resize)} if crop.resizes else {}
   convert = conversion.Conversion(**_converted(preprocessing))
 
+  def cropped(content):
+    return crop.function(convert(content), size, **arguments)
+
+  in_graph = tf.function(cropped, input_signature=[tf.TensorSpec((), tf.string)])
+
   def decode(content: bytes) -> np.ndarray:
     try:
       with tf.device('CPU'):
-        image = crop.function(convert(tf.constant(content)), size, **arguments)
+        try:
+          image = in_graph(content)  # several times faster
+        except reading.ERRORS:  # from a graph, the text has a traceback too
+          image = cropped(tf.constant(content))
     except reading.ERRORS as error:
       raise InputError(reading.error_text(error)) from error
     if channels == 3:

@@ -256,7 +256,7 @@ def test_options_are_recorded_for_prediction_and_the_same_in_evaluations(tmp_pat
   for path, image in zip(paths, batch['image'], strict=True):
     with open(path, 'rb') as file:
       np.testing.assert_array_equal(decode(file.read()), image)
-  found = single_images.find([tmp_path])
+  found = list(single_images.find([tmp_path]))
   assert single_images.remarks(found, data.preprocessing) == []
   assert len(single_images.remarks(found, plain.preprocessing)) == 2
 

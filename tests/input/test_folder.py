@@ -196,7 +196,7 @@ def test_an_image_without_a_decoder_is_named(tmp_path, caplog, monkeypatch):
   (message,) = caplog.messages
   put_all(tmp_path, 'drawing.svg notes.md')
   caplog.clear()
-  assert len(single_images.find([tmp_path])) == 2  # for a prediction, only images are told
+  assert len(list(single_images.find([tmp_path]))) == 2  # for a prediction, only images are told
   assert caplog.messages == [message, caplog.messages[1]]
   assert caplog.messages[1].endswith(' in class folders: drawing.svg')
   assert message == (
