@@ -1,12 +1,16 @@
 """mixer.predict as a user meets it, and what it makes of model files and of image files."""
 
+import csv
 import dataclasses
+import glob
 import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import time
+import types
 
 from etils import epath
 import jax
@@ -18,7 +22,7 @@ from mixer import input as inputs
 from mixer import labels, models, pretrained
 from mixer import predict as program
 from mixer.errors import InputError
-from mixer.input import image_files, single_images
+from mixer.input import folders, image_files, single_images
 from mixer.models import permutations
 import reference
 import runs
@@ -28,11 +32,11 @@ import weights
 SMALL = dict(num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24, patch_size=16)
 
 
-def predict(*words, env):
+def predict(*words, env, input=''):
   """(exit status, standard output, standard error)."""
   done = subprocess.run(
     [sys.executable, '-m', 'mixer.predict', '--require=cpu', *map(str, words)],
-    cwd=runs.ROOT, env=env, text=True, capture_output=True, timeout=300,
+    cwd=runs.ROOT, env=env, text=True, capture_output=True, timeout=300, input=input,
   )  # fmt: skip
   return done.returncode, done.stdout, done.stderr
 
@@ -107,7 +111,11 @@ def digits(tmp_path_factory):
 def test_predictions_are_what_evaluation_counted(workdir, digits, without_tensorflow):
   folder, pixels, truth = digits
   status, output, errors = predict(
-    f'--checkpoint={workdir}', '--json', '--batch_size=77', folder, env=without_tensorflow
+    f'--checkpoint={workdir}',
+    '--json',
+    '--batch_size=77',
+    f'{folder}/**/*.png',
+    env=without_tensorflow,
   )
   assert status == 0 and errors == ''
   found = [json.loads(line) for line in output.splitlines()]
@@ -176,12 +184,19 @@ def test_features(workdir, digits, tmp_path, without_tensorflow):
   assert errors == f'error: no file or folder {tmp_path}/gone.png.\n'
 
   (tmp_path / 'bad.png').write_bytes(b'')
+  names = [files[0], tmp_path / 'bad.png', '', tmp_path / 'gone.png', *files[1:]]
   status, output, errors = predict(
-    f'--checkpoint={workdir}', f'--features={tmp_path}/out.npy', '--batch_size=2', files[0],
-    tmp_path / 'bad.png', *files[1:], env=without_tensorflow,
+    f'--checkpoint={workdir}', f'--features={tmp_path}/out.npy', '--batch_size=2', '-',
+    input='\n'.join(map(str, names)), env=without_tensorflow,
   )  # fmt: skip
   assert (status, output) == (2, '')
-  assert f'{tmp_path}/out.npy: 3 x 16; the files are named in out.txt' in errors
+  assert errors.splitlines() == [
+    f'skipped {tmp_path}/bad.png: cannot identify image file',
+    f'skipped {tmp_path}/gone.png: No such file or directory',
+    f'{tmp_path}/out.npy: 3 x 16; the files are named in out.txt',
+    'error: 2 of 5 images could not be read, see above.',
+  ]
+  assert not list(tmp_path.glob('*.partial'))
   assert (tmp_path / 'out.txt').read_text().splitlines() == [str(path) for path in files]
   found = np.load(tmp_path / 'out.npy', allow_pickle=False)
   assert found.dtype == np.float32
@@ -237,10 +252,16 @@ def test_a_run_that_has_not_finished(workdir, digits, tmp_path, without_tensorfl
   weights.equal(opened.params, pretrained.open(unfinished).params)  # of evaluate.py
   assert opened.source == f'{unfinished}, step 100'
   status, output, errors = predict(
-    f'--checkpoint={unfinished}', '--which=best', '--json', folder, env=without_tensorflow
+    f'--checkpoint={unfinished}', '--which=best', '--csv', folder, env=without_tensorflow
   )
   assert (status, errors) == (0, '')
-  assert [json.loads(line)['top'] for line in output.splitlines()] == found
+  rows = list(csv.DictReader(io.StringIO(output)))
+  files = sorted(folder.glob('*/*.png'))
+  assert rows == [
+    {'file': str(file)} | {key: str(value) for key, value in guess.items()}
+    for file, guesses in zip(files, found, strict=True)
+    for guess in guesses
+  ]
   changes = {'file': workdir / 'model.json', 'assumed': ()}
   assert dataclasses.replace(opened.describe(), **changes) == finished.describe()
 
@@ -446,6 +467,94 @@ def test_folders_are_walked_in_order(tmp_path):
   assert [str(path.relative_to(tmp_path)) for path in found] == [
     'z.txt', 'a.webp', 'b/a/1.Jpg', 'b/z.png', 'c.GIF', 'd/e/f.bmp', 'x.JPEG', 'b/z.png',
   ]  # fmt: skip
+
+
+def stdin(monkeypatch, content):
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content), 'utf-8'))
+
+
+def test_patterns_match_what_glob_matches(tmp_path):
+  for name in (
+    'b/z.png', 'b/a/1.jpg', 'a.jpg', 'c/d/e/f.jpg', 'c/d/g.jpg', 'x[1].jpg', '.h/y.jpg', 'z.txt',
+    'c/2.heif.txt', 'd.jpg/in.jpg',
+  ):  # fmt: skip
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b'')
+  for pattern in (
+    '*', '*.jpg', '**/*.jpg', '**', '**/**/*.png', '?/*/*.jpg', '[ac]*/**/[!f].jpg', 'c/**/*.jpg',
+    '*/d/**', 'b/a/*', 'b/../b/*.png',
+  ):  # fmt: skip
+    wanted = {
+      epath.Path(path)
+      for path in glob.glob(f'{tmp_path}/{pattern}', recursive=True)
+      if path.endswith(('.jpg', '.png')) and not path.endswith('d.jpg/in.jpg')
+    }
+    found = list(single_images.find([f'{tmp_path}/{pattern}']))
+    assert found == sorted(wanted) and found, pattern
+  assert len(list(single_images.find([f'{tmp_path}/x[1].jpg']))) == 1  # the name of a file
+  for pattern in ('*.gif', '*/*/*/*/*', 'z*'):
+    with pytest.raises(InputError, match=rf'^no image matches {re.escape(str(tmp_path))}/.*: no .'):
+      single_images.find([tmp_path / 'a.jpg', f'{tmp_path}/{pattern}'])
+  with pytest.raises(InputError, match=f'the folder {tmp_path}/no cannot be read: No such file'):
+    single_images.find([f'{tmp_path}/no/*.jpg'])
+
+
+def test_folders_are_read_when_their_images_are_asked_for(tmp_path, monkeypatch):
+  for name in ('a/1.png', 'b/c/2.png', 'd/3.png', 'e.png'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b'')
+  entries, read = folders.entries, []
+  monkeypatch.setattr(folders, 'entries', lambda path: read.append(path) or entries(path))
+  found = single_images.find([tmp_path])
+  assert len(set(read)) == 2 and next(found).name == '1.png'
+  assert len(set(read)) == 2 and [path.name for path in found] == ['2.png', '3.png', 'e.png']
+  assert len(set(read)) == 5
+  read.clear()
+  list(single_images.find([tmp_path / '*.png']))
+  assert set(read) == {str(tmp_path)}  # since nothing deeper can match
+
+
+def test_a_list_on_standard_input(monkeypatch):
+  stdin(monkeypatch, b'a b.png\n\n./c.png\r\nd\xff.png')
+  found = single_images.find(['-'])
+  assert list(map(str, found)) == ['a b.png', 'c.png', 'd\udcff.png']
+  stdin(monkeypatch, b'\n')
+  with pytest.raises(InputError, match='^standard input names no image; give the name of a file'):
+    list(single_images.find(['-']))
+
+
+def test_only_some_images_are_in_memory():
+  started = []
+  values = (started.append(i) or i for i in range(500))
+  for taken, pair in enumerate(program.map_ahead(lambda i: i * i, values, 7)):
+    assert pair == (taken, taken**2) and len(started) == min(taken + 7, 500)
+  assert taken == 499
+
+
+def test_the_progress_bar(tmp_path, monkeypatch, capsys):
+  for i in range(3):
+    (tmp_path / f'{i}.png').write_bytes(b'')
+  assert program.progress_bar([str(tmp_path)]).disable
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  with program.progress_bar([str(tmp_path)]) as bar:
+    end = time.monotonic() + 60
+    while bar.total is None and time.monotonic() < end:
+      time.sleep(0.01)
+    bar.update(3)
+    program.note('skipped x')
+  written = capsys.readouterr().err
+  assert '3/3 [' in written and '\rskipped x\n' in written
+  with program.progress_bar(['-']) as bar:
+    assert bar.total is None and not bar.disable
+
+
+def test_one_format_at_a_time(tmp_path, monkeypatch):
+  given = types.SimpleNamespace(json=False, csv=True, features=f'{tmp_path}/f.npy')
+  monkeypatch.setattr(program.flags, 'FLAGS', given)
+  with pytest.raises(InputError, match='^give only one of --json, --csv and --features.$'):
+    program.main(str(tmp_path))
+  with pytest.raises(InputError, match='^--features=gs://a/f.npy: give a file on this machine.$'):
+    program.check_output('gs://a/f.npy')
 
 
 def test_nothing_to_look_at(tmp_path):

@@ -107,7 +107,7 @@ def walk(
   `enters` is false, and one that is not entered since it is a leftover or a ring of links, counts
   as a file.
   """
-  path = os.path.join(folder, inside)
+  path = os.path.join(folder, inside) if inside else folder
   above = (*above, _real(path, ''))
   inner, files = entries(path)
   folders = set(inner)
@@ -166,7 +166,10 @@ def entries(path: str) -> tuple[list[str], list[str]]:
     return folders, sorted(set(names) - set(folders))
   try:
     with os.scandir(path) as found:
-      kinds = {entry.name: os.path.isdir(entry) for entry in found}  # False for a ring of links
+      kinds = {  # without a system call for each name; isdir is False for a ring of links
+        entry.name: os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+        for entry in found
+      }
   except OSError as fault:
     raise InputError(f'the folder {path} cannot be read: {fault.strerror}.') from fault
   names = sorted(kinds)
