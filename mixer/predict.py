@@ -231,11 +231,13 @@ def write_features(
     for names, pixels in itertools.chain([first], batches):
       values = np.asarray(predict(params, pixels), np.float32)[: len(names)]
       check_finite(values, trained.source)
-      rows.write(values.tobytes())
-      order.writelines(os.fsencode(name) + b'\n' for name in names)
+      with files.explained(path):
+        rows.write(values.tobytes())
+        order.writelines(os.fsencode(name) + b'\n' for name in names)
       count += len(names)
-    rows.seek(0)
-    write_header(rows, (count, model.hidden_dim))
+    with files.explained(path):
+      rows.seek(0)
+      write_header(rows, (count, model.hidden_dim))
   note(f'{path}: {count} x {model.hidden_dim}; the files are named in {path.stem}.txt')
 
 
