@@ -13,6 +13,7 @@ COMMANDS = {  # name -> the file of the program
   'train': shipped.TRAIN,
   'evaluate': shipped.EVALUATE,
   'predict': _PACKAGE / 'predict.py',
+  'serve': _PACKAGE / 'serve.py',
   'convert': _PACKAGE / 'convert.py',
   'visualize': _PACKAGE / 'visualize' / '__main__.py',
   'report': _PACKAGE / 'report' / '__main__.py',

@@ -33,6 +33,7 @@ from mixer.pretrained.description import Description
 from mixer.training import batch_ops, losses
 
 Batches = Iterator[tuple[list[str], np.ndarray]]
+Guesses = Sequence[tuple[int, str, str, float]]  # index, synset, name, probability
 
 _COLUMNS = ('index', 'synset', 'name', 'probability')
 
@@ -44,15 +45,7 @@ def main(*paths: str) -> None:
     raise InputError('give only one of --json, --csv and --features.')
   found = single_images.find(paths)
   first = list(itertools.islice(found, max(given.batch_size, image_facts.SAMPLE)))
-  trained = pretrained.open(given.checkpoint, given.which)
-  description = trained.describe(
-    model=given.model,
-    image_size=sizes.parse('image_size', given.image_size),
-    loss=given.loss,
-    label_map=given.labels,
-  )
-  for fact in description.assumed:
-    note(f'assumed: {fact}')
+  trained, description = open_model()
   if not features:
     check_head(trained, description)
   counts = Counts()
@@ -108,6 +101,21 @@ def progress_bar(paths: Sequence[str]) -> tqdm.tqdm:
   if not bar.disable and '-' not in paths:
     threading.Thread(target=count, daemon=True).start()
   return bar
+
+
+def open_model() -> tuple[pretrained.Pretrained, Description]:
+  """The model of the flags of `define_model_flags`; what is assumed of it is printed."""
+  given = flags.FLAGS
+  trained = pretrained.open(given.checkpoint, given.which)
+  description = trained.describe(
+    model=given.model,
+    image_size=sizes.parse('image_size', given.image_size),
+    loss=given.loss,
+    label_map=given.labels,
+  )
+  for fact in description.assumed:
+    note(f'assumed: {fact}')
+  return trained, description
 
 
 def read_batches(
@@ -188,9 +196,22 @@ def classify(
   batches: Batches,
   *,
   top: int,
-  show: Callable[[str, Sequence[tuple[int, str, str, float]]], None],
+  show: Callable[[str, Guesses], None],
 ) -> None:
   """Shows the `top` most probable classes of every image."""
+  guess = classifier(trained, description, top)
+  for names, pixels in batches:
+    found = guess(pixels, len(names))
+    with tqdm.tqdm.external_write_mode():  # a bar on the same terminal makes room
+      for name, guesses in zip(names, found):
+        show(name, guesses)
+      sys.stdout.flush()
+
+
+def classifier(
+  trained: pretrained.Pretrained, description: Description, top: int
+) -> Callable[[np.ndarray, int], list[Guesses]]:
+  """A function from uint8 (n, height, width, channels) to the guesses for the first `count`."""
   model = models.build(**description.model)
   apply = models.apply_function(model, description.permutation, description.image_size)
   classes = description.classes or [('', '')] * model.num_classes
@@ -202,13 +223,16 @@ def classify(
     return jax.lax.top_k(losses.PROBABILITIES[description.loss](logits), top)
 
   params = jax.device_put(trained.params)
-  for names, pixels in batches:
-    values, indices = jax.device_get(predict(params, pixels))
-    check_finite(values[: len(names)], trained.source)
-    with tqdm.tqdm.external_write_mode():  # a bar on the same terminal makes room
-      for name, probabilities, guesses in zip(names, values, indices):
-        show(name, [(int(i), *classes[i], float(p)) for i, p in zip(guesses, probabilities)])
-      sys.stdout.flush()
+
+  def guess(pixels: np.ndarray, count: int) -> list[Guesses]:
+    values, indices = (rows[:count] for rows in jax.device_get(predict(params, pixels)))
+    check_finite(values, trained.source)
+    return [
+      [(int(i), *classes[i], float(p)) for i, p in zip(row, probabilities)]
+      for row, probabilities in zip(indices, values)
+    ]
+
+  return guess
 
 
 def write_features(
@@ -247,7 +271,7 @@ def write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
   np.lib.format.write_array_header_1_0(file, facts)
 
 
-def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
+def show_table(name: str, rows: Guesses) -> None:
   """The file's name, then a line per class: probability, index, synset, name."""
   print(name)
   has_synsets = any(synset for _, synset, _, _ in rows)
@@ -261,12 +285,16 @@ def show_table(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
     print('  '.join(columns).rstrip())
 
 
-def show_json(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
-  top = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-  print(json.dumps({'file': name, 'top': top}))
+def show_json(name: str, rows: Guesses) -> None:
+  print(json.dumps({'file': name, 'top': as_objects(rows)}))
 
 
-def show_csv(name: str, rows: Sequence[tuple[int, str, str, float]]) -> None:
+def as_objects(rows: Guesses) -> list[dict]:
+  """The guesses as they are in JSON."""
+  return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+
+
+def show_csv(name: str, rows: Guesses) -> None:
   csv.writer(sys.stdout, lineterminator='\n').writerows((name, *row) for row in rows)
 
 
@@ -313,7 +341,8 @@ def note(text: str) -> None:
     console.print_line(text, error=True)
 
 
-def define_flags() -> None:
+def define_model_flags() -> None:
+  """The flags of `open_model`, and --top and --require."""
   flags.DEFINE_string('checkpoint', None, 'A file of parameters or a workdir.')
   flags.DEFINE_string('which', None, pretrained.WHICH_HELP)
   flags.DEFINE_string('model', None, 'Of a file without .json: its model, as in Mixer-B/16.')
@@ -322,7 +351,13 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'labels', None, f'Class names: {" or ".join(labels.BUNDLED)}, or a file with one per line.'
   )
-  flags.DEFINE_integer('top', 5, 'Classes to print for each image.', lower_bound=1)
+  flags.DEFINE_integer('top', 5, 'Classes to show for each image.', lower_bound=1)
+  flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Fail on any other backend.')
+  flags.mark_flag_as_required('checkpoint')
+
+
+def define_flags() -> None:
+  define_model_flags()
   flags.DEFINE_bool('json', False, 'One JSON object per line instead of the table.')
   flags.DEFINE_bool('csv', False, 'A line for each class, with a header, instead of the table.')
   flags.DEFINE_string(
@@ -330,8 +365,6 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool('strict', False, 'Fail at the first image that cannot be read.')
   flags.DEFINE_integer('batch_size', 32, 'Images computed at once.', lower_bound=1)
-  flags.DEFINE_enum('require', None, ['cpu', 'gpu', 'tpu'], 'Fail on any other backend.')
-  flags.mark_flag_as_required('checkpoint')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # From top to bottom. A package imports from the lines below its own, and never from its own line.
 LAYERS = [
+  'mixer.serve',
   'mixer.__main__ train evaluate mixer.convert mixer.predict mixer.progressive mixer.studies '
   'mixer.vtab',
   'mixer.report mixer.sweep mixer.cost',
@@ -53,6 +54,7 @@ ENTRY_POINTS = (
   'mixer.pretrained.__main__',
   'mixer.progressive',
   'mixer.report.__main__',
+  'mixer.serve',
   'mixer.studies',
   'mixer.sweep',
   'mixer.visualize.__main__',

@@ -24,6 +24,7 @@ COMMAND = (
 )
 # The flags that they lack are passed on to train.py.
 PASS_ON = ('mixer.progressive', 'mixer.studies', 'mixer.sweep', 'mixer.vtab')
+BUILT_ON = {'mixer.serve': 'mixer.predict'}  # which defines flags of both
 WIDTH = 100
 
 
@@ -50,6 +51,8 @@ def flags_of(module: str) -> frozenset[str]:
     if ast.unparse(call.func).rpartition('.')[2].startswith('DEFINE_'):
       name = call.args[0].value
       names |= {name, f'no{name}'} if 'bool' in ast.unparse(call.func) else {name}
+  if module in BUILT_ON:
+    names |= flags_of(BUILT_ON[module])
   return frozenset(names).union(flags_of('train') if module in PASS_ON else ())
 
 

@@ -35,7 +35,8 @@ def states(average, data, fsdp, count=6):
   )  # fmt: skip
   step = train_step.make_step(
     apply=apply, tx=tx, learning_rate=lambda step: 50.0, objective=losses.Objective(loss='softmax'),
-    augmentation=Augmentation(num_classes=CLASSES), microbatches=1, key=jax.random.key(1), mesh=mesh,
+    augmentation=Augmentation(num_classes=CLASSES), microbatches=1, key=jax.random.key(1),
+    mesh=mesh,
   )  # fmt: skip
   step = average.follow(step, count) if average else step
   batches = [

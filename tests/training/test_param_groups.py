@@ -190,7 +190,8 @@ def compiled(groups, optim, mesh, scan=False, microbatches=1):
   )
   step = train_step.make_step(
     apply=models.apply_function(model), tx=tx, learning_rate=rate,
-    objective=losses.Objective(loss='softmax'), augmentation=Augmentation(num_classes=5), microbatches=microbatches, key=jax.random.key(1), mesh=mesh, frozen=groups.frozen,
+    objective=losses.Objective(loss='softmax'), augmentation=Augmentation(num_classes=5),
+    microbatches=microbatches, key=jax.random.key(1), mesh=mesh, frozen=groups.frozen,
   )  # fmt: skip
   batch = sharding.put(batches(1)[0], mesh)
   return train_step.compile_step(step, like, batch, mesh), initial, like
