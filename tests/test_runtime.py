@@ -37,6 +37,7 @@ next(batches)
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_prints_nothing_of_its_own(tmp_path):
   """From the import to the exit, with XLA, and with a pipeline whose threads still run at exit."""
   done = python(PIPELINE, tmp_path, FOLDER=str(tmp_path))

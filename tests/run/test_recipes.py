@@ -88,6 +88,7 @@ def test_teachers_that_cannot_teach(teacher, tmp_path):
   refuses('takes images of 1 channels, and config.train_input has 3', channels=3)
 
 
+@pytest.mark.slow
 def test_the_teacher_counts(teacher):
   """Its parameters in the memory, its forward pass in the FLOPs."""
   plain, taught = (

@@ -309,6 +309,7 @@ def run_on_photos(tmp_path):
   return run
 
 
+@pytest.mark.slow
 def test_a_run_on_images_ends_at_once(tmp_path, run_on_photos):
   """After an error in an evaluation, and at the end."""
   write_folder(tmp_path / 'photos', train=40, val=10)
