@@ -6,7 +6,7 @@ from mixer import cli, config_file, runtime
 from mixer.cluster import coordination
 from mixer.cost import dry_run
 from mixer.errors import InputError
-from mixer.run import session, show_batch
+from mixer.run import session, show_batch, trackers
 
 config_file.define_flags()
 flags.DEFINE_string('workdir', None, 'Directory for everything that the run writes.')
@@ -16,6 +16,9 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool('deterministic', False, runtime.DETERMINISM_SCOPE)
 flags.DEFINE_bool('tensorboard', True, 'Also write WORKDIR/tensorboard.')
+flags.DEFINE_enum(
+  'track', None, sorted(trackers.TRACKERS), 'Also write to this tracker (docs/training.md).'
+)
 flags.DEFINE_bool('verbose', False, 'Also print the config and the table of parameters.')
 flags.DEFINE_string('compilation_cache', None, 'Directory for compiled programs.')
 flags.DEFINE_string('profile_steps', None, 'FIRST:LAST, traced into WORKDIR/profile.')
@@ -53,7 +56,7 @@ def main() -> None:
   if given.dry_run and given.show_batch:
     raise InputError('--dry_run and --show_batch are two programs; give one of them.')
   if given.dry_run or given.show_batch:
-    of_runs = ('finish', 'profile_steps', 'require', 'require_evals')
+    of_runs = ('finish', 'profile_steps', 'require', 'require_evals', 'track')
     unused = [name for name in of_runs if given[name].present]
     if unused:
       program = '--dry_run' if given.dry_run else '--show_batch'
@@ -73,6 +76,7 @@ def main() -> None:
       require=given.require,
       require_evals=given.require_evals,
       tensorboard=given.tensorboard,
+      track=given.track,
       verbose=given.verbose,
       profile_steps=given.profile_steps,
       stall_seconds=given.stall_seconds,

@@ -33,9 +33,15 @@ ONLY_IN = {
   'matplotlib': ('mixer.visualize',),
   'jinja2': ('mixer.report',),
   'flax.linen': ('mixer.models',),
+  'mlflow': ('mixer.run.trackers',),
+  'trackio': ('mixer.run.trackers',),
+  'wandb': ('mixer.run.trackers',),
   'jax._src': ('mixer.cluster.jax_internals',),
 }
-LATE = ('tensorflow', 'tensorflow_datasets', 'matplotlib', 'clu.metric_writers')  # slow to load
+LATE = (  # slow to load
+  'tensorflow', 'tensorflow_datasets', 'matplotlib', 'clu.metric_writers', 'mlflow', 'trackio',
+  'wandb',
+)  # fmt: skip
 GONE = {
   'jax': 'tree_map tree_leaves tree_flatten tree_unflatten tree_structure device_put_replicated '
   'device_put_sharded xla_computation linear_util',

@@ -1,9 +1,8 @@
-"""Receives the metrics of every step, and reports them: rows, TensorBoard, progress, curves."""
+"""Receives the metrics of every step, and reports them: rows, trackers, progress, curves."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import math
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -13,10 +12,10 @@ from etils import epath
 import jax
 import tqdm
 
-from mixer import console, hardware, runtime
+from mixer import console, hardware
 from mixer.cluster import coordination
 from mixer.errors import Diverged
-from mixer.run import metrics_log
+from mixer.run import metrics_log, trackers
 
 # Rows have the means of these over the steps since the row before, the second with a teacher only.
 _AVERAGED, _OF_TEACHER = ('loss', 'accuracy'), ('distill_loss',)
@@ -47,7 +46,7 @@ class Reporter:
     *,
     first_step: int,
     cluster: coordination.Cluster = coordination.SINGLE,
-    tensorboard: bool = True,
+    outputs: Mapping[str, trackers.Tracker] | None = None,
     draw: Callable[[list[dict]], None] | None = None,
     once: Mapping[str, float] | None = None,
     counts: Callable[[], dict[str, int]] = dict,
@@ -56,11 +55,11 @@ class Reporter:
     """Opens the outputs of a run that starts after `first_step` in `workdir`.
 
     Args:
-      workdir: where the rows and TensorBoard files are.
+      workdir: where the rows are.
       workload: see there.
       first_step: the step of the checkpoint that the run resumes from, or 0.
       cluster: the processes of the run; process 0 writes.
-      tensorboard: whether to write TensorBoard files too.
+      outputs: what else the rows are written to, by its name in messages.
       draw: called with all rows at the end, and at evaluations a minute or more apart.
       once: goes into the first row.
       counts: its result goes into every row.
@@ -70,7 +69,7 @@ class Reporter:
     self._counts, self._lags, self._draw = counts, lags, draw
     self._is_writer = cluster.process_id == 0
     self._log = metrics_log.MetricsLog(workdir, first_step=first_step, cluster=cluster)
-    self._writer = _tensorboard_writer(workdir) if tensorboard and self._is_writer else None
+    self._outputs = dict(outputs or {})
     self._bar = None
     if self._is_writer and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
@@ -146,12 +145,15 @@ class Reporter:
     yield
     self._paused += time.perf_counter() - begin
 
-  def close(self) -> None:
-    """Draws the last picture, and closes the progress bar and TensorBoard."""
+  def __enter__(self) -> 'Reporter':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    """Draws the last picture, and closes the progress bar and the outputs."""
     self._draw_picture()
     if self._bar is not None:
       self._bar.close()
-    self._to_tensorboard(lambda writer: writer.close())
+    self._to_outputs(lambda output: output.close(kind is None))
 
   def _fetch(self) -> None:
     """Waits for the pending step; raises Diverged if its loss or gradient is not finite."""
@@ -205,10 +207,7 @@ class Reporter:
     self.eval_deferred = row.get('postponed', False)
     if not self._is_writer or self.eval_deferred:
       return
-    scalars = {k: v for k, v in row.items() if k not in ('step', 'time')}
-    self._to_tensorboard(
-      lambda writer: (writer.write_scalars(row['step'], scalars), writer.flush())
-    )
+    self._to_outputs(lambda output: output.write(row))
     if _results(row) and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES:
       self._draw_picture()
     self._print(row)
@@ -224,17 +223,16 @@ class Reporter:
       if _results(row):
         self._bar.write(f'step {row["step"]}: {_line(row)}', file=sys.stderr)
 
-  def _to_tensorboard(self, write: Callable) -> None:
-    """Calls `write` with the writer, if there is one; its failure does not end the run."""
-    if self._writer is None:
-      return
-    try:
-      write(self._writer)
-    except Exception as fault:  # TensorFlow's own
-      self._writer = None
-      logging.warning(
-        'no more TensorBoard output until the next start; metrics.jsonl continues: %s', fault
-      )
+  def _to_outputs(self, send: Callable[[trackers.Tracker], None]) -> None:
+    """Calls `send` with each output; one that fails is left out and does not end the run."""
+    for name, output in [*self._outputs.items()]:
+      try:
+        send(output)
+      except Exception as fault:  # of the output's own kinds
+        del self._outputs[name]
+        logging.warning(
+          'no more %s output until the next start; metrics.jsonl continues: %s', name, fault
+        )
 
   def _restart_clock(self, step: int) -> None:
     self._clock, self._clock_step = time.perf_counter(), step
@@ -309,14 +307,3 @@ def _line(row: dict) -> str:
 def _duration(seconds: float) -> str:
   minutes, seconds = divmod(int(seconds), 60)
   return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
-
-
-def _tensorboard_writer(workdir: epath.Path):
-  """clu's TensorBoard writer, or None with a warning where TensorFlow is missing."""
-  try:
-    runtime.tensorflow()
-    from clu import metric_writers
-  except ImportError as fault:
-    logging.warning('no TensorBoard output: %s', fault)
-    return None
-  return metric_writers.SummaryWriter(os.fsencode(workdir / 'tensorboard'))  # in any encoding

@@ -20,7 +20,7 @@ from mixer.cluster import coordination, preemption
 from mixer.errors import Diverged, InputError
 from mixer.evaluators import details
 from mixer.pretrained import warm_start
-from mixer.run import build, memory, metrics_log, other_images, workdirs
+from mixer.run import build, memory, metrics_log, other_images, trackers, workdirs
 from mixer.run.profile import Profile
 from mixer.run.reporter import Reporter, Workload
 from mixer.run.watchdog import Watchdog
@@ -40,6 +40,7 @@ class Options:
     require: 'cpu', 'gpu' or 'tpu'; any other backend is an error. None accepts all.
     require_evals: fail if evaluation data are missing, instead of skipping the evaluation.
     tensorboard: also write WORKDIR/tensorboard.
+    track: also write to this tracker, a key of `trackers.TRACKERS`.
     verbose: also print the config and the table of parameters.
     profile_steps: 'FIRST:LAST', traced into WORKDIR/profile.
     stall_seconds: report a step that takes longer; 0 for never.
@@ -55,6 +56,7 @@ class Options:
   require: str | None = None
   require_evals: bool = False
   tensorboard: bool = True
+  track: str | None = None
   verbose: bool = False
   profile_steps: str | None = None
   stall_seconds: float = 600.0
@@ -90,6 +92,8 @@ def _train(
   stop: preemption.StopRequests,
 ) -> None:
   begun = time.time()
+  if options.track and cluster.process_id == 0:
+    trackers.load(options.track)
   # Open and check: what can be wrong is looked at first, the cheapest first.
   config = build.check(options.config)
   data = inputs.build(**config.train_input)
@@ -155,7 +159,7 @@ def _train(
     return stop.reached()
 
   with (
-    _naming_last_checkpoint(saved), saved, contextlib.closing(report), contextlib.closing(profile),
+    _naming_last_checkpoint(saved), saved, report, contextlib.closing(profile),
     watchdog.watching(),
   ):  # fmt: skip
     profile.boundary(first)
@@ -449,12 +453,22 @@ def _reporter(
     ),
     first_step=first,
     cluster=cluster,
-    tensorboard=options.tensorboard,
+    outputs=_outputs(options, workdir, first) if cluster.process_id == 0 else None,
     draw=lambda rows: _draw(rows, workdir),
     once={'compile_seconds': compile_seconds},
     counts=lambda: {} if data.bad_images is None else {'bad_images': data.bad_images},
     lags=watchdog.lags,
   )
+
+
+def _outputs(options: Options, workdir: epath.Path, first: int) -> dict[str, trackers.Tracker]:
+  """What the rows are written to beside metrics.jsonl."""
+  opened = {}
+  if options.tensorboard:
+    opened['TensorBoard'] = trackers.tensorboard(workdir)
+  if options.track:
+    opened[options.track] = trackers.open_run(options.track, workdir, options.config, first)
+  return {name: one for name, one in opened.items() if one is not None}
 
 
 def _draw(rows: list[dict], workdir: epath.Path) -> None:

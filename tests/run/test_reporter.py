@@ -33,9 +33,7 @@ def make(tmp_path, first_step=0, **changes) -> reporter.Reporter:
   workload = reporter.Workload(
     total_steps=10, batch_size=32, num_examples=64, flops_per_image=10**9
   )
-  return reporter.Reporter(
-    epath.Path(tmp_path), workload, first_step=first_step, tensorboard=False, **changes
-  )
+  return reporter.Reporter(epath.Path(tmp_path), workload, first_step=first_step, **changes)
 
 
 def metrics(**changes) -> dict:
@@ -252,12 +250,11 @@ def test_a_slow_input_shows_with_a_real_step(tmp_path, capsys):
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-  report = make(tmp_path)
-  for step in range(1, 11):
-    report.step(step, metrics(), keep=step % 5 == 0)
-  report.add({'val/top1': 0.75})
-  report.write()
-  report.close()
+  with make(tmp_path) as report:
+    for step in range(1, 11):
+      report.step(step, metrics(), keep=step % 5 == 0)
+    report.add({'val/top1': 0.75})
+    report.write()
   captured = capsys.readouterr()
   assert captured.out == '' and '10/10' in captured.err and '100%' in captured.err
   assert 'step 10: loss 2.5000' in captured.err and 'val/top1 0.75' in captured.err
