@@ -24,7 +24,7 @@ from mixer.run import metrics_log
 
 RUNS_FILE = 'trackers.json'  # of a workdir: {name of the tracker: id of its run}
 _PROJECT = 'mixer'
-_SECONDS = 30  # for a server to answer
+_SECONDS = 30  # for a server to answer, and for a row to be stored
 _OF_MLFLOW = re.compile(r'[^\w./: -]', re.ASCII)  # characters that its names cannot have
 _MAX_KEY, _MAX_VALUE, _MAX_PARAMS = 250, 6000, 100  # of MLflow: characters, and one request
 
@@ -86,8 +86,9 @@ def open_run(name: str, workdir: epath.Path, config: Mapping, first_step: int) -
     known = files.read_json(path, advice='Delete it: new runs begin.') if path.exists() else {}
     rows = [row for row in metrics_log.read_rows(workdir) if not row.get('postponed')]
     run_id = known.get(name)
-    logged = rows[-1]['step'] if rows and run_id else 0
-    tracker = TRACKERS[name](workdir, run_id, settings.flatten(config), logged)
+    sent = [row['step'] for row in rows if row.get('time', 0) < rows[-1].get('time', 0) - _SECONDS]
+    last_sent = max(sent, default=0) if run_id else 0
+    tracker = TRACKERS[name](workdir, run_id, settings.flatten(config), last_sent)
     if tracker.run_id != run_id:
       files.write(path, json.dumps({**known, name: tracker.run_id}, indent=1).encode())
     for row in rows:
@@ -119,7 +120,7 @@ def tensorboard(workdir: epath.Path) -> Tracker | None:
   return Tracker(log, close=lambda ended: writer.close())
 
 
-def _mlflow(workdir: epath.Path, run_id: str | None, config: dict, logged: int) -> Tracker:
+def _mlflow(workdir: epath.Path, run_id: str | None, config: dict, last_sent: int) -> Tracker:
   """Writes to MLFLOW_TRACKING_URI, or to a database in the workdir."""
   import mlflow
   from mlflow import entities
@@ -157,7 +158,7 @@ def _mlflow(workdir: epath.Path, run_id: str | None, config: dict, logged: int) 
   )
 
 
-def _trackio(workdir: epath.Path, run_id: str | None, config: dict, logged: int) -> Tracker:
+def _trackio(workdir: epath.Path, run_id: str | None, config: dict, last_sent: int) -> Tracker:
   """Writes where Trackio keeps its runs: TRACKIO_DIR, or the space that TRACKIO_SPACE_ID names."""
   import trackio
 
@@ -172,14 +173,18 @@ def _trackio(workdir: epath.Path, run_id: str | None, config: dict, logged: int)
   return Tracker(
     lambda step, values: run.log(values, step=step),
     close,
-    last_step=max(run._next_step - 1, 0),  # no other name for it; `logged` may not be sent yet
+    last_step=max(run._next_step - 1, 0),  # it has no other name
     run_id=run_id,
     place=f'to look at it: trackio show --project {_PROJECT}',
   )
 
 
-def _wandb(workdir: epath.Path, run_id: str | None, config: dict, logged: int) -> Tracker:
-  """Writes to the server, or to the workdir where there is no account or network."""
+def _wandb(workdir: epath.Path, run_id: str | None, config: dict, last_sent: int) -> Tracker:
+  """Writes to the server, or to the workdir where there is no account or network.
+
+  What it has written to the workdir cannot be asked for. It stores a row within 15 s; so the rows
+  of the last 30 s before a stop are there twice, in two files, rather than missing after a kill.
+  """
   import wandb
 
   run_id = run_id or uuid.uuid4().hex[:8]
@@ -205,7 +210,7 @@ def _wandb(workdir: epath.Path, run_id: str | None, config: dict, logged: int) -
   return Tracker(
     lambda step, values: run.log(values, step=step, commit=True),
     close=lambda ended: run.finish(exit_code=0 if ended else 1),
-    last_step=logged if run.offline else max(run.starting_step - 1, 0),
+    last_step=last_sent if run.offline else max(run.starting_step - 1, 0),
     run_id=run_id,
     place=offline if run.offline else run.url,
   )

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import struct
 import sys
 import types
 
@@ -24,7 +25,7 @@ class Fake:
     monkeypatch.setitem(sys.modules, 'mlflow', types.ModuleType('mlflow'))
     monkeypatch.setitem(trackers.TRACKERS, 'mlflow', self.open)
 
-  def open(self, workdir, run_id, config, logged):
+  def open(self, workdir, run_id, config, last_sent):
     run_id = run_id or f'run {len(self.sent)}'
     rows, self.config = self.sent.setdefault(run_id, []), config
 
@@ -37,6 +38,7 @@ class Fake:
     return trackers.Tracker(log, self.closed.append, last, run_id, 'in a list')
 
 
+@pytest.mark.usefixtures('compiled_once')
 def test_a_run_that_is_killed_and_resumed(tmp_path, monkeypatch, capsys):
   """It goes on in the same tracked run, in which no row is missing and none is there twice."""
   fake, changes = Fake(monkeypatch), {'every.log': 1, 'every.evaluate': 3}
@@ -65,7 +67,8 @@ def write(workdir, *steps, first_step=0, output=None):
   """Rows of a reporter in a workdir."""
   log = metrics_log.MetricsLog(epath.Path(workdir), first_step=first_step)
   for step in steps:
-    row = {'step': step, 'epoch': step / 2, 'time': 9.0, 'train/loss': 1 / step, 'val@1 (x)': 2.0}
+    row = {'step': step, 'epoch': step / 2, 'time': 60 * step, 'train/loss': 1 / step}
+    row['val@1 (x)'] = 2.0
     log.append(row)
     if output:
       output.write(row)
@@ -143,16 +146,32 @@ def query(path, text):
     connection.close()
 
 
+def wandb_rows(path):
+  """(step, loss) of each row in a file of wandb, which is a LevelDB log of protocol buffers."""
+  from wandb.proto import wandb_internal_pb2
+
+  content, place, record = path.read_bytes(), 7, b''
+  while len(content) - place >= 7:
+    _, size, kind = struct.unpack_from('<IHB', content, place)
+    if size:
+      record += content[place + 7 : place + 7 + size]
+    place += 7 + size if size else 2**15 - place % 2**15
+    if kind in (1, 4):  # whole, or the last part
+      found, record = wandb_internal_pb2.Record.FromString(record), b''
+      if found.HasField('history'):
+        values = {item.nested_key[0]: item.value_json for item in found.history.item}
+        yield int(values['_step']), float(values['train/loss'])
+
+
 @pytest.mark.filterwarnings('ignore')  # of these packages
 def test_what_is_in_the_store(stored):
   """One run with each row once, read from the file."""
   name, workdir, run_id = stored
   if name == 'wandb':
-    parts = [p.name for p in (workdir / 'wandb').iterdir() if p.name.startswith('offline-run-')]
-    assert all(p.endswith(f'-{run_id}') for p in parts)
-    return
-  losses = [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
-  if name == 'mlflow':
+    parts = sorted((workdir / 'wandb').glob(f'offline-run-*-{run_id}/*.wandb'))
+    assert [[step for step, _ in wandb_rows(p)] for p in parts] == [[1, 2, 3, 4], [4, 5]]
+    found = sorted({row for p in parts for row in wandb_rows(p)})  # a row of 30 s before the stop
+  elif name == 'mlflow':
     path = workdir / 'mlflow.db'
     found = query(path, "select step, value from metrics where key = 'train/loss' order by step")
     assert query(path, 'select run_uuid, name, status from runs') == [(run_id, 'a run', 'FINISHED')]
@@ -166,4 +185,4 @@ def test_what_is_in_the_store(stored):
     rows = query(path, 'select run_name, step, metrics from metrics order by step')
     assert {row[0] for row in rows} == {run_id}
     found = [(step, json.loads(values)['train/loss']) for _, step, values in rows]
-  assert found == losses
+  assert found == [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
