@@ -199,13 +199,12 @@ def _wandb(workdir: epath.Path, run_id: str | None, config: dict, last_sent: int
       console='off', silent=True, init_timeout=_SECONDS, finish_timeout=2 * _SECONDS
     ),
   }
-  if 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False):
-    options['mode'] = 'offline'
   try:
-    run = wandb.init(**options)
-  except wandb.errors.CommError as fault:
+    known = 'WANDB_MODE' in os.environ or wandb.login(prompt=False)
+    run = wandb.init(**options, mode=None if known else 'offline')
+  except wandb.errors.Error as fault:
     logging.warning('wandb: offline, since the server does not answer: %s', fault)
-    run = wandb.init(**{**options, 'mode': 'offline'})
+    run = wandb.init(**options, mode='offline')
   offline = f'offline; to send it: wandb sync {workdir / "wandb"}/offline-run-*-{run_id}'
   return Tracker(
     lambda step, values: run.log(values, step=step, commit=True),
