@@ -5,6 +5,7 @@ import os
 import sqlite3
 import struct
 import sys
+import time
 import types
 
 from etils import epath
@@ -135,6 +136,8 @@ def stored(request, tmp_path, monkeypatch):
     assert opened is not None
     write(workdir, *steps, first_step=first, output=opened)
     opened.close(ended)
+    if name == 'wandb':
+      time.sleep(1)  # the folder of an offline start has the time to the second
   return name, workdir, opened.run_id
 
 
