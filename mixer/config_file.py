@@ -179,9 +179,12 @@ def _change(config: ConfigDict, key: str, text: str) -> None:
   holder, path = config, 'config'
   for number, section in enumerate([*sections, name]):
     if number == 0 and section not in config and section not in OPTIONAL_SECTIONS:
-      close = difflib.get_close_matches(section, config.keys(), n=1)
+      close = difflib.get_close_matches(section, [*config, *OPTIONAL_SECTIONS], n=1)
       hint = f' (did you mean {close[0]!r}?)' if close else ''
-      raise InputError(f'--config.{key}: the config has no {section!r}{hint}; it has {[*config]}.')
+      raise InputError(
+        f'--config.{key}: the config has no {section!r}{hint}; it has {[*config]}, and may have '
+        f'{[name for name in OPTIONAL_SECTIONS if name not in config]}.'
+      )
     if number == len(sections):
       break
     path = f'{path}.{section}'

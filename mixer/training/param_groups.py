@@ -31,7 +31,8 @@ def _is_multiplier(pair) -> bool:
 Pattern = Annotated[str, Where(_is_pattern, "a regular expression such as 'MixerBlock_[0-5]'")]
 _Factor = Annotated[float, Where(lambda factor: factor > 0, 'above 0')]
 Multiplier = Annotated[
-  Sequence, Where(_is_multiplier, "(a regular expression, a number above 0), as in ('head', 10.0)")
+  Sequence,
+  Where(_is_multiplier, "(a regular expression, a number above 0), as in (('head', 10.0),)"),
 ]
 
 
