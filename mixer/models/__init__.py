@@ -236,7 +236,9 @@ def train_flops(
   operations that JAX traces, a few percent of which are not matmuls.
   """
   if frozen_names:
-    return _traced_flops(model, image_size, channels, frozen_names)
+    traced = _traced_flops(model, image_size, channels, frozen_names)
+    if traced is not None:
+      return traced
   parts = _matmul_flops(model, image_size, channels)
   return 3 * sum(parts.values()) - parts['stem']
 
@@ -253,7 +255,7 @@ def _matmul_flops(model: nn.Module, image_size: layers.Size, channels: int) -> d
 
 def _traced_flops(
   model: nn.Module, image_size: layers.Size, channels: int, frozen_names: Collection[str]
-) -> int:
+) -> int | None:
   off = {name: False for name in ('scan', 'remat', 'fused_attention') if hasattr(model, name)}
   plain = model.clone(**off)
   frozen = frozenset(tuple(name.split('/')) for name in frozen_names)
@@ -263,8 +265,14 @@ def _traced_flops(
   def total(trained, kept, images):
     return jnp.sum(plain.apply({'params': param_groups.merge(trained, kept)}, images))
 
-  lowered = jax.jit(jax.value_and_grad(total)).lower(trained, kept, images)
-  return round(lowered.cost_analysis()['flops'])
+  try:  # plugins of accelerators do not count
+    where = jax.local_devices(backend='cpu')[0]
+  except RuntimeError:  # JAX_PLATFORMS leaves it out
+    where = None
+  with jax.default_device(where):
+    lowered = jax.jit(jax.value_and_grad(total)).lower(trained, kept, images)
+  cost = lowered.cost_analysis()
+  return round(cost['flops']) if cost else None
 
 
 def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:

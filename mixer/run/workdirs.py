@@ -24,7 +24,7 @@ _TEACHER_FILE = 'teacher.json'
 _MAY_CHANGE = re.compile(
   r'(mesh|every|checkpoints)\..*|microbatches|model\.remat|(ema\.)?export|'
   r'distill\.(path|which)|'
-  r'.*\.(data_dir|on_bad_image|max_pixels)'
+  r'evals\.[^.]*\.details|.*\.(data_dir|on_bad_image|max_pixels)'
 )
 # Keys that say where the data are.
 _PLACE = re.compile(r'(train_input|evals\..*\.(?:train_)?input)\.(path|files|images|labels)')
@@ -239,7 +239,7 @@ def claim_teacher(workdir: epath.Path, identity: Mapping, *, started: bool) -> N
   path = workdir / _TEACHER_FILE
   if started and path.exists():
     then = files.read_json(path, advice=_WRITTEN_ANEW)
-    if then.get('sha256') != identity['sha256']:
+    if any(then.get(key) != identity.get(key) for key in ('sha256', 'parameters')):
       raise InputError(
         f'{workdir} belongs to a run with another teacher: {json.dumps(then)} there, '
         f'{json.dumps(identity)} now. Give config.distill.path the same file, and of a run also '

@@ -235,6 +235,6 @@ def per_block(
 
   def update(updates, params=None):
     plain, blocks = zip(divide(updates, stacked), divide(params, stacked), strict=True)
-    return merge(one(*plain), jax.vmap(one)(*blocks)) if stacked else one(updates, params)
+    return merge(one(*plain), jax.vmap(one)(*blocks)) if blocks[0] else one(updates, params)
 
   return optax.stateless(update)
