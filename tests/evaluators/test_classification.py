@@ -1,44 +1,20 @@
 """The evaluator's numbers, against NumPy on logits that are given."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics
 
+import lookup
 from mixer.errors import InputError
 from mixer.evaluators import classification
 from mixer.training import sharding
 
 
-class Given:
-  """An input whose image i is one pixel of value i, so that logits can be looked up by it."""
-
-  batch_size = 10
-
-  def __init__(self, labels, num_classes, claimed=None):
-    self._labels, self.num_classes = labels, num_classes
-    self.multi_label = labels.ndim == 2
-    self.num_examples = claimed or len(labels)
-
-  def eval_batches(self, batch_size, shard, num_shards):
-    assert (shard, num_shards) == (0, 1) and batch_size % 8 == 0
-    for first in range(0, len(self._labels), batch_size):
-      index = first + np.arange(batch_size)
-      mask = index < len(self._labels)
-      index = np.where(mask, index, 0)
-      image = index.astype(np.uint8).reshape(-1, 1, 1, 1)
-      yield {'image': image, 'label': self._labels[index], 'mask': mask}
-
-
 def run(logits, data, **given):
-  def apply(params, images):
-    index = jnp.round((images[:, 0, 0, 0] + 1.0) * 127.5).astype(jnp.int32)
-    return params[index]
-
   make = classification.make if given else classification.make_real
   given = {'loss': 'softmax', **given}
-  evaluate = make(apply=apply, data=data, mesh=sharding.make_mesh(), **given)
+  evaluate = make(apply=lookup.apply, data=data, mesh=sharding.make_mesh(), **given)
   return evaluate(jax.device_put(logits, sharding.replicated(sharding.make_mesh())))
 
 
@@ -70,7 +46,7 @@ def test_against_numpy(loss, num_classes, multi_label):
     each = -(hot * log_sigmoid(x) + (1 - hot) * log_sigmoid(-x)).sum(1)
   else:
     each = -(hot * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1)
-  found = run(logits, Given(labels, num_classes), loss=loss)
+  found = run(logits, lookup.Images(labels, num_classes), loss=loss)
   assert found['n'] == counted.sum() and found['images_per_sec'] > 0
   assert found['top1'] == right[counted, 0].mean()
   assert found['loss'] == pytest.approx(each[counted].mean(), rel=1e-6)
@@ -102,7 +78,7 @@ def test_average_precision_of_equal_scores_is_that_of_scikit_learn():
       assert found == pytest.approx(metrics.average_precision_score(hits[:, k], scores[:, k]))
   labels = np.pad(hits, ((0, 0), (0, 1))).astype(np.uint8)  # a class without any image
   logits = np.pad(scores, ((0, 0), (0, 1)))
-  found = run(logits, Given(labels, 4), loss='sigmoid')['mean_average_precision']
+  found = run(logits, lookup.Images(labels, 4), loss='sigmoid')['mean_average_precision']
   some = hits.any(1)
   each = [metrics.average_precision_score(hits[some, k], scores[some, k]) for k in range(3)]
   assert found == pytest.approx(np.mean(each))
@@ -112,7 +88,7 @@ def test_too_many_scores_for_the_memory_are_not_kept(monkeypatch, caplog):
   monkeypatch.setattr(classification, '_RANKED', 59)
   with caplog.at_level('WARNING', 'absl'):
     found = run(
-      np.zeros((20, 3), np.float32), Given(np.eye(20, 3, dtype=np.uint8), 3), loss='sigmoid'
+      np.zeros((20, 3), np.float32), lookup.Images(np.eye(20, 3, dtype=np.uint8), 3), loss='sigmoid'
     )
   assert 'mean_average_precision' not in found and found['n_without_labels'] == 17
   assert 'no mean average precision of 20 images and 3 classes' in caplog.text
@@ -120,7 +96,7 @@ def test_too_many_scores_for_the_memory_are_not_kept(monkeypatch, caplog):
 
 def test_results_of_which_higher_is_better():
   def of(labels, num_classes):
-    return classification.higher_is_better(Given(labels, num_classes))
+    return classification.higher_is_better(lookup.Images(labels, num_classes))
 
   assert of(np.zeros(3, int), 5) == ('top1',) and of(np.zeros(3, int), 6) == ('top1', 'top5')
   assert of(np.zeros((3, 2), int), 2) == ('top1', 'mean_average_precision')
@@ -134,7 +110,7 @@ def test_real_leaves_out_images_without_labels():
   sets_of = [set(np.flatnonzero(row)) for row in labels]
   labelled = [i for i in range(53) if sets_of[i]]
   assert 20 < len(labelled) < 53
-  found = run(logits, Given(labels, 12))
+  found = run(logits, lookup.Images(labels, 12))
   hits = sum(int(np.argmax(logits[i])) in sets_of[i] for i in labelled)
   assert hits > 0 and found['top1'] == hits / len(labelled)
   assert found['n'] == len(labelled) and found['n_without_labels'] == 53 - len(labelled)
@@ -143,12 +119,12 @@ def test_real_leaves_out_images_without_labels():
 
 def test_real_refuses_what_it_is_not_for():
   with pytest.raises(InputError, match='^kind="real" needs images with a list of labels each'):
-    run(np.zeros((20, 3), np.float32), Given(np.zeros(20, np.int32), 3))
+    run(np.zeros((20, 3), np.float32), lookup.Images(np.zeros(20, np.int32), 3))
   with pytest.raises(InputError, match='^none of the 20 images has a label'):
-    run(np.zeros((20, 3), np.float32), Given(np.zeros((20, 3), np.uint8), 3))
+    run(np.zeros((20, 3), np.float32), lookup.Images(np.zeros((20, 3), np.uint8), 3))
 
 
 def test_a_count_that_is_not_the_data_sets_is_an_error():
   labels = np.zeros(20, np.int32)
   with pytest.raises(RuntimeError, match='evaluated 20 examples of a data set of 21'):
-    run(np.zeros((20, 3), np.float32), Given(labels, 3, claimed=21), loss='softmax')
+    run(np.zeros((20, 3), np.float32), lookup.Images(labels, 3, claimed=21), loss='softmax')

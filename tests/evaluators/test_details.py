@@ -6,12 +6,12 @@ import json
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 from sklearn import metrics
 
+import lookup
 from mixer.errors import InputError
 from mixer.evaluators import classification, details, per_image
 from mixer.run import evaluation
@@ -24,21 +24,13 @@ NAMES = ('n01440764', 'cat, "tabby"', *(f'class {i}' for i in range(2, CLASSES))
 SHOWN = ('n01440764 tench, Tinca tinca', *NAMES[1:])
 
 
-class Given:
-  """An input whose image i is one pixel of value i, so that logits can be looked up by it."""
+class Given(lookup.Images):
+  """Images with the names of classes and places."""
 
-  batch_size, num_classes, class_names = 10, CLASSES, NAMES
+  class_names = NAMES
 
   def __init__(self, labels):
-    self._labels, self.multi_label, self.num_examples = labels, labels.ndim == 2, len(labels)
-
-  def eval_batches(self, batch_size, shard, num_shards):
-    for first in range(0, len(self._labels), batch_size):
-      index = first + np.arange(batch_size)
-      mask = index < len(self._labels)
-      index = np.where(mask, index, 0)
-      image = index.astype(np.uint8).reshape(-1, 1, 1, 1)
-      yield {'image': image, 'label': self._labels[index], 'mask': mask}
+    super().__init__(labels, CLASSES)
 
   def describe(self, index):
     return f'/photos/{index}, {NAMES[1]}.jpg'
@@ -50,14 +42,10 @@ class Given:
 def run(make, logits, data, place, *, loss):
   """(results without details, results with them)."""
   mesh = sharding.make_mesh()
-
-  def apply(params, images):
-    return params[jnp.round((images[:, 0, 0, 0] + 1.0) * 127.5).astype(jnp.int32)]
-
   params = jax.device_put(logits, sharding.replicated(mesh))
   found = []
   for collect in (None, functools.partial(details.collect, 'val', place)):
-    results = make(apply=apply, data=data, loss=loss, mesh=mesh, collect=collect)(params)
+    results = make(apply=lookup.apply, data=data, loss=loss, mesh=mesh, collect=collect)(params)
     found.append({k: v for k, v in results.items() if k != 'images_per_sec'})
   return found
 
