@@ -10,9 +10,10 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from mixer.report.galleries import Picture, encode
+from mixer.report.galleries import Picture
 from mixer.report.run_files import Run
 from mixer.report.sections import Number, Table
+from mixer.visualize.unit_pictures import encode
 
 _CELLS = 30  # classes of a matrix with numbers; of more, it is an image
 _PIXELS = 2000  # classes of that image, at most

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import io
 
 import jax
 import numpy as np
@@ -119,14 +118,7 @@ def _sample(
   best = np.argsort(-probabilities, kind='stable')[:3]
   return Picture(
     caption='true: ' + (', '.join(names[i] for i in sorted(true)) or 'no label'),
-    png=encode(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)),
+    png=unit_pictures.encode(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)),
     small=max(image.shape[:2]) <= _SMALL,
     guesses=[(names[i], float(probabilities[i]), i in true) for i in best],
   )
-
-
-def encode(image: Image.Image) -> bytes:
-  """A PNG file."""
-  buffer = io.BytesIO()
-  image.save(buffer, 'PNG')
-  return buffer.getvalue()

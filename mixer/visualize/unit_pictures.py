@@ -75,7 +75,7 @@ class Mosaic:
       draw.text(
         (x, y), text, _SOFT if anchor == 'rs' else _INK, ImageFont.load_default(size), anchor
       )
-    return _encode(image)
+    return encode(image)
 
   def svg(self) -> bytes:
     """The same with one <image> for each tile, sharp at any size, and its title as a tooltip."""
@@ -209,11 +209,12 @@ def _some(order: Sequence[int], weights: np.ndarray) -> str:
 
 
 def _link(image: np.ndarray) -> str:
-  data = base64.b64encode(_encode(Image.fromarray(np.ascontiguousarray(image)))).decode()
+  data = base64.b64encode(encode(Image.fromarray(np.ascontiguousarray(image)))).decode()
   return f'href="data:image/png;base64,{data}"'
 
 
-def _encode(image: Image.Image) -> bytes:
+def encode(image: Image.Image) -> bytes:
+  """A PNG file."""
   buffer = io.BytesIO()
   image.save(buffer, 'PNG')
   return buffer.getvalue()
