@@ -43,11 +43,8 @@ def write(path: epath.Path, content: bytes) -> None:
   Raises:
     DiskError: the file cannot be written there.
   """
-  with explained(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(content)
-    partial.replace(path)
+  with replacing(path) as file, explained(path):
+    file.write(content)
 
 
 @contextlib.contextmanager
