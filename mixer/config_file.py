@@ -26,7 +26,7 @@ from mixer import shipped
 from mixer.errors import InputError
 
 # Those that a config may leave out.
-OPTIONAL_SECTIONS = (
+OPTIONAL_KEYS = (
   'init', 'permutation', 'ema', 'early_stopping', 'export', 'cutmix', 'mixup_prob',
   'mixup_switch_prob', 'mixup_mode', 'random_erasing', 'label_smoothing', 'class_weights',
   'distill',
@@ -178,12 +178,12 @@ def _change(config: ConfigDict, key: str, text: str) -> None:
   *sections, name = key.split('.')
   holder, path = config, 'config'
   for number, section in enumerate([*sections, name]):
-    if number == 0 and section not in config and section not in OPTIONAL_SECTIONS:
-      close = difflib.get_close_matches(section, [*config, *OPTIONAL_SECTIONS], n=1)
+    if number == 0 and section not in config and section not in OPTIONAL_KEYS:
+      close = difflib.get_close_matches(section, [*config, *OPTIONAL_KEYS], n=1)
       hint = f' (did you mean {close[0]!r}?)' if close else ''
       raise InputError(
         f'--config.{key}: the config has no {section!r}{hint}; it has {[*config]}, and may have '
-        f'{[name for name in OPTIONAL_SECTIONS if name not in config]}.'
+        f'{[name for name in OPTIONAL_KEYS if name not in config]}.'
       )
     if number == len(sections):
       break

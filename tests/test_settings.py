@@ -314,7 +314,7 @@ def test_image_sizes(name, text):
 def test_the_optional_sections():
   parameters = inspect.signature(build.TrainConfig).parameters.values()
   optional = [p.name for p in parameters if p.default is not p.empty]
-  assert tuple(optional) == config_file.OPTIONAL_SECTIONS
+  assert tuple(optional) == config_file.OPTIONAL_KEYS
 
 
 # --- The length of a run --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 STACKED = 'MixerBlocks'
+_STACKED_OF_VIT = 'encoderblock'
 
 
 def stack_blocks(params: Mapping) -> dict:
@@ -13,21 +14,21 @@ def stack_blocks(params: Mapping) -> dict:
   The subtree is 'MixerBlocks' of a Mixer and 'Transformer/encoderblock' of a ViT.
   """
   if 'Transformer' in params:
-    return {**params, 'Transformer': _stack(params['Transformer'], 'encoderblock')}
+    return {**params, 'Transformer': _stack(params['Transformer'], _STACKED_OF_VIT)}
   return _stack(params, STACKED)
 
 
 def unstack_blocks(params: Mapping) -> dict:
   """The inverse of `stack_blocks`; a tree in the released layout is returned unchanged."""
   if 'Transformer' in params:
-    return {**params, 'Transformer': _unstack(params['Transformer'], 'encoderblock')}
+    return {**params, 'Transformer': _unstack(params['Transformer'], _STACKED_OF_VIT)}
   return _unstack(params, STACKED)
 
 
 def released_names(path: Sequence[str], count: int) -> list[str] | None:
   """The names that a leaf stacked over `count` blocks has in the released layout; else None."""
   for i, part in enumerate(path):
-    if part in (STACKED, 'encoderblock'):
+    if part in (STACKED, _STACKED_OF_VIT):
       blocks = (f'{_prefix(part)}{k}' for k in range(count))
       return ['/'.join((*path[:i], block, *path[i + 1 :])) for block in blocks]
   return None

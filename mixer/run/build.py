@@ -295,11 +295,7 @@ def _optimizer(
   config: TrainConfig, model, data: inputs.Input, total_steps: int
 ) -> tuple[param_groups.Groups, optax.GradientTransformation, optimizers.Schedule]:
   """(how each parameter is trained, the optimizer, the learning rate) of `config.optim`."""
-  found = settings.faults(
-    'config.optim', [optimizers.make, param_groups.make], config.optim,
-    ['total_steps', 'groups', 'layout'],
-  )  # fmt: skip
-  settings.check(found)
+  settings.check(optimizers.faults(config.optim))
   chain, grouping = settings.divide([optimizers.make, param_groups.make], config.optim)
   layout = models.layout(model, models.shapes(model, data.image_size, data.channels))
   groups = param_groups.make(layout=layout, **grouping)

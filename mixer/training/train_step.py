@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 import optax
 
 from mixer import hardware
-from mixer.training import augmentation, batch_ops, losses, optimizers, param_groups, sharding
+from mixer.training import batch_ops, losses, optimizers, param_groups, sharding
+from mixer.training.augmentation import Augmentation
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -71,7 +72,7 @@ def make_step(
   tx: optax.GradientTransformation,
   learning_rate: optimizers.Schedule,
   objective: losses.Objective,
-  augmentation: augmentation.Augmentation,
+  augmentation: Augmentation,
   microbatches: int,
   key: jax.Array,
   mesh: Mesh,
