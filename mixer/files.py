@@ -43,8 +43,11 @@ def write(path: epath.Path, content: bytes) -> None:
   Raises:
     DiskError: the file cannot be written there.
   """
-  with replacing(path) as file, explained(path):
-    file.write(content)
+  with explained(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 @contextlib.contextmanager
