@@ -30,6 +30,7 @@ from benchmarks import throughput_workers  # noqa: E402
 from benchmarks.throughput_table import DTYPES, MODES, RUNNERS, Case, Row, facts, tables  # noqa: E402
 from mixer import cli, files, models, runtime  # noqa: E402
 from mixer.errors import InputError  # noqa: E402
+from mixer.timm_names import ARCHITECTURES  # noqa: E402
 
 MAX_BATCH_SIZE = 4096  # the paper's global batch
 
@@ -207,7 +208,7 @@ def make_cases(
       raise InputError(f'--{flag}={",".join(given)}; use some of {",".join(known)}.')
   if not names:
     raise InputError('--models is empty; write names such as Mixer-B/16,ViT-B/16.')
-  names, with_peer = list(dict.fromkeys(names)), throughput_workers.TIMM
+  names, with_peer = list(dict.fromkeys(names)), ARCHITECTURES
   for name in names:
     models.build(name, 1000)
   if peers and None in map(importlib.util.find_spec, ('torch', 'timm')):

@@ -15,31 +15,14 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mixer.timm_names import ARCHITECTURES  # noqa: E402
+
 RESULT = '@'  # starts the lines that hold a result
 PRODUCT_SIDES = (1024, 2048, 4096, 8192, 16384)
 LONGEST_PRODUCT = 0.25  # seconds; larger products are not tried
 # With both frameworks on one GPU, each has this share of its memory.
 SHARED_FRACTION = 0.45
 _NO_MEMORY = "can't allocate memory"  # in PyTorch's error on a CPU, which has no class of its own
-
-# Models with the same dimensions in timm. It has no Mixer-H/14, BiT-R50x2, R152x1 and R200x3.
-TIMM = {
-  **{
-    f'Mixer-{size}/{patch}': f'mixer_{size.lower()}{patch}_224'
-    for size in 'SBL'
-    for patch in (32, 16)
-  },
-  **{
-    f'ViT-{size[0].upper()}/{patch}': f'vit_{size}_patch{patch}_224'
-    for size, patches in {
-      'small': (32, 16), 'base': (32, 16), 'large': (32, 16), 'huge': (14,),
-    }.items()
-    for patch in patches
-  },
-  **{
-    f'BiT-R{size}': f'resnetv2_{size}_bit' for size in ('50x1', '101x1', '152x2', '152x4')
-  },
-}  # fmt: skip
 
 
 class DoesNotFit(Exception):
@@ -303,7 +286,7 @@ class TimmWorker:
   ) -> Callable[[int], None]:
     torch, device = self._torch, self._device
     size = {} if model.startswith('BiT') else {'img_size': image_size}
-    net = self._timm.create_model(TIMM[model], num_classes=num_classes, **size)
+    net = self._timm.create_model(ARCHITECTURES[model], num_classes=num_classes, **size)
     net = net.to(device, memory_format=torch.channels_last).train(mode == 'training')
     forward = torch.compile(net, dynamic=False) if compiled else net
     shape = (batch_size, 3, image_size, image_size)

@@ -7,12 +7,15 @@ IN is whatever `mixer.pretrained.open` reads. The end of OUT says what is writte
   .stablehlo    the whole model, images (n, height, width, channels) in [-1, 1] -> logits, for any
                 n, on CPU, CUDA and TPU; jax.export.deserialize(...).call runs it without this code
   .onnx         the same for ONNX Runtime and others; needs pip install '.[onnx]'
+  /             a folder as timm puts it on a model hub: weights, config.json and a model card; an
+                existing folder needs no / if it is empty
 What was written is read back, and its outputs are compared with those of IN. What is recorded about
 the model of IN is written beside an .npz or .safetensors OUT, with the ending .json.
 """
 
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -26,11 +29,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from mixer import cli, console, files, models, pretrained, sizes
 from mixer.errors import InputError
-from mixer.pretrained import layouts
+from mixer.pretrained import hub_folder, layouts
 from mixer.pretrained.description import Description, beside, facts, read
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -61,8 +63,9 @@ def convert(
     InputError: `source` is no model that `target` can contain, `target` has an unknown suffix or
       is `source`, or the outputs of what was written differ (by more than 1e-5, .onnx 1e-4).
   """
-  source, target = pretrained.local(source), _writable(target)
-  if os.path.realpath(source) == os.path.realpath(target):
+  source, ending, target = pretrained.local(source), _ending(target), _writable(target)
+  inputs = (source, source.parent) if ending == _FOLDER else (source,)
+  if os.path.realpath(target) in map(os.path.realpath, inputs):
     raise InputError(f'{target} is the input too; give the output another name.')
   found = pretrained.open(source, which)
   if permutation := found.description.permutation:
@@ -71,17 +74,19 @@ def convert(
       'contain, and the parameters need it. Use mixer.predict or evaluate.py.'
     )
   description = found.describe(image_size=image_size)
-  record = _record(target, found.description.file, description)
+  record = None if ending in _WHOLE else _record(target, found.description.file, description)
   model = models.build(**{**description.model, 'dtype': 'float32'})
-  shape = (*description.image_size, description.channels)
-  images = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(np.float32)
+  shape = (3, *description.image_size, description.channels)
+  images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
   wanted = _forward(model, found.params, images)
 
-  write, run_back = WRITERS[target.suffix]
+  write, run_back = WRITERS[ending]
   if layout is None:
-    write(target, model, found.params, shape)
+    write(target, model, found.params, _recorded(description, found.description))
+  elif ending == '.npz':
+    pretrained.save(target, layouts.written(layout, pretrained.flatten(found.params)))
   else:
-    _write_layout(target, found.params, layout)
+    raise InputError(f'--layout={layout} is for an .npz; {target} has a layout of its own.')
   if record:
     files.write(record, json.dumps(facts(description), indent=1).encode())
   actual = run_back(target, model, images)
@@ -89,7 +94,7 @@ def convert(
   gap = float(np.abs(actual - wanted).max())
   scale = max(1.0, float(np.abs(wanted).max()))
   outputs = 'pre-logits' if model.num_classes is None else 'logits'
-  bound = scale * (_MAX_GAP_ONNX if target.suffix == '.onnx' else _MAX_GAP)
+  bound = scale * (_MAX_GAP_ONNX if ending == '.onnx' else _MAX_GAP)
   if not gap <= bound:
     raise InputError(
       f'{target} was written, but its {outputs} differ from those of {source} by {gap:.3g} where '
@@ -99,9 +104,17 @@ def convert(
     f'{found.source} -> {target}: {outputs} of {len(images)} random images differ by {gap:.3g} at '
     f'most (largest value {np.abs(wanted).max():.3g})'
   )
-  is_timm = any(path.suffix in ('.safetensors', '.pth') for path in (source, target))
-  has_gelu = not isinstance(model, models.FAMILIES['BiT'].module)
-  return f'{line}\n{GELU_NOTE}' if is_timm and has_gelu else line
+  is_timm = ending == _FOLDER or {source.suffix, ending} & {'.safetensors', '.pth'}
+  # A folder has the form of GELU for a ViT, of which it is an argument.
+  without_gelu = ('BiT', 'ViT') if ending == _FOLDER else ('BiT',)
+  has_note = not isinstance(model, tuple(models.FAMILIES[name].module for name in without_gelu))
+  return f'{line}\n{GELU_NOTE}' if is_timm and has_note else line
+
+
+def _recorded(description: Description, known: Description) -> Description:
+  """The description with the classes and the loss as far as they are `known`, not assumed."""
+  classes = description.classes if known.classes or known.class_names else None
+  return dataclasses.replace(description, classes=classes, loss=known.loss)
 
 
 def _record(
@@ -118,27 +131,36 @@ def _record(
     InputError: another file has this name.
   """
   record = beside(target)
-  if (
-    target.suffix in ('.stablehlo', '.onnx') or source in (None, record) or description.loss is None
-  ):
+  if source in (None, record) or description.loss is None:
     return None
   if record.exists() and read(target).preprocessing is None:
     raise InputError(f'{record} would describe {target}, and is another file: move it away.')
   return record
 
 
+def _ending(path: epath.PathLike) -> str:
+  """The key of WRITERS for an output: '/' for a folder."""
+  ending = os.path.splitext(str(path))[1]
+  if str(path).endswith('/') or (ending not in WRITERS and os.path.isdir(os.path.expanduser(path))):
+    return _FOLDER
+  return ending
+
+
 def _writable(path: epath.PathLike) -> epath.Path:
   """The path of an output; raises InputError if it has another ending or cannot be written."""
-  if os.path.splitext(str(path))[1] not in WRITERS:
+  ending = _ending(path)
+  if ending not in WRITERS:
     raise InputError(f'cannot write {path}: give a name that ends in one of {list(WRITERS)}.')
   try:
     target = epath.Path(path).expanduser()
     if not target.parent.is_dir():
       raise InputError(f'cannot write {target}: there is no directory {target.parent}.')
-    if target.is_dir():
+    if ending == _FOLDER:
+      hub_folder.check(target)
+    elif target.is_dir():
       raise InputError(f'cannot write {target}: it is a directory; give the name of a file.')
     if '://' not in str(target):
-      tempfile.TemporaryFile(dir=target.parent).close()
+      tempfile.TemporaryFile(dir=target if target.is_dir() else target.parent).close()
   except InputError:
     raise
   # A filesystem that is not there raises what it likes: KeyError, or an error of TensorFlow.
@@ -151,32 +173,26 @@ def _forward(model, params: dict, images: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(models.apply_function(model))(params, images))
 
 
-def _write_npz(path, model, params, image_shape) -> None:
+def _write_npz(path, model, params, description) -> None:
   pretrained.save(path, params)
 
 
-def _write_layout(path: epath.Path, params: dict, layout: str) -> None:
-  if path.suffix != '.npz':
-    raise InputError(f'--layout={layout} is for an .npz; {path} has a layout of its own.')
-  pretrained.save(path, layouts.written(layout, pretrained.flatten(params)))
+def _write_safetensors(path, model, params, description) -> None:
+  files.write(path, hub_folder.weights(params))
 
 
-def _write_safetensors(path, model, params, image_shape) -> None:
-  state = layouts.to_timm(pretrained.flatten(params))
-  files.write(path, safetensors.numpy.save(state, metadata={'format': 'pt'}))
-
-
-def _write_stablehlo(path, model, params, image_shape) -> None:
+def _write_stablehlo(path, model, params, description) -> None:
   """The parameters become constants of the program, so the file is all that is needed."""
   apply = models.apply_function(model)
   (batch,) = jax.export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+  shape = (batch, *description.image_size, description.channels)
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
   program = jax.jit(lambda images: apply(params, images))
   exported = jax.export.export(program, platforms=PLATFORMS)(images)
   files.write(path, bytes(exported.serialize()))
 
 
-def _write_onnx(path, model, params, image_shape) -> None:
+def _write_onnx(path, model, params, description) -> None:
   """The input is `images` with the free axis `batch`; the output has the name `logits`."""
   apply = models.apply_function(model)
   logging.disable(logging.WARNING)
@@ -185,7 +201,7 @@ def _write_onnx(path, model, params, image_shape) -> None:
       jax2onnx, _ = _onnx_module('jax2onnx'), _onnx_module('onnxruntime')
       program = jax2onnx.to_onnx(
         lambda images: apply(params, images),
-        [('batch', *image_shape)],
+        [('batch', *description.image_size, description.channels)],
         input_names=['images'],
         output_names=['logits'],
       )
@@ -205,7 +221,7 @@ def _onnx_module(name: str):
 
 
 def _run_parameters(path, model, images) -> np.ndarray:
-  heads = getattr(model, 'num_heads', None)
+  heads = None if path.is_dir() else getattr(model, 'num_heads', None)
   return _forward(model, pretrained.open(path, num_heads=heads).params, images)
 
 
@@ -225,12 +241,15 @@ def _run_onnx(path, model, images) -> np.ndarray:
   )
 
 
+_FOLDER = '/'
+_WHOLE = ('.stablehlo', '.onnx', _FOLDER)  # no record beside them
 # ending -> (write it, outputs of what was written)
 WRITERS: dict[str, tuple[Callable, Callable]] = {
   '.npz': (_write_npz, _run_parameters),
   '.safetensors': (_write_safetensors, _run_parameters),
   '.stablehlo': (_write_stablehlo, _run_stablehlo),
   '.onnx': (_write_onnx, _run_onnx),
+  _FOLDER: (hub_folder.write, _run_parameters),
 }
 
 

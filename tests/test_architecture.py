@@ -22,7 +22,7 @@ LAYERS = [
   'mixer.cli mixer.labels mixer.paper mixer.runtime mixer.settings',
   'mixer.config_file mixer.console mixer.files mixer.hardware mixer.sizes',
   'mixer.shipped',
-  'mixer.errors mixer.values',
+  'mixer.errors mixer.timm_names mixer.values',
 ]
 LAYER = {package: i for i, line in enumerate(LAYERS) for package in line.split()}
 # package -> where it may be imported

@@ -94,7 +94,7 @@ def test_wrong_requests(tmp_path):
   source = tmp_path / 'a.npz'
   pretrained.save(source, tree(image_size=(8, 12)))
   words = {
-    'a.pb': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo', '.onnx'].",
+    'a.pb': "give a name that ends in one of ['.npz', '.safetensors', '.stablehlo', '.onnx', '/'].",
     'a.npz': f'{source} is the input too; give the output another name.',
     'none/b.npz': f'there is no directory {tmp_path}/none.',
     'b.npz': f'{source}: its parameters do not determine the size of the images; give '

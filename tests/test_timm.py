@@ -7,6 +7,7 @@ bound of its own, and with timm's tanh form only rounding is left.
 import argparse
 import io
 
+from etils import epath
 import jax
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from mixer import convert, models, pretrained
 from mixer.errors import InputError
 from mixer.input import single_images
 from mixer.models import mlp_mixer
+from mixer.sizes import pair
 
 pytestmark = pytest.mark.timm
 
@@ -197,3 +199,54 @@ def test_other_networks_of_timm(tmp_path, name, called):
   torch.save({'state_dict': timm.create_model(name).state_dict()}, tmp_path / 'a.pth')
   with pytest.raises(InputError, match=f'are the parameters of {called}'):
     pretrained.load(tmp_path / 'a.pth')
+
+
+HUB = {
+  **{name: (name, {}, 224) for name in ('Mixer-S/32', 'ViT-Ti/16', 'BiT-R50x1')},
+  'Mixer, grown': ('Mixer-S/32', {'tokens_mlp_dim': 1003, 'channels_mlp_dim': 1000}, (64, 96)),
+  'ViT, mean': ('ViT-S/16', {'pool': 'gap'}, 64),
+  'ViT, other': (
+    'ViT',
+    {'num_blocks': 2, 'hidden_dim': 72, 'num_heads': 6, 'mlp_dim': 101, 'patch_size': (8, 4)},
+    (32, 48),
+  ),
+}
+
+
+@pytest.mark.parametrize('channels', [3, 1])
+@pytest.mark.parametrize('case', HUB)
+def test_a_folder_for_a_hub(tmp_path, case, channels):
+  """timm builds the model from the folder alone, and its logits are ours; other heads fit too."""
+  timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
+  name, options, size = HUB[case]
+  if channels == 1 and (case.endswith('/32') or case.endswith('/16')):
+    pytest.skip('as with three channels')
+  model = models.build(name, 7, **options)
+  params = drawn(models.shapes(model, size, channels))
+  facts = {
+    'model': {'name': name, 'num_classes': 7, **options}, 'image_size': pair(size),
+    'channels': channels, 'preprocessing': {'name': 'none', 'value_range': [-1, 1]},
+    'loss': 'sigmoid', 'class_names': list('abcdefg'),
+  }  # fmt: skip
+  pretrained.save_model(epath.Path(tmp_path), params, facts)
+  folder = tmp_path / 'hub'
+  convert.convert(tmp_path / 'model.npz', f'{folder}/')
+  images = np.float32(np.random.default_rng(1).uniform(-1, 1, (2, *pair(size), channels)))
+  ours = np.asarray(jax.jit(models.apply_function(model))(params, images))
+  more = {'act_layer': timm.layers.GELUTanh} if name.startswith('Mixer') else {}
+  found = pretrained.open(folder)
+  assert jax.tree.all(jax.tree.map(np.array_equal, found.params, params))
+  described = found.describe()
+  assert described.loss == 'sigmoid' and described.classes == [('', c) for c in 'abcdefg']
+  assert (described.image_size, described.channels) == (pair(size), channels)
+  theirs = timm.create_model(f'local-dir:{folder}', pretrained=True, **more).eval()
+  with torch.no_grad():
+    logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+  print(f'{case}: {gap(logits, ours):.2g}')
+  assert gap(logits, ours) < 2 * ROUNDING
+  assert theirs.pretrained_cfg['label_names'] == list('abcdefg')
+  data = timm.data.resolve_model_data_config(theirs)
+  assert tuple(data['input_size']) == (channels, *pair(size)) and set(data['mean']) == {0.5}
+  assert theirs.num_features == model.hidden_dim and theirs.num_classes == 7
+  other = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=3)
+  assert other.get_classifier().weight.shape[0] == 3

@@ -60,6 +60,12 @@ def describe(class_names: Sequence[str], num_classes: int, source: str) -> Class
   return _checked(classes, num_classes, f'{source}, "class_names",')
 
 
+def is_synset(name: str) -> bool:
+  """Whether a name is a WordNet id."""
+  found = _SYNSET.fullmatch(name)
+  return found is not None and found[2] is None
+
+
 def _parse(line: str) -> tuple[str, str]:
   found = _SYNSET.fullmatch(line.strip())
   return (found[1], found[2] or found[1]) if found else ('', line.strip())

@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from mixer import labels
 from mixer.errors import InputError
 from mixer.files import CONFIG_FILE
 from mixer.pretrained import dimensions
@@ -32,7 +33,8 @@ class _Config(NamedTuple):
 
   size: tuple[int, int, int] | None  # channels, height, width
   num_classes: int | None
-  names: list[str] | None
+  classes: labels.Classes | None
+  loss: str | None
   mean: np.ndarray | None
   std: np.ndarray | None
   preprocessing: dict
@@ -93,9 +95,9 @@ def describe(model: Model, params: Mapping) -> tuple[dict, Description]:
       f'{model.config} has {config.num_classes} classes, and the head in {model.weights.name} '
       f'{outputs or "is missing"}; give the files of one model.'
     )
-  if config.names and len(config.names) != outputs:
+  if config.classes and len(config.classes) != outputs:
     raise InputError(
-      f'{model.config} has the names of {len(config.names)} classes, and the head in '
+      f'{model.config} has the names of {len(config.classes)} classes, and the head in '
       f'{model.weights.name} has {outputs}.'
     )
   mean, std = _normalisation(config, model)
@@ -111,9 +113,10 @@ def describe(model: Model, params: Mapping) -> tuple[dict, Description]:
     image_size=config.size and config.size[1:],
     channels=config.size and config.size[0],
     preprocessing=config.preprocessing or None,
-    # timm trains with softmax by default; its usual normalisation is that of the released files.
-    loss=None if usual else 'softmax',
-    classes=config.names and [('', name) for name in config.names],
+    # timm has no key for the loss and trains with softmax by default; its usual normalisation is
+    # that of the released files.
+    loss=config.loss or (None if usual else 'softmax'),
+    classes=config.classes,
     partial=True,
   )
 
@@ -142,12 +145,16 @@ def _parse(content: Mapping) -> _Config:
   names = content.get('label_names') or own.get('label_names')
   described = content.get('label_descriptions') or own.get('label_descriptions') or {}
   if names is not None:
-    names = [described.get(name, name) for name in names]
+    names = [
+      (name if name in described and labels.is_synset(name) else '', described.get(name, name))
+      for name in names
+    ]
   num_classes = content.get('num_classes', own.get('num_classes'))
   return _Config(
     size=None if size is None else _positive(size, 3),
     num_classes=None if num_classes is None else int(num_classes),
-    names=names,
+    classes=names,
+    loss=content.get('loss'),
     mean=None if own.get('mean') is None else np.asarray(own['mean'], np.float64).ravel(),
     std=None if own.get('std') is None else np.asarray(own['std'], np.float64).ravel(),
     preprocessing={} if size is None else _preprocessing(_positive(size, 3)[1:], own),
