@@ -32,9 +32,10 @@ _PARTS = {
   'ViT': ('patch_embed.proj', 'head', True, 'vision-transformer'),
   'BiT': ('stem.conv', 'head.fc', False, 'big-transfer'),
 }
-# Evaluation crops -> timm's crop_mode and interpolation. Pillow's box is nearest to an area filter.
+# Evaluation crops -> timm's crop_mode and interpolation. Of Pillow's filters bilinear is nearest to
+# the area filter of resize_small: pixels of two photos of 640 x 427 differ by 3 and 6 of 255.
 _CROPS = {
-  'resize_small': ('center', 'box'),
+  'resize_small': ('center', 'bilinear'),
   'resize': ('squash', 'bilinear'),
   'direct': ('squash', 'bilinear'),
   'none': ('center', 'bicubic'),
@@ -132,7 +133,7 @@ def _architecture(model, params: Mapping) -> tuple[str, dict]:
   if name is None and family != 'ViT':
     known = [ours for ours in ARCHITECTURES if ours.startswith(family)]
     raise InputError(
-      f'timm has no {dimensions.called(found)}; it has {", ".join(known)}. Write an .npz '
+      f'{dimensions.called(found)} is not in timm, which has {", ".join(known)}. Write an .npz '
       'or, for its names alone, a .safetensors.'
     )
   if family == 'Mixer':
@@ -200,20 +201,21 @@ No license is stated: add `license:` to the metadata above.
 
 - **Architecture:** `{architecture}` of timm, {count:.1f} M parameters
 - **Images:** {height} x {width} pixels, {channels} channels, values (pixel / 255 - 0.5) / 0.5
-- **Evaluated with:** {preprocessing}
+- **Preprocessing:** {preprocessing}
 - **Outputs:** {outputs}
 
 ```python
 import timm
 
-model = timm.create_model('hf-hub:OWNER/NAME', pretrained=True{option})  # or 'local-dir:FOLDER'
+name = 'hf-hub:OWNER/NAME'  # or local-dir:FOLDER
+model = timm.create_model(name, pretrained=True{option}).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 {use}
 ```
 {gelu}"""
 _GELU = """
-The model was trained with the tanh form of GELU. `act_layer` gives it to timm's Mixer, which has
-the form by erf otherwise, and no key in `config.json` for it.
+The code that wrote these files computes GELU in its tanh form. `act_layer` gives it to timm's
+Mixer, which has the form by erf otherwise, and no key in `config.json` for it.
 """
 _PROBABILITIES = {
   'sigmoid': 'logits.sigmoid()  # a probability for each class on its own',
@@ -226,11 +228,11 @@ def _card(title: str, tag: str, config: Mapping, description: Description, count
   channels, height, width = config['pretrained_cfg']['input_size']
   is_mixer = config['architecture'].startswith('mixer')
   classes, loss = config['num_classes'], description.loss
-  outputs, use = f'{config["num_features"]} features', 'features = model.eval()(images)'
+  outputs, use = f'{config["num_features"]} features', 'features = model(transform(image)[None])'
   if classes:
     trained = f'trained with the {loss} loss' if loss else 'the training loss is not recorded'
     outputs = f'logits of {classes} classes; {trained}'
-    use = 'logits = model.eval()(images)'
+    use = 'logits = model(transform(image)[None])'
     use += f'\nprobabilities = {_PROBABILITIES[loss]}' if loss in _PROBABILITIES else ''
   return _CARD.format(
     pipeline='image-classification' if classes else 'image-feature-extraction',

@@ -4,15 +4,18 @@ import io
 import json
 import re
 
+from etils import epath
+import jax
 import numpy as np
 from PIL import Image
 import pytest
+import yaml
 
 from mixer import convert, models, pretrained
 from mixer.errors import InputError
 from mixer.input import single_images, timm_images
 from mixer.pretrained import __main__ as program
-from mixer.pretrained import dimensions
+from mixer.pretrained import dimensions, hub_folder
 import weights
 from weights import equal, tree
 
@@ -198,6 +201,93 @@ def test_a_lone_file_is_not_told_by_another_ones_config(tmp_path):
   make(tmp_path, {'mean': [0, 0, 0], 'std': [1, 1, 1]})
   pretrained.save(tmp_path / 'mine.npz', tree(seed=3))
   equal(pretrained.load(tmp_path / 'mine.npz'), tree(seed=3))
+
+
+# --- Folders that are written; tests/test_timm.py loads them with timm ---------------------------
+
+
+VIT = {'num_blocks': 2, 'hidden_dim': 12, 'mlp_dim': 8, 'num_heads': 3, 'patch_size': 4}
+
+
+def run_of(workdir, model, classes=5, **facts):
+  """(the module, its parameters) of a finished run, as it records them."""
+  net = models.build(**model, num_classes=classes)
+  params = jax.tree.map(
+    lambda leaf: np.random.default_rng(0).normal(0, 0.1, leaf.shape).astype(np.float32),
+    models.shapes(net, (32, 64)),
+  )
+  crop = {'name': 'resize_small', 'resize': (48, 96), 'crop': (32, 64), 'value_range': [-1, 1]}
+  known = {
+    'model': {**model, 'num_classes': classes}, 'image_size': (32, 64), 'channels': 3,
+    'preprocessing': crop, 'loss': 'sigmoid', 'class_names': None, **facts,
+  }  # fmt: skip
+  pretrained.save_model(epath.Path(workdir), params, known)
+  return net, params
+
+
+@pytest.mark.parametrize('model', [{'name': 'Mixer-S/32', 'tokens_mlp_dim': 7}, VIT])
+def test_a_folder_that_is_written(tmp_path, model):
+  """Read back: the bits, sizes, classes and loss; a model card of which the user's part is kept."""
+  names = ['n01440764', 'n01443537', 'mine', 'other', 'last']
+  _, params = run_of(tmp_path / 'run', {'name': 'ViT', **model}, class_names=names)
+  folder = tmp_path / 'hub.v1'
+  line = convert.convert(tmp_path / 'run', f'{folder}/')
+  assert line.endswith(convert.GELU_NOTE) == ('tokens_mlp_dim' in model)
+  assert sorted(path.name for path in folder.iterdir()) == [
+    'README.md', 'config.json', 'model.safetensors'
+  ]  # fmt: skip
+  found, source = (pretrained.open(path).describe() for path in (folder, tmp_path / 'run'))
+  equal(pretrained.load(folder), params)
+  assert (found.image_size, found.channels, found.loss) == ((32, 64), 3, 'sigmoid')
+  assert found.classes == source.classes and found.classes[0] == ('n01440764', 'tench, Tinca tinca')
+  assert {**source.model, 'name': ''}.items() >= {**model, 'name': ''}.items()
+  assert found.preprocessing == {
+    'name': 'timm', 'resize': (48, 96), 'crop': (32, 64), 'interpolation': 'bilinear',
+    'mode': 'center', 'value_range': [-1, 1],
+  }  # fmt: skip
+  card = (folder / 'README.md').read_text()
+  metadata = yaml.safe_load(card.split('---')[1])
+  assert metadata['library_name'] == 'timm' and 'license' not in metadata
+  assert metadata['pipeline_tag'] == 'image-classification'
+  assert 'logits of 5 classes; trained with the sigmoid loss' in card and '32 x 64 pixels' in card
+  (folder / 'README.md').write_text('mine')
+  convert.convert(tmp_path / 'run', folder)
+  assert (folder / 'README.md').read_text() == 'mine'
+  with pytest.raises(InputError, match='is the input too; give the output another name'):
+    convert.convert(folder / 'model.safetensors', folder)
+  (folder / 'notes.txt').touch()
+  with pytest.raises(InputError, match=r'v1/: it has files of something else \(notes\.txt\); give'):
+    convert.convert(tmp_path / 'run', folder)
+
+
+@pytest.mark.parametrize(
+  ('model', 'text'),
+  [
+    (
+      {'name': 'Mixer', 'num_blocks': 1, **weights.SIZES},
+      'a Mixer of 1 .* is not in timm, which has Mixer-S/32, ',
+    ),
+    ({'name': 'Mixer', 'num_blocks': 1, **weights.SIZES, 'untie_tokens': True}, 'of appendix A'),
+    ({'name': 'BiT', 'stage_sizes': (1,), 'width': 8, 'groups': 4}, '32 groups, and this one 4;'),
+    ({'name': 'ViT', **VIT, 'representation_layer': True}, 'no representation layer'),
+  ],
+)
+def test_models_that_timm_lacks(tmp_path, model, text):
+  net, params = run_of(tmp_path / 'run', model)
+  with pytest.raises(InputError, match=text):
+    hub_folder.write(
+      epath.Path(tmp_path / 'hub'), net, params, pretrained.open(tmp_path / 'run').describe()
+    )
+  assert not (tmp_path / 'hub').exists()
+
+
+def test_a_workdir_is_no_folder_of_a_hub(tmp_path):
+  run_of(tmp_path / 'run', {'name': 'ViT', **VIT})
+  (tmp_path / 'new').mkdir()
+  (tmp_path / 'new' / 'config.json').write_text('{"model": {}}')
+  for target, text in (('run', r'model\.json, model\.npz'), ('new', r'config\.json')):
+    with pytest.raises(InputError, match=rf'files of something else \({text}\)'):
+      convert.convert(tmp_path / 'run', tmp_path / target)
 
 
 # --- Pixels --------------------------------------------------------------------------------
