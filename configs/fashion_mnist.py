@@ -34,11 +34,11 @@ DIMENSIONS = {
   ('BiT', 'M'): {'stage_sizes': (2, 2), 'width': 40, 'groups': 8},
 }  # fmt: skip
 LEARNING_RATES = {
-  ('Mixer', 'S'): 4e-3, ('Mixer', 'M'): 4e-3, ('ViT', 'S'): 4e-3, ('ViT', 'M'): 4e-3,
-  ('BiT', 'S'): 4e-3, ('BiT', 'M'): 4e-3,
+  ('Mixer', 'S'): 0.032, ('Mixer', 'M'): 0.016, ('ViT', 'S'): 0.008, ('ViT', 'M'): 0.004,
+  ('BiT', 'S'): 0.016, ('BiT', 'M'): 0.008,
 }  # fmt: skip
 _DEFAULTS = {'model': 'Mixer', 'size': 'M', 'stage': 'final', 'subset': '', 'kind': 'original'}
-_CHOICES = {
+CHOICES = {
   'model': sorted({family for family, _ in DIMENSIONS}),
   'size': sorted({size for _, size in DIMENSIONS}),
   'stage': ['dev', 'final'],
@@ -47,7 +47,7 @@ _CHOICES = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-  options = common.parse(argument, _DEFAULTS, _CHOICES)
+  options = common.parse(argument, _DEFAULTS, CHOICES)
   family, size, kind = options['model'], options['size'], options['kind']
   is_dev, subset = options['stage'] == 'dev', options['subset']
   if is_dev and subset:
@@ -71,9 +71,9 @@ def get_config(argument: str = '') -> ConfigDict:
 
   config.optim.learning_rate = LEARNING_RATES[family, size]
   config.optim.schedule.warmup_steps = 200
-  config.total_epochs = 5.0
+  config.total_epochs = 12.0
   config.every = ConfigDict({'log': 50, 'evaluate': 400, 'checkpoint': 400})
-  config.checkpoints.keep_best = 'dev/top1' if is_dev else None
+  config.checkpoints.keep_best = None
   if subset:
     config.every.update({'evaluate': 200, 'checkpoint': 200})
     upstream.take_subset(config, subset)

@@ -55,7 +55,7 @@ def get_config(argument: str = '') -> ConfigDict:
   config.cache_dir = config_dict.placeholder(str)
   if data == 'digits':
     config.model = digits.get_config().model
-    config.evals = ConfigDict({'digits': _digits()})
+    config.evals = ConfigDict({'digits': digits_section()})
   else:
     size = common.image_size(options['resolution'])
     config.model = common.model(options['model'], size)
@@ -110,7 +110,7 @@ def _own(path: str, **sizes) -> ConfigDict:
   return ConfigDict({**_RULES, 'train_input': support, 'input': data, 'shots': SHOTS})
 
 
-def _digits() -> ConfigDict:
+def digits_section() -> ConfigDict:
   return ConfigDict(
     {
       **_RULES,

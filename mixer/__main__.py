@@ -23,7 +23,7 @@ COMMANDS = {  # name -> the file of the program
   'sweep': _PACKAGE / 'sweep.py',
   'progressive': _PACKAGE / 'progressive.py',
   'vtab': _PACKAGE / 'vtab.py',
-  'studies': _PACKAGE / 'studies.py',
+  'studies': _PACKAGE / 'studies' / '__main__.py',
 }
 
 

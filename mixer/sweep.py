@@ -4,7 +4,7 @@ r"""The paper's choice of a learning rate: a grid on held-out training images, t
       --config.init.path=Mixer-B_16.npz
 
 Runs train.py with stage=dev for each learning rate (by default those of appendix C), selects the
-one with the highest dev/top1 (or val/top1, if the config calls it so) and runs stage=final with it.
+one with the highest dev/top1 and runs stage=final with it.
 Other flags are passed to train.py. Each run has its own workdir in DIR, so an interrupted sweep
 continues with the same command.
 """
@@ -35,7 +35,7 @@ def sweep(config: str, workdir: epath.Path, rates: Sequence[str], rest: Sequence
     return train_stage(config, stage, rate, workdir / f'{stage}-{rate}', rest)
 
   rows = {rate: run('dev', rate) for rate in rates}
-  dev = {rate: row.get('dev/top1', row.get('val/top1')) for rate, row in rows.items()}
+  dev = {rate: row['dev/top1'] for rate, row in rows.items()}
   best = max(dev, key=dev.get)
   return {'dev': dev, 'learning_rate': best, 'final': run('final', best)}
 

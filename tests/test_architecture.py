@@ -61,7 +61,7 @@ ENTRY_POINTS = (
   'mixer.progressive',
   'mixer.report.__main__',
   'mixer.serve',
-  'mixer.studies',
+  'mixer.studies.__main__',
   'mixer.sweep',
   'mixer.visualize.__main__',
   'mixer.vtab',

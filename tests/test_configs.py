@@ -88,13 +88,14 @@ def test_every_file_is_tested():
     'digits',
     'cifar10_scratch',
     'fashion_mnist',
+    'fashion_transfer',
     'finetune',
     'upstream',
     'vtab',
   }
   # Evaluations only: tests/evaluators/test_evaluation.py runs them.
   evaluated = {'fewshot', 'imagenet'}
-  studies = {'permutations', 'permutations_small', 'data_size_small', 'bit', 'vit'}
+  studies = {'permutations', 'bit', 'vit'}
   helpers = {'common'}
   assert files == {*trained, *evaluated, *studies, *UPSTREAM, *helpers}
   assert len(UPSTREAM) == 7
@@ -145,17 +146,22 @@ def test_cifar10_from_scratch(tmp_path):
 
 
 def test_fashion_mnist(tmp_path):
-  flops = {}
-  for family in SMALL:
-    config = load('fashion_mnist', f'model={family},stage=dev')
-    assert config.train_input.split == 'train[:55000]' and config.optim.learning_rate == 2e-3
-    assert config.evals.val.input.split == 'train[55000:]' and list(config.evals) == ['val']
-    model = models.build(**config.model, num_classes=10)
-    flops[family] = models.train_flops(model, config.train_input.image_size, channels=1)
-    final = load('fashion_mnist', f'model={family}')
-    assert (final.train_input.split, final.evals.test.input.split) == ('train', 'test')
-    assert final.checkpoints.keep_best is None and 'val' not in final.evals
-  assert max(flops.values()) < 1.05 * min(flops.values()), flops
+  for size in 'SM':
+    flops = {}
+    for family in SMALL:
+      config = load('fashion_mnist', f'model={family},size={size},stage=dev')
+      assert config.train_input.split == 'train[:55000]' and list(config.evals) == ['dev']
+      assert config.evals.dev.input.split == 'train[55000:]'
+      model = models.build(**config.model, num_classes=10)
+      flops[family] = models.train_flops(model, config.train_input.image_size, channels=1)
+    assert max(flops.values()) < 1.05 * min(flops.values()), flops
+  final = load('fashion_mnist')
+  assert (final.train_input.split, final.evals.test.input.split) == ('train', 'test')
+  assert list(final.evals) == ['test'] and final.get('permutation') is None
+  subset = load('fashion_mnist', 'model=ViT,subset=3,kind=global')
+  assert list(subset.evals) == ['test', 'val'] and subset.checkpoints.keep_best == 'val/top1'
+  assert subset.train_input.split == 'train[:55000]' and subset.permutation.kind == 'global'
+  assert subset.train_input.subset_fraction == 0.03
 
   for part, n in (('train', 40), ('t10k', 13)):
     for kind, array in (('images-idx3', np.zeros((n, 28, 28))), ('labels-idx1', np.zeros(n))):
@@ -387,20 +393,12 @@ def test_permutations(data_dir, tmp_path):
   assert described['permutation'] == {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 16}
 
 
-@pytest.mark.parametrize(
-  ('name', 'argument', 'images'),
-  [
-    ('permutations_small', 'model=mixer,kind=global', 1197),
-    ('data_size_small', 'model=resnet,subset=10', 120),
-  ],
-)
-def test_small_studies(name, argument, images, tmp_path):
-  config = shrink(load(name, argument), None)
-  for section in (config.train_input, *(section.input for section in config.evals.values())):
-    section.update({'copies': 1, 'side': 16, 'magnify': 1})
-  row = train_two_steps(config, tmp_path)[-1]
-  assert row['val/n'] == 240 and row['test/n'] == 360
-  assert row['epoch'] == pytest.approx(2 * 16 / images)
+def test_fashion_transfer(tmp_path):
+  config = load('fashion_transfer', 'model=Mixer,size=S,stage=dev')
+  assert train_two_steps(shrink(config, None), tmp_path)[-1]['dev/n'] == 240
+  assert load('fashion_transfer').train_input.split == 'train'
+  fewshot = load('fashion_transfer', 'model=BiT,task=fewshot')
+  assert list(fewshot.evals) == ['digits'] and fewshot.evals.digits.input.image_size == 28
 
 
 def test_the_permutation_is_all_that_permutation_configs_change():
@@ -460,8 +458,12 @@ def test_a_resnet_on_a_subset_of_a_tfds_set(data_dir, tmp_path):
     ('permutations', 'kind=pixel', "kind='pixel'; use one of "),
     ('permutations', 'model=B', "no recipe for 'Mixer-B' on 'jft'; there are those of Mixer-S/32"),
     ('permutations', 'models=B/16', "'models=B/16' is not KEY=VALUE with a key of "),
-    ('permutations_small', 'model=bit', "model='bit'; use one of "),
-    ('data_size_small', 'kind=global', "'kind=global' is not KEY=VALUE with a key of "),
+    (
+      'fashion_mnist',
+      'stage=dev,subset=3',
+      'stage=dev with subset=3: subset has a stage of its',
+    ),
+    ('fashion_mnist', 'model=BiT,size=L', "size='L'; use one of "),
   ],
 )
 def test_wrong_arguments(name, argument, text):

@@ -23,7 +23,7 @@ COMMAND = (
   r'python (?:-m )?(train\.py|evaluate\.py|benchmarks/\w+\.py|mixer[\w.]*)((?:\\\n|[^\n`])*)'
 )
 # The flags that they lack are passed on to train.py.
-PASS_ON = ('mixer.progressive', 'mixer.studies', 'mixer.sweep', 'mixer.vtab')
+PASS_ON = ('mixer.progressive', 'mixer.sweep', 'mixer.vtab')
 BUILT_ON = {'mixer.serve': 'mixer.predict'}  # which defines flags of both
 WIDTH = 100
 

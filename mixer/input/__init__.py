@@ -74,7 +74,6 @@ SOURCES = {
   'digits': ('mixer.input.sources.arrays:digits', _ARRAYS),
   'folder': ('mixer.input.sources.folder:ImageFolder', _IMAGES),
   'idx': ('mixer.input.sources.idx:load', _ARRAYS),
-  'placed_digits': ('mixer.input.sources.arrays:placed_digits', _ARRAYS),
   'shards': ('mixer.input.sources.shards:Shards', _IMAGES),
   'synthetic': ('mixer.input.sources.synthetic:Synthetic',),
   'table': ('mixer.input.sources.table:ImageTable', _IMAGES),

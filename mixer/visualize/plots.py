@@ -209,16 +209,17 @@ def png(
   panels: Mapping[str, Mapping[str, Points]],
   path: epath.Path,
   *,
-  xlabel: str,
+  xlabel: str = '',
   ylabel: str = '',
   xticks: Sequence[float] = (),
+  log_x: bool = False,
   log_y: Sequence[str] = (),
   share_y: bool = True,
 ) -> None:
   """Writes a PNG with a panel for each title and in it a line of (x, y) for each label.
 
-  With `xticks` the x axis is logarithmic and has these ticks. `log_y` has the titles of panels with
-  a logarithmic y axis.
+  Points (x, y, e) have an error bar from y - e to y + e. With `xticks` the x axis is logarithmic
+  and has these ticks. `log_y` has the titles of panels with a logarithmic y axis.
   """
   from matplotlib.figure import Figure
 
@@ -226,7 +227,9 @@ def png(
   row = figure.subplots(1, len(panels), sharey=share_y, squeeze=False)[0]
   for axes, (title, lines) in zip(row, panels.items(), strict=True):
     for label, points in lines.items():
-      axes.plot(*zip(*points), label=label, marker='.' if len(points) < 50 else None)
+      x, y, *errors = zip(*points)
+      marker = '.' if len(points) < 50 else None
+      axes.errorbar(x, y, *errors, label=label, marker=marker, capsize=3 if errors else None)
     axes.set(xlabel=xlabel, title=title)
     if title in log_y:
       _make_logarithmic(axes)
@@ -234,6 +237,8 @@ def png(
       axes.set_xscale('log')
       axes.set_xticks(xticks, [f'{tick:g}' for tick in xticks])
       axes.minorticks_off()
+    elif log_x:
+      axes.set_xscale('log')
     axes.grid(alpha=0.3)
   if len({tuple(lines) for lines in panels.values()}) == 1:  # one legend for all, below
     labelled = row[0].get_legend_handles_labels()

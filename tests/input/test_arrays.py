@@ -207,36 +207,16 @@ def test_processes_share_a_subset():
   sets.assert_same(sets.join(shards), list(islice(data.train_batches(0, 0), 10)))
 
 
-def test_placed_digits():
-  """Each is a digit of scikit-learn's, magnified, on black; the splits share no digit."""
-  bunch = datasets.load_digits()
-  known = {
-    np.kron(np.round(image * 255 / 16), np.ones((2, 2))).astype(np.uint8).tobytes(): label
-    for image, label in zip(bunch.images, bunch.target)
-  }
-  digits_of, places = {}, set()
-  for split, digits in (('train', 1197), ('val', 240), ('test', 360)):
-    data = input.build(
-      source='placed_digits', split=split, batch_size=50, side=40, magnify=2, stride=4, copies=2
-    )
-    assert data.num_examples == 2 * digits and data.image_size == (40, 40)
-    found = []
-    for batch in data.eval_batches(50):
-      for image, label in zip(batch['image'][batch['mask']], batch['label'][batch['mask']]):
-        windows = [(r, c) for r in range(0, 25, 4) for c in range(0, 25, 4)
-                   if image[r : r + 16, c : c + 16].sum() == image.sum()]  # fmt: skip
-        inside = [w for w in windows
-                  if image[w[0] : w[0] + 16, w[1] : w[1] + 16].tobytes() in known]  # fmt: skip
-        (place,) = inside
-        digit = image[place[0] : place[0] + 16, place[1] : place[1] + 16].tobytes()
-        assert known[digit] == label
-        found.append(digit)
-        places.add(place)
-    assert found[:digits] == found[digits:]
-    digits_of[split] = set(found)
-  assert len(places) == 49
-  assert not digits_of['train'] & (digits_of['val'] | digits_of['test'])
-  assert not digits_of['val'] & digits_of['test']
+def test_parts_of_the_digits():
+  def of_part(split):
+    data = input.build(source='digits', split=split, batch_size=1)
+    return next(iter(data.eval_batches(2000)))
+
+  whole, first, rest = (of_part(f'train{part}') for part in ('', '[:1197]', '[1197:]'))
+  assert (first['mask'].sum(), rest['mask'].sum()) == (1197, 240)
+  for key in ('image', 'label'):
+    both = [part[key][part['mask']] for part in (first, rest)]
+    np.testing.assert_array_equal(np.concatenate(both), whole[key][whole['mask']])
 
 
 @pytest.mark.parametrize(
@@ -244,12 +224,17 @@ def test_placed_digits():
   [
     (
       {'source': 'digits', 'split': 'val', 'batch_size': 1},
-      "digits has no split 'val'; use one of ['test', 'train'].",
+      "digits has no split 'val'; use one of ['test', 'train'], or a part such as "
+      '"train[:1000]" and "train[90%:]".',
+    ),
+    (
+      {'source': 'digits', 'split': 'train[:1438]', 'batch_size': 1},
+      "digits, split 'train[:1438]', is not a part of the 1437 images.",
     ),
     (
       {'source': 'mnist', 'batch_size': 1},
       "unknown input source 'mnist'; use one of ['arrays', 'digits', 'folder', 'idx', "
-      "'placed_digits', 'shards', 'synthetic', 'table', 'tfds', 'vtab'].",
+      "'shards', 'synthetic', 'table', 'tfds', 'vtab'].",
     ),
     (
       {'source': 'digits', 'split': 'test', 'batchsize': 1},
@@ -264,19 +249,6 @@ def test_placed_digits():
     (
       {'source': 'digits', 'split': 'train', 'batch_size': 1, 'subset_fraction': 1e-4},
       'subset_fraction=0.0001 selects none of 1437 examples; use a larger one.',
-    ),
-    (
-      {
-        'source': 'placed_digits',
-        'split': 'val',
-        'batch_size': 1,
-        'side': 15,
-        'magnify': 2,
-        'stride': 1,
-        'copies': 1,
-      },
-      'placed_digits: side=15, magnify=2, stride=1, copies=1: a digit has 8 times magnify pixels '
-      'and needs a side at least as long; the others are at least 1.',
     ),
   ],
 )

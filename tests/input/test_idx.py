@@ -101,7 +101,7 @@ def test_bad_files(folder):
       opened(folder, split, **arguments)
 
   fails(f"{folder}, split 'train[40:]', is not a part of the 40 images.", 'train[40:]')
-  fails('unknown split \'val\' of IDX files; use "train" or "test", or a part such as', 'val')
+  fails(f"{folder} has no split 'val'; use one of ['test', 'train'], or a part such as", 'val')
   fails('image 9 has the label 9; there are 9 classes', num_classes=9)
   for damaged in (packed.read_bytes()[:-20], packed.read_bytes()[:60] + b'123' * 50):
     packed.write_bytes(damaged)

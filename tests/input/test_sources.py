@@ -69,7 +69,6 @@ IMAGES = (
   'batch_size bits_per_channel crop exif_orientation image_size max_pixels on_bad_image '
   'randaugment_layers randaugment_magnitude randaugment_on resize subset_fraction subset_seed'
 )
-PLACED = 'split side magnify stride copies'
 ARRAYS = 'batch_size flip image_size shift_pixels subset_fraction subset_seed'
 
 
@@ -80,7 +79,6 @@ ARRAYS = 'batch_size flip image_size shift_pixels subset_fraction subset_seed'
     ('digits', 'split', 'split', ARRAYS),
     ('folder', 'path split', 'class_names path split val_fraction', IMAGES),
     ('idx', 'split', 'class_names label_offset num_classes path split', ARRAYS),
-    ('placed_digits', PLACED, PLACED, ARRAYS),
     (
       'shards',
       'files num_classes',

@@ -234,12 +234,11 @@ def test_images_of_another_size():
 
 # --- A whole run ----------------------------------------------------------------------------
 
-CONFIG = 'configs/permutations_small.py:model=resnet,kind=patch_pixel'
+CONFIG = 'configs/digits.py:model=BiT'
 TINY = (
   '--config.model.stage_sizes=(1,)',
-  '--config.train_input.copies=1',
-  '--config.evals.val.input.copies=1',
-  '--config.evals.test.input.copies=1',
+  "--config.permutation={'kind': 'patch_pixel', 'seed': 0, 'patch_size': 4}",
+  '--config.total_epochs=None',
   '--config.total_steps=4',
 )
 
@@ -252,13 +251,13 @@ def test_training_and_evaluation_permute_alike(tmp_path):
   status, output = runs.run('train.py', *runs.train_flags(workdir, *TINY, config=CONFIG), env=env)
   assert status == 0, output
   recorded = json.loads((workdir / 'model.json').read_text())['permutation']
-  assert recorded == {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 8}
+  assert recorded == {'kind': 'patch_pixel', 'seed': 0, 'patch_size': 4}
   config = f'--config={runs.ROOT / CONFIG}'
   status, output = runs.run(
     'evaluate.py', config, f'--checkpoint={workdir}/model.npz', *TINY, env=env
   )
   assert status == 0, output
-  found = json.loads((workdir / 'model.evaluation' / 'permutations_small.json').read_text())
+  found = json.loads((workdir / 'model.evaluation' / 'digits.json').read_text())
   row = runs.rows(workdir)[-1]
   assert found['test/n'] == row['test/n'] == 360
   assert found['test/loss'] == pytest.approx(row['test/loss'], rel=1e-6)

@@ -129,11 +129,11 @@ def test_a_run_without_evaluations_or_classes(tmp_path):
 
 
 def test_a_run_of_images_in_memory(tmp_path):
-  """They have no crop; the size of placed digits is called 'side'."""
+  """They have no crop."""
   digits = {'source': 'digits', 'split': 'test'}
   found = description.read(write_run(tmp_path, {'train_input': digits, 'evals': {}}))
   assert (found.image_size, found.preprocessing) == (None, FACTS['preprocessing'])
-  found = description.read(write_run(tmp_path, {'train_input': {**digits, 'side': 40}}))
+  found = description.read(write_run(tmp_path, {'train_input': {**digits, 'image_size': 40}}))
   assert found.image_size == (40, 40)
 
 

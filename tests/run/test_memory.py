@@ -57,7 +57,7 @@ SMALL = {'train_input.batch_size': 8}
       {'train_input.batch_size': 32, 'microbatches': 4, 'model.dtype': 'bfloat16'},
       marks=pytest.mark.slow,
     ),
-    pytest.param(('permutations_small', 'model=resnet'), {}, marks=pytest.mark.slow),
+    pytest.param(('digits', 'model=BiT'), {}, marks=pytest.mark.slow),
   ],
 )
 def test_estimates_are_near_what_the_compiler_reports(optimised, arguments, changes):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import hashlib
 import os
+import re
 import zipfile
 import zlib
 
@@ -249,52 +250,55 @@ def _load(path: str):
     raise InputError(f'{path} is not a readable .npy or .npz file: {fault}') from fault
 
 
+def part_of_split(split: str, names: Sequence[str], what: str) -> tuple[str, Callable]:
+  """The name of a split, and a function from its number of examples to (begin, end) of the part.
+
+  Args:
+    split: one of `names`, or a part as in TFDS: 'train[:55000]', 'train[-5000:]', 'train[90%:]'.
+    names: of the splits.
+    what: the data, for the message of an error.
+
+  Raises:
+    InputError: there is no such split or, from the function, no such part.
+  """
+  parsed = re.fullmatch(r'(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
+  if not parsed or parsed[1] not in names:
+    raise InputError(
+      f'{what} has no split {split!r}; use one of {sorted(names)}, or a part such as '
+      '"train[:1000]" and "train[90%:]".'
+    )
+
+  def bounds(n: int) -> tuple[int, int]:
+    begin, end = (
+      default if bound is None else _position(bound, n)
+      for bound, default in zip(parsed.groups()[1:], (0, n), strict=True)
+    )
+    if not 0 <= begin < end <= n:
+      raise InputError(f'{what}, split {split!r}, is not a part of the {n} images.')
+    return begin, end
+
+  return parsed[1], bounds
+
+
+def _position(bound: str, n: int) -> int:
+  """The number of the example at a bound such as '55000', '-5000' or '90%'."""
+  at = round(int(bound[:-1]) * n / 100) if bound.endswith('%') else int(bound)
+  return at + n if bound.startswith('-') else at
+
+
 def digits(*, split: str) -> Held:
   """scikit-learn's bundled handwritten digits: 1,797 real 8x8 grey images of ten classes.
 
-  'train' is a fixed random 80 % (1,437 images), 'test' the other 360.
+  'train' is a fixed random 80 % (1,437 images), 'test' the other 360; `split` may be a part of
+  either, see `part_of_split`.
   """
-  return _digits({'train': slice(-360), 'test': slice(-360, None)}, split)
-
-
-def placed_digits(*, split: str, side: Count, magnify: Count, stride: Count, copies: Count) -> Held:
-  """The digits, each `copies` times at random places of an otherwise black square.
-
-  Image i shows digit i % n of the n of the split, at a place that is a function of the split and
-  i alone: 'train' has 1,197 digits, 'val' 240 and 'test' 360, and no digit is in two of them.
-
-  Args:
-    side: of the square, in pixels.
-    magnify: each pixel of a digit becomes that many by that many.
-    stride: places are multiples of this many pixels along both axes.
-    copies: images of each digit.
-  """
-  parts = {'train': slice(-600), 'val': slice(-600, -360), 'test': slice(-360, None)}
-  digits, labels, names = _digits(parts, split)
-  digits = digits.repeat(magnify, axis=1).repeat(magnify, axis=2)
-  room = side - digits.shape[1]
-  if min(magnify, stride, copies) < 1 or room < 0:
-    raise InputError(
-      f'placed_digits: side={side}, magnify={magnify}, stride={stride}, copies={copies}: a digit '
-      'has 8 times magnify pixels and needs a side at least as long; the others are at least 1.'
-    )
-  count = copies * len(digits)
-  places = order.draws(0, count, seed=sorted(parts).index(split))[:, :2]
-  down, right = (places % np.uint64(room // stride + 1) * np.uint64(stride)).astype(int).T
-  images = np.zeros((count, side, side, 1), np.uint8)
-  for i, (top, left) in enumerate(zip(down, right, strict=True)):
-    digit = digits[i % len(digits)]
-    images[i, top : top + len(digit), left : left + len(digit)] = digit
-  return images, np.tile(labels, copies), names
-
-
-def _digits(parts: dict[str, slice], split: str) -> Held:
-  """The arrays of a split, which is a part of a fixed random order."""
   from sklearn import datasets
 
-  if split not in parts:
-    raise InputError(f'digits has no split {split!r}; use one of {sorted(parts)}.')
+  parts = {'train': slice(-360), 'test': slice(-360, None)}
+  name, bounds = part_of_split(split, list(parts), 'digits')
   bunch = datasets.load_digits()
   images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-  index = order.permutation(len(images), seed=0, epoch=0)[parts[split]]
-  return images[index], bunch.target[index], [str(name) for name in bunch.target_names]
+  chosen = order.permutation(len(images), seed=0, epoch=0)[parts[name]]
+  begin, end = bounds(len(chosen))
+  chosen = chosen[begin:end]
+  return images[chosen], bunch.target[chosen], [str(name) for name in bunch.target_names]

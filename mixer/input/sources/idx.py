@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import gzip
 import hashlib
 import os
-import re
 import zlib
 
 import numpy as np
@@ -48,13 +47,7 @@ def load(
     MissingData: the folder or a file does not exist.
     InputError: a file is damaged or another one than its name says, or there is no such part.
   """
-  parsed = re.fullmatch(r'(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
-  if not parsed:
-    raise InputError(
-      f'unknown split {split!r} of IDX files; use "train" or "test", or a part such as '
-      '"train[:55000]" and "train[90%:]".'
-    )
-  base, *bounds = parsed.groups()
+  base, bounds = arrays.part_of_split(split, _PREFIXES, path)
   files = {kind: _find(os.path.expanduser(path), base, kind) for kind in _KINDS}
   images, labels = (_read(file, kind) for kind, file in files.items())
   if len(images) != len(labels):
@@ -66,19 +59,8 @@ def load(
     is_fashion = hashlib.sha256(labels).hexdigest() in _FASHION_LABELS
     class_names = _FASHION_CLASSES if is_fashion else tuple(map(str, range(num_classes)))
   labels = arrays.counted(labels, label_offset, files['labels'])
-  begin, end = (
-    default if bound is None else _position(bound, len(labels))
-    for bound, default in zip(bounds, (0, len(labels)), strict=True)
-  )
-  if not 0 <= begin < end <= len(labels):
-    raise InputError(f'{path}, split {split!r}, is not a part of the {len(labels)} images.')
+  begin, end = bounds(len(labels))
   return images[begin:end, ..., None], labels[begin:end], class_names
-
-
-def _position(bound: str, n: int) -> int:
-  """The number of the example at a bound such as '55000', '-5000' or '90%'."""
-  at = round(int(bound[:-1]) * n / 100) if bound.endswith('%') else int(bound)
-  return at + n if bound.startswith('-') else at
 
 
 def _find(folder: str, base: str, kind: str) -> str:
