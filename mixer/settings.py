@@ -62,6 +62,14 @@ def check(found: Sequence[str]) -> None:
     raise InputError('\n'.join(found))
 
 
+def with_defaults(
+  functions: Sequence[Callable], values: Mapping[str, Any], computed: Collection[str] = ()
+) -> dict[str, Any]:
+  """A section, with the default values of the arguments that it leaves out; see `faults`."""
+  own = [p for function in functions for p in _own(function, computed).values()]
+  return {p.name: p.default for p in own if p.default is not p.empty} | dict(values)
+
+
 def divide(functions: Sequence[Callable], values: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The keyword arguments that each of the functions takes from `values`."""
   return [{key: values[key] for key in _own(f) if key in values} for f in functions]

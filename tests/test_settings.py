@@ -478,3 +478,47 @@ def test_an_old_workdir_goes_on(tmp_path):
   workdirs.claim(tmp_path, config, started=False)
   assert json.loads((tmp_path / 'config.json').read_text())['total_epochs'] == 5.0
   workdirs.claim(tmp_path, read('digits.py', 'total_epochs=5.0'), started=True)
+
+
+@pytest.mark.parametrize(
+  ('key', 'default', 'other'),
+  [
+    ('cutmix', '0.0', '1.0'),
+    ('export', 'latest', 'latest'),
+    ('random_erasing', 'None', "{'probability': 0.5}"),
+    ('optim.optimizer.nesterov', 'False', 'True'),
+    ('optim.freeze', '()', "('stem',)"),
+    ('model.tiles', '1', '2'),
+    ('init.resample', 'False', 'True'),
+    ('evals.test.input.flip', 'False', 'True'),
+  ],
+)
+def test_a_key_at_its_default_is_a_key_that_is_left_out(tmp_path, key, default, other):
+  plain, given = read('digits.py'), read('digits.py', f'{key}={default}')
+  assert plain != given
+  for then, now in ((plain, given), (given, plain)):
+    workdirs.claim(tmp_path, then, started=False)
+    workdirs.claim(tmp_path, now, started=True)
+  if other != default:
+    with pytest.raises(InputError, match=rf'\n  {re.escape(key)}[.\w]*: .* in the workdir, .* now'):
+      workdirs.claim(tmp_path, read('digits.py', f'{key}={other}'), started=True)
+
+
+def test_the_class_weights_of_other_images(tmp_path, caplog):
+  then, now = ({'config.train_input': text} for text in 'ab')
+  for weights in ('None', 'balanced'):
+    config = read('digits.py', f'class_weights={weights}')
+    workdirs.claim(tmp_path, config, started=False, data=then)
+    workdirs.claim(tmp_path, config, started=True, data=now)
+  ends = [message.partition('; now b. ')[2] for message in caplog.messages]
+  assert ends == [
+    'It goes on with the new ones.',
+    "It goes on with the new ones, and with their weights for config.class_weights='balanced'.",
+  ]
+
+
+def test_a_named_size_is_the_same_as_its_dimensions(tmp_path):
+  named = ("model={'name': 'Mixer-S/2'}",)
+  workdirs.claim(tmp_path, read('digits.py', *named), started=False)
+  size = ('model.num_blocks=8', 'model.hidden_dim=512')
+  workdirs.claim(tmp_path, read('digits.py', *named, *size), started=True)

@@ -133,6 +133,14 @@ def faults(sections: Mapping[str, Mapping]) -> list[str]:
   return found
 
 
+def with_defaults(section: Mapping) -> dict:
+  """A section of `config.evals`, with the default values of its own keys."""
+  kind = EVALUATORS.get(section.get('kind'))
+  if kind is None:
+    return dict(section)
+  return {'every': 1} | settings.with_defaults([kind.make], section, kind.given)
+
+
 def higher_is_better(
   sections: Mapping[str, Mapping], opened: Mapping[str, Mapping] | None = None
 ) -> list[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 import hashlib
-import inspect
 import pkgutil
 from typing import Protocol
 
@@ -224,12 +223,16 @@ def with_defaults(section: Mapping) -> dict:
   """The arguments of a source, with the default values of those that are not given."""
   if section.get('source') not in SOURCES:
     return dict(section)
-  parameters = (
-    parameter
-    for name in SOURCES[section['source']]
-    for parameter in inspect.signature(pkgutil.resolve_name(name)).parameters.values()
-  )
-  return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(section)
+  functions = [pkgutil.resolve_name(name) for name in SOURCES[section['source']]]
+  return settings.with_defaults(functions, section)
+
+
+def eval_with_defaults(section: Mapping) -> dict:
+  """A section of `config.evals`, whose inputs have the default values too."""
+  return {
+    key: with_defaults(value) if isinstance(value, Mapping) else value
+    for key, value in section.items()
+  }
 
 
 def _by_key(tests: Mapping[str, Mapping[str, Input]], trained: Input | None) -> dict[str, Input]:

@@ -85,6 +85,17 @@ def faults(section: Mapping) -> list[str]:
   return found
 
 
+def with_defaults(section: Mapping) -> dict:
+  """`config.model` with all options of its family, as its name and the defaults give them."""
+  try:
+    family, preset = _parse(section.get('name'))
+  except InputError:
+    return dict(section)
+  fields = _fields(FAMILIES[family].module)
+  defaults = {n: f.default for n, f in fields.items() if f.default is not dataclasses.MISSING}
+  return {**defaults, **preset, **section}
+
+
 def without_effect(section: Mapping) -> list[str]:
   """What in `config.model` changes nothing, because of other options there; a sentence for each."""
   _, preset = _parse(section['name'])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import inspect
 from typing import Annotated, Any
 
@@ -78,22 +79,28 @@ def check_evaluation(config: Mapping) -> None:
     logging.warning('%s', text)
 
 
+# section -> (the function with its arguments, those of them that are not in the config)
+_PLAIN = {
+  'mesh': (sharding.make_mesh, ['devices']),
+  'every': (
+    plan.intervals,
+    ['keep_best', 'early_stopping', 'evals', 'higher_is_better', 'skipped'],
+  ),
+  'checkpoints': (manager.Checkpoints, ['directory', 'read_only', 'cluster']),
+  'init': (
+    warm_start.load,
+    ['model', 'image_size', 'channels', 'permutation', 'class_names', 'cluster'],
+  ),
+  'permutation': (permutations.wrap, ['function', 'image_size']),
+  'ema': (ema.Ema, []),
+  'early_stopping': (plan.EarlyStopping, []),
+  'random_erasing': (RandomErasing, []),
+  'distill': (distillation.load, ['data', 'loss', 'dtype', 'cluster']),
+}
+
+
 def _section_faults(config: Mapping) -> list[str]:
   """What is wrong within the sections of a config."""
-  plain = {
-    'mesh': (sharding.make_mesh, ['devices']),
-    'every': (
-      plan.intervals,
-      ['keep_best', 'early_stopping', 'evals', 'higher_is_better', 'skipped'],
-    ),
-    'checkpoints': (manager.Checkpoints, ['directory', 'read_only', 'cluster']),
-    'init': (warm_start.load, ['model', 'image_size', 'channels', 'permutation', 'cluster']),
-    'permutation': (permutations.wrap, ['function', 'image_size']),
-    'ema': (ema.Ema, []),
-    'early_stopping': (plan.EarlyStopping, []),
-    'random_erasing': (RandomErasing, []),
-    'distill': (distillation.load, ['data', 'loss', 'dtype', 'cluster']),
-  }
   others = {
     'train_input': lambda section: inputs.faults('config.train_input', section),
     'evals': lambda sections: inputs.evals_faults(sections) + evaluators.faults(sections),
@@ -104,12 +111,36 @@ def _section_faults(config: Mapping) -> list[str]:
   for name, section in config.items():
     if not isinstance(section, Mapping):
       continue
-    if name in plain:
-      function, computed = plain[name]
+    if name in _PLAIN:
+      function, computed = _PLAIN[name]
       found += settings.faults(f'config.{name}', [function], section, computed)
     elif name in others:
       found += others[name](section)
   return found
+
+
+def with_defaults(config: Mapping) -> dict:
+  """The config in which each key that may be left out has a value, its default one.
+
+  A section that is None stays so, and one that is not valid stays as it is.
+  """
+  others = {
+    'train_input': inputs.with_defaults,
+    'evals': lambda sections: {
+      name: inputs.eval_with_defaults(evaluators.with_defaults(section))
+      for name, section in sections.items()
+    },
+    'model': models.with_defaults,
+    'optim': optimizers.with_defaults,
+  }
+  filled = settings.with_defaults([TrainConfig], config)
+  for name, section in filled.items():
+    if isinstance(section, Mapping) and name in _PLAIN:
+      function, computed = _PLAIN[name]
+      filled[name] = settings.with_defaults([function], section, computed)
+    elif isinstance(section, Mapping) and name in others:
+      filled[name] = others[name](section)
+  return filled
 
 
 def _contradictions(config: Mapping) -> list[str]:
@@ -195,7 +226,7 @@ class Program:
     step_fn: (state, batch, teacher=None) -> (state, metrics), not compiled.
     ema: the average of the parameters that the state has, if any.
     groups: how each parameter is trained.
-    teacher: of `config.distill`.
+    open_teacher: reads the teacher of `config.distill`, when it is called first.
   """
 
   data: inputs.Input
@@ -211,7 +242,12 @@ class Program:
   step_fn: Callable
   ema: ema.Ema | None
   groups: param_groups.Groups
-  teacher: distillation.Teacher | None = None
+  open_teacher: Callable[[], distillation.Teacher] | None = None
+
+  @property
+  def teacher(self) -> distillation.Teacher | None:
+    """Read by the first use, since only training needs it; the processes read it together."""
+    return self.open_teacher and self.open_teacher()
 
   @property
   def train_flops_per_image(self) -> int:
@@ -240,10 +276,9 @@ def build(
 ) -> Program:
   """The program of a config for its training input on some devices; computes nothing.
 
-  The processes of a `cluster` read a teacher together.
-
   Raises:
-    InputError: a section is wrong, or batch, mesh and model do not fit each other.
+    InputError: a section is wrong, or batch, mesh and model do not fit each other. `teacher` and
+      the step raise it too, of the teacher.
   """
   mesh = settings.call('config.mesh', sharding.make_mesh, config.mesh, devices=devices)
   plan.check_batch_size(data.batch_size, config.microbatches, mesh)
@@ -270,15 +305,15 @@ def build(
       'config.random_erasing', RandomErasing, config.random_erasing
     ),
   )  # fmt: skip
-  teaching = None if config.distill is None else settings.call(
+  open_teacher = None if config.distill is None else functools.cache(lambda: settings.call(
     'config.distill', distillation.load, config.distill,
     data=data, loss=config.loss, dtype=config.model.get('dtype', 'float32'), cluster=cluster,
-  )  # fmt: skip
+  ))  # fmt: skip
   step_fn = train_step.make_step(
     apply=apply, tx=tx, learning_rate=learning_rate,
     objective=losses.Objective(
       loss=config.loss, class_weights=_class_weights(config.class_weights, data),
-      distillation=teaching and teaching.distillation,
+      distillation=open_teacher and (lambda: open_teacher().distillation),
     ),
     augmentation=augment, microbatches=config.microbatches, key=step_key, mesh=mesh,
     frozen=groups.frozen,
@@ -287,7 +322,7 @@ def build(
     step_fn = average.follow(step_fn, total_steps)
   return Program(
     data, mesh, total_steps, model, apply, features, initial_state, like, augment, step_key,
-    step_fn, average, groups, teaching,
+    step_fn, average, groups, open_teacher,
   )  # fmt: skip
 
 

@@ -101,7 +101,6 @@ def _train(
 
   # Build.
   program = build.build(config, data, jax.devices(), cluster)
-  needed = memory.check(memory.estimate(config, program), program)
   profile = Profile(workdir / 'profile', options.profile_steps)
   watchdog = Watchdog(workdir, stall_seconds=options.stall_seconds, cluster=cluster)
   evals = other_images.adapt_to_run(config.evals, config.train_input, data)
@@ -136,6 +135,8 @@ def _train(
     leave(reason)
     cluster.on_process_0(lambda: _draw(metrics_log.read_rows(workdir), workdir))
     return
+  _claim_teacher(workdir, program, saved, cluster)
+  needed = memory.check(memory.estimate(config, program), program)
   _make_room(workdir, saved, program, cluster)
   cluster.on_process_0(
     lambda: metrics_log.record_start(workdir, time=begun, step=first, cores=hardware.core_count())
@@ -287,15 +288,11 @@ def _claim(
   model = workdir / 'model.npz'
 
   def claim() -> None:
-    rows = metrics_log.read_rows(workdir)
+    started = _has_begun(workdir, saved)
     workdirs.claim(
-      workdir, config, started=bool(rows or saved.steps() or model.exists()),
-      finished=model.exists(), data=known,
-    )  # fmt: skip
-    started = bool(rows or saved.steps())
+      workdir, config, started=started or model.exists(), finished=model.exists(), data=known
+    )
     workdirs.claim_classes(workdir, program.data.class_names, started=started)
-    if program.teacher is not None:
-      workdirs.claim_teacher(workdir, program.teacher.identity, started=started)
 
   def begin() -> None:
     logged = max((row['step'] for row in metrics_log.read_rows(workdir)), default=0)
@@ -309,6 +306,23 @@ def _claim(
   if not first:
     cluster.on_process_0(begin)
   return first
+
+
+def _claim_teacher(
+  workdir: epath.Path,
+  program: build.Program,
+  saved: manager.Checkpoints,
+  cluster: coordination.Cluster,
+) -> None:
+  """Records the teacher in the workdir, or checks that it is the one of the run there."""
+  if (teacher := program.teacher) is not None:
+    cluster.on_process_0(
+      lambda: workdirs.claim_teacher(workdir, teacher.identity, started=_has_begun(workdir, saved))
+    )
+
+
+def _has_begun(workdir: epath.Path, saved: manager.Checkpoints) -> bool:
+  return bool(metrics_log.read_rows(workdir) or saved.steps())
 
 
 def _exports_ema(program: build.Program) -> bool:

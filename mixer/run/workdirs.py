@@ -13,8 +13,8 @@ from etils import epath
 import jax
 
 from mixer import files, settings
-from mixer import input as inputs
 from mixer.errors import InputError
+from mixer.run import build
 
 LOCK_FILE = '.lock'
 _TEACHER_FILE = 'teacher.json'
@@ -148,9 +148,11 @@ def claim(
     )
   for key in then.keys() & data.keys():
     if then[key] != data[key]:
+      weighted = key == 'config.train_input' and config.get('class_weights') == 'balanced'
       logging.warning(
-        '%s: THE IMAGES ARE NOT THOSE OF THE RUN SO FAR: %s; now %s. It goes on with the new ones.',
-        key, then[key], data[key],
+        '%s: THE IMAGES ARE NOT THOSE OF THE RUN SO FAR: %s; now %s. It goes on with the new '
+        'ones%s.', key, then[key], data[key],
+        ", and with their weights for config.class_weights='balanced'" if weighted else '',
       )  # fmt: skip
   files.write(path, json.dumps(config, indent=1, sort_keys=True).encode())
   if data:
@@ -158,16 +160,9 @@ def claim(
 
 
 def _comparable(config: Mapping) -> dict:
-  """The config as JSON, in which every input has all of its arguments."""
-
-  def filled(tree):
-    if not isinstance(tree, Mapping):
-      return tree
-    tree = inputs.with_defaults(tree) if 'source' in tree else tree
-    return {key: filled(value) for key, value in tree.items()}
-
-  found = filled(config)
-  return {**jsonable(found), 'evals': jsonable(found.get('evals') or {})}
+  """The config as JSON, in which a key that is left out has its default value."""
+  found = jsonable(build.with_defaults(config))
+  return {**found, 'evals': found.get('evals') or {}}
 
 
 def _has_moved(key: str, old, new, then: Mapping[str, str], now: Mapping[str, str]) -> bool:

@@ -90,12 +90,12 @@ class Objective:
   Attributes:
     loss: a name in `LOSSES`.
     class_weights: float32 (classes,), see there; they do not weigh the distillation.
-    distillation: None for none.
+    distillation: returns it, when a step is traced; None for none.
   """
 
   loss: str
   class_weights: np.ndarray | None = None
-  distillation: Distillation | None = None
+  distillation: Callable[[], Distillation] | None = None
 
   def __post_init__(self):
     if self.loss not in LOSSES:
@@ -112,8 +112,8 @@ class Objective:
       teacher: its parameters; None without distillation.
     """
     value = jnp.mean(LOSSES[self.loss](logits, targets, self.class_weights))
-    own = self.distillation
-    if own is None:
+    if self.distillation is None:
       return value, {}
+    own = self.distillation()
     distilled = jnp.mean(own.loss(self.loss, logits, own.apply(teacher, images)))
     return (1.0 - own.weight) * value + own.weight * distilled, {'distill_loss': distilled}

@@ -138,7 +138,8 @@ OPTIMIZERS = {
   'lamb': lamb,
   'muon': muon,
 }
-_COMPUTED = ('groups', 'inner_decay')  # arguments of optimizers that are not in a config
+# Arguments of optimizers, and of the chain, that are not in a config.
+_COMPUTED, _COMPUTED_OF_CHAIN = ('groups', 'inner_decay'), ('total_steps', 'groups', 'layout')
 
 
 def linear(progress: jax.Array) -> jax.Array:
@@ -247,8 +248,7 @@ def make(
 
 def faults(section: Mapping) -> list[str]:
   """What is wrong with the section `config.optim`, see `settings.faults`."""
-  computed = ['total_steps', 'groups', 'layout']
-  found = settings.faults('config.optim', [make, param_groups.make], section, computed)
+  found = settings.faults('config.optim', [make, param_groups.make], section, _COMPUTED_OF_CHAIN)
   optimizer, schedule = section.get('optimizer'), section.get('schedule')
   if isinstance(optimizer, Mapping):
     found += _optimizer_faults(optimizer)
@@ -256,6 +256,18 @@ def faults(section: Mapping) -> list[str]:
     found += settings.faults('config.optim.schedule', [schedule_factor], schedule, ['total_steps'])
     found += _boundary_faults(schedule)
   return found or _decay_faults(**{name: section[name] for name in _OF_DECAY})
+
+
+def with_defaults(section: Mapping) -> dict:
+  """The section `config.optim` with the default values of the keys that it leaves out."""
+  filled = settings.with_defaults([make, param_groups.make], section, _COMPUTED_OF_CHAIN)
+  optimizer, schedule = section.get('optimizer'), section.get('schedule')
+  if isinstance(optimizer, Mapping) and optimizer.get('name') in OPTIMIZERS:
+    function = OPTIMIZERS[optimizer['name']]
+    filled['optimizer'] = settings.with_defaults([function], optimizer, _COMPUTED)
+  if isinstance(schedule, Mapping):
+    filled['schedule'] = settings.with_defaults([schedule_factor], schedule)
+  return filled
 
 
 def _decay_faults(weight_decay: float, weight_decay_mode: str, learning_rate: float) -> list[str]:

@@ -37,7 +37,7 @@ def recipe(path):
   return {**runs.small_digits(**RECIPE), 'distill': {'path': str(path)}}
 
 
-def test_a_run_with_everything_resumes_exactly(teacher, tmp_path):
+def test_a_run_with_everything_resumes_exactly(teacher, tmp_path, capsys):
   workdir, config = tmp_path / 'run', recipe(teacher)
   runs.train_here(config, workdir)
   rows = [runs.learned(row) for row in runs.rows(workdir)]
@@ -48,20 +48,26 @@ def test_a_run_with_everything_resumes_exactly(teacher, tmp_path):
   trained = pretrained.load(workdir)
 
   # From step 2 again, with the teacher in another place.
-  moved = tmp_path / 'moved'
+  moved, other = tmp_path / 'moved', tmp_path / 'other.npz'
   shutil.copytree(teacher, moved)
   shutil.rmtree(workdir / 'checkpoints' / '4')
   (workdir / 'model.npz').unlink()
+  params = pretrained.load(moved)
+  params['head']['bias'] = params['head']['bias'] + 1
+  pretrained.save(other, params)
+  with pytest.raises(InputError, match='belongs to a run with another teacher: .*Give config'):
+    runs.train_here(recipe(other), workdir)
   runs.train_here(recipe(moved), workdir)
   assert [runs.learned(row) for row in runs.rows(workdir)] == rows
   for name, array in pretrained.flatten(pretrained.load(workdir)).items():
     np.testing.assert_array_equal(array, pretrained.flatten(trained)[name])
 
-  other = pretrained.load(moved)
-  other['head']['bias'] = other['head']['bias'] + 1
-  pretrained.save(moved / 'model.npz', other)
-  with pytest.raises(InputError, match='belongs to a run with another teacher: .*Give config'):
-    runs.train_here(recipe(moved), workdir)
+  # Where nothing is trained, the teacher may be gone.
+  runs.train_here(recipe(tmp_path / 'gone'), workdir)
+  assert 'is finished: 4 of 4 steps are done' in capsys.readouterr().out
+  runs.train_here(recipe(tmp_path / 'gone'), workdir, finish='2')
+  assert json.loads((workdir / 'model.json').read_text())['step'] == 2
+  show_batch.write(recipe(tmp_path / 'gone'), str(tmp_path / 'batch.png'), count=2)
 
 
 def test_teachers_that_cannot_teach(teacher, tmp_path):

@@ -286,7 +286,7 @@ def test_distillation(loss, targets, multi_label):
   distillation = losses.Distillation(
     apply=linear, targets=targets, temperature=t, weight=w, multi_label=multi_label
   )
-  objective = losses.Objective(loss=loss, distillation=distillation)
+  objective = losses.Objective(loss=loss, distillation=lambda: distillation)
   batch = batch_of(8, multi_label=multi_label)
   metrics, params = step_once(objective, batch, teacher=linear_params(2), microbatches=2)
 
@@ -324,7 +324,9 @@ def test_everything_on_any_mesh(monkeypatch):
   monkeypatch.setattr(sharding, '_MIN_SHARDED_SIZE', 2**8)
   distillation = losses.Distillation(apply=linear, targets='soft', temperature=2.0, weight=0.5)
   weights = np.float32([0.5, 2.0, 1.0, 0.5, 3.0])
-  objective = losses.Objective(loss='softmax', class_weights=weights, distillation=distillation)
+  objective = losses.Objective(
+    loss='softmax', class_weights=weights, distillation=lambda: distillation
+  )
   options = {
     'mixup': 0.4, 'cutmix': 1.0, 'mixup_prob': 0.9, 'mixup_mode': 'elem', 'label_smoothing': 0.1,
     'random_erasing': RandomErasing(probability=0.5, mode='pixel'), 'teacher': linear_params(2),
