@@ -3,7 +3,8 @@
 A shipped config may be given by its name: finetune:ARGUMENT is configs/finetune.py:ARGUMENT.
 
 A value is None, True, False, a number, a tuple or text. A key that the file does not set is added
-to its section, if that exists; whether anything reads it is checked where the config is used.
+to its section, if that exists; whether anything reads it is checked where the config is used. A new
+`optim.optimizer.name` drops the config's arguments of the other optimizer.
 """
 
 import ast
@@ -31,6 +32,7 @@ OPTIONAL_KEYS = (
   'mixup_switch_prob', 'mixup_mode', 'random_erasing', 'label_smoothing', 'class_weights',
   'distill',
 )  # fmt: skip
+_OPTIMIZER = 'optim.optimizer'  # the section whose keys belong to its name
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`
 
 
@@ -88,7 +90,9 @@ def read(given: str | None, changes: Sequence[str] = ()) -> dict:
     )
   pairs = [change.partition('=')[::2] for change in changes]
   _check_order([key for key, _ in pairs])
-  for key, text in pairs:
+  for number, (key, text) in enumerate(pairs):
+    if key == f'{_OPTIMIZER}.name':
+      _drop_arguments(config, text, [earlier for earlier, _ in pairs[:number]])
     _change(config, key, text)
   _check_length(config, dict(pairs))
   return config.to_dict()
@@ -172,6 +176,19 @@ def _check_order(keys: Sequence[str]) -> None:
         f'--config.{key} replaces the whole section, and with it --config.{replaced[0]}; give it '
         'first.'
       )
+
+
+def _drop_arguments(config: ConfigDict, name: str, given: Sequence[str]) -> None:
+  """Leaves another optimizer its own defaults: the config's arguments are those of its own one.
+
+  The keys in `given`, of the command line, stay.
+  """
+  section = config.get('optim', {}).get('optimizer')
+  if isinstance(section, ConfigDict) and section.get('name') != name:
+    with section.unlocked():
+      for key in [*section]:
+        if key != 'name' and f'{_OPTIMIZER}.{key}' not in given:
+          del section[key]
 
 
 def _change(config: ConfigDict, key: str, text: str) -> None:

@@ -391,6 +391,20 @@ def test_a_config_file_that_does_not_exist():
     config_file.read(None)
 
 
+def test_another_optimizer_has_its_own_defaults():
+  name, b2, whole = (
+    f'optim.optimizer{end}' for end in ('.name=lion', '.b2=0.98', "={'name': 'sgd', 'momentum': 0}")
+  )
+  for changes, wanted in (
+    ([name], {}), ([name, b2], {'b2': 0.98}), ([b2, name], {'b2': 0.98}), ([whole, name], {}),
+  ):  # fmt: skip
+    config = read('digits.py', *changes)
+    check(config)
+    assert config['optim']['optimizer'] == {'name': 'lion', **wanted}
+  same = read('digits.py', 'optim.optimizer.name=adam')
+  assert same == read('digits.py')
+
+
 def test_a_section_that_is_replaced_after_its_key():
   with pytest.raises(InputError, match=r'^--config\.mesh replaces the whole section, and with it '):
     read('digits.py', 'mesh.data=2', "mesh={'data': 1}")

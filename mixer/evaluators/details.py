@@ -35,12 +35,14 @@ class Place:
     always: of every section; otherwise of those with `details=True`.
     draw: writes the reliability diagram: (content of calibration.json, path).
     write_image: writes a line for each image; None for no such file.
+    rename: (section) -> its name now, asked each time the files are written.
   """
 
   directory: epath.Path | None
   always: bool
   draw: Callable[[Mapping, epath.Path], None]
   write_image: per_image.Write | None = None
+  rename: Callable[[str], str] = str
 
 
 def collect(
@@ -139,7 +141,8 @@ class Details:
     """Writes the files, on process 0; `loss` is the mean over the images, if it is known."""
     if jax.process_index() != 0 or self._place.directory is None:
       return
-    directory = self._place.directory / self._name
+    name = self._place.rename(self._name)
+    directory = self._place.directory / name
     if not self._finite:
       logging.warning('no %s: some results are not finite.', directory)
       return
@@ -152,15 +155,15 @@ class Details:
       'mistakes.jpg': thumbnails,
       'calibration.json': calibration and _json(calibration),
     }
-    for name, value in content.items():
+    for file, value in content.items():
       if value is None:  # of an earlier evaluation
-        (directory / name).unlink(missing_ok=True)
+        (directory / file).unlink(missing_ok=True)
       elif isinstance(value, str):
-        files.write_text(directory / name, value)
+        files.write_text(directory / file, value)
       else:
-        files.write(directory / name, value)
+        files.write(directory / file, value)
     ece = f'ECE {calibration["ece"]:.4g}; ' if calibration else ''
-    console.print_line(f'{self._name}: {ece}per class, confusions and mistakes in {directory}')
+    console.print_line(f'{name}: {ece}per class, confusions and mistakes in {directory}')
     if calibration:
       try:
         self._place.draw(calibration, directory / 'calibration.png')

@@ -159,8 +159,8 @@ def _train(
     profile.boundary(step)
     return stop.reached()
 
-  with (
-    _naming_last_checkpoint(saved), saved, report, contextlib.closing(profile),
+  with (  # the trackers' runs end after the last save, which may fail
+    _naming_last_checkpoint(saved), report, saved, contextlib.closing(profile),
     watchdog.watching(),
   ):  # fmt: skip
     profile.boundary(first)
@@ -197,17 +197,22 @@ def _evaluate(
 
   Where it ends, the evaluations for the last step are made too.
   """
+  renamed: Callable[[str], str] = str  # for the parameters that are evaluated now
   evaluate = evaluators.build(
     config.evals, tests, apply=program.apply, features=program.features, loss=config.loss,
     mesh=program.mesh, records=workdir / 'evals', total_steps=program.total_steps,
-    details=details.Place(workdir / 'evaluation' / 'training', False, plots.reliability),
+    details=details.Place(
+      workdir / 'evaluation' / 'training', False, plots.reliability,
+      rename=lambda section: renamed(section),
+    ),
   )  # fmt: skip
 
   def evaluate_both(state, step: int, rest: bool = False) -> dict[str, float]:
-    results = evaluate(state.params, step, rest)
-    if state.ema is not None:
-      averaged = evaluate(state.ema, step, rest)
-      results |= {evaluators.averaged(name): value for name, value in averaged.items()}
+    nonlocal renamed
+    results = {}
+    for params, renamed in ((state.params, str), (state.ema, evaluators.averaged)):
+      found = {} if params is None else evaluate(params, step, rest)
+      results |= {renamed(name): value for name, value in found.items()}
     return results
 
   def evaluate_state(state, step: int) -> tuple[dict[str, float], bool]:

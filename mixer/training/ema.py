@@ -5,8 +5,8 @@ import dataclasses
 from typing import Annotated
 
 from absl import logging
+import jax
 import jax.numpy as jnp
-import optax
 
 from mixer.errors import InputError
 from mixer.training.train_step import AveragedState
@@ -58,14 +58,24 @@ class Ema:
 
     def averaging_step(state: AveragedState, *inputs) -> tuple[AveragedState, dict]:
       state, metrics = step(state, *inputs)
-      rate = self._rate(state.step)
-      return state.replace(ema=optax.incremental_update(state.params, state.ema, rate)), metrics
+      return state.replace(ema=self.update(state.ema, state.params, state.step)), metrics
 
     return averaging_step
 
-  def _rate(self, step):
-    """The weight of the parameters of a step in the average."""
+  def update(self, average, params, step):
+    """The average after the parameters of a step.
+
+    Of the two ways to write it, this one has no error that grows: in `decay * average +
+    (1 - decay) * params`, float32 weights do not add up to 1, and each update repeats that. Here
+    an update is lost only if it is below the last bit of the average, so the average ends up to
+    2**-24 / (1 - decay) of itself away from parameters that have stopped.
+    """
     rate = 1 - self.decay
     if self.warmup:
       rate = jnp.maximum(rate, 9 / (10 + jnp.maximum(step - self.start, 0)))
-    return jnp.where(step <= self.start, 1.0, rate) if self.start else rate
+
+    def follow(average, new):
+      moved = average + rate * (new - average)
+      return jnp.where(step <= self.start, new, moved) if self.start else moved
+
+    return jax.tree.map(follow, average, params)

@@ -1,7 +1,6 @@
 """Optimisers, the learning-rate schedule and weight decay, as one optax chain."""
 
 from collections.abc import Callable, Mapping
-import inspect
 import math
 from typing import Annotated
 
@@ -301,14 +300,7 @@ def _optimizer_faults(section: Mapping) -> list[str]:
   name, arguments = section.get('name'), {k: v for k, v in section.items() if k != 'name'}
   if name not in OPTIMIZERS:
     return [f'config.optim.optimizer.name is {name!r}; use one of {sorted(OPTIMIZERS)}.']
-  found = settings.faults('config.optim.optimizer', [OPTIMIZERS[name]], arguments, _COMPUTED)
-  known = {key: inspect.signature(direction).parameters for key, direction in OPTIMIZERS.items()}
-  if (arguments.keys() - known[name].keys()) & {key for keys in known.values() for key in keys}:
-    found[0] += (
-      ' A new name alone keeps the arguments of the other optimizer; replace the whole section, as '
-      f'in --config.optim.optimizer="{{\'name\': {name!r}}}".'
-    )
-  return found
+  return settings.faults('config.optim.optimizer', [OPTIMIZERS[name]], arguments, _COMPUTED)
 
 
 def independent_decay(weight_decay: float, mode: str, learning_rate: float) -> float:

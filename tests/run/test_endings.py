@@ -1,5 +1,6 @@
 """Runs with an average of the parameters, early stopping, and the model of the best checkpoint."""
 
+import csv
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ STOPPED = {
 def stopping(**changes) -> dict:
   """The config, in which a second evaluation is made at the last step only."""
   found = config(**STOPPED, **changes)
-  found['evals']['final'] = {**found['evals']['test'], 'every': 0}
+  found['evals']['final'] = {**found['evals']['test'], 'every': 0, 'details': True}
   return found
 
 
@@ -70,6 +71,11 @@ def test_a_run_that_ends_early(whole, capsys):
   last = {name for name in rows[-1] if name.endswith('/top1')}
   assert last == {'test/top1', 'test_ema/top1', 'final/top1', 'final_ema/top1'}
   assert not any('final' in name for row in rows[:-1] for name in row)
+  for name in ('final', 'final_ema'):
+    with (whole / 'evaluation' / 'training' / name / 'per_class.csv').open() as file:
+      correct = sum(int(row['correct']) for row in csv.DictReader(file))
+    assert correct / 360 == pytest.approx(rows[-1][f'{name}/top1'])
+  assert rows[-1]['final/loss'] != rows[-1]['final_ema/loss']
   runs.train_here(stopping(), whole)
   assert 'is finished: 6 of 20 steps are done, see model.npz, model.json. It has ended early: ' in (
     capsys.readouterr().out

@@ -11,6 +11,7 @@ import types
 from etils import epath
 import pytest
 
+from mixer.checkpoints import manager
 from mixer.errors import InputError
 from mixer.run import metrics_log, reporter, trackers
 import runs
@@ -47,7 +48,13 @@ def test_a_run_that_is_killed_and_resumed(tmp_path, monkeypatch, capsys):
   with pytest.raises(KeyboardInterrupt):
     runs.train_here(runs.small_digits(**changes), tmp_path, track='mlflow')
   assert [row['step'] for row in fake.sent['run 0']] == [1, 2, 3, 4] and fake.closed == [False]
-  fake.fault = None
+  fake.fault, close = None, manager.Checkpoints.close
+
+  def close_last(saved):
+    close(saved)
+    assert fake.closed == [False]  # a run has not ended before its last checkpoint is complete
+
+  monkeypatch.setattr(manager.Checkpoints, 'close', close_last)
   runs.train_here(runs.small_digits(**changes), tmp_path, track='mlflow')
   wanted = [
     {k: v for k, v in row.items() if k.split('/')[0] in ('step', 'train', 'test', 'epoch')}

@@ -84,6 +84,19 @@ def test_the_average_of_every_step(average, mesh):
       assert state.ema[name].dtype == np.float32
 
 
+@pytest.mark.parametrize('decay', [0.999, 0.9999, 0.99999])
+def test_ten_thousand_updates(decay):
+  """In float32 as in float64, to 3e-5 of the size of the parameters."""
+  rng, average = np.random.default_rng(0), ema.Ema(decay=decay)
+  first = np.float32(rng.standard_normal(200))
+  params = np.float32(first + 0.1 * rng.standard_normal((10_000, 200)))
+  found, _ = jax.lax.scan(lambda old, new: (average.update(old, new, 1), None), first, params)
+  wanted = np.float64(first)
+  for new in params:
+    wanted = decay * wanted + (1 - decay) * new
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5)
+
+
 def test_without_it_the_state_is_as_before():
   """Old checkpoints have this tree, and the parameters are the same with it and without."""
   plain, like = states(None, 1, 1, count=3)
