@@ -423,12 +423,12 @@ def test_subsets(percent, epochs, data_dir):
   ]
   assert steps == [517_822, 517_822]
   assert config.checkpoints.keep_best == 'val/top1'
-  higher_is_better = evaluators.higher_is_better(config.evals)
+  comparable = evaluators.comparable(config.evals)
   plan.intervals(
     **config.every.to_dict(),
     keep_best='val/top1',
     evals=config.evals,
-    higher_is_better=higher_is_better,
+    comparable=comparable,
     skipped=(),
   )
   changed = {'train_input', 'total_epochs', 'checkpoints'}

@@ -21,6 +21,7 @@ from mixer import files
 from mixer.checkpoints import integrity, save_faults
 from mixer.cluster.coordination import SINGLE, Cluster
 from mixer.errors import Diverged, InputError, Interrupted
+from mixer.training import plan
 from mixer.values import Count
 
 
@@ -50,8 +51,8 @@ class Checkpoints:
     Args:
       directory: absolute; the first save creates it.
       keep_last: how many of the newest checkpoints to keep.
-      keep_best: an evaluation's result, such as 'val/top1'; the checkpoint with the highest is
-        kept too.
+      keep_best: an evaluation's result, such as 'val/top1', or 'val/loss', of which lower is
+        better; the checkpoint with the best is kept too.
       read_only: change nothing: another program may be training there.
       cluster: the processes that save and restore together.
     """
@@ -176,7 +177,7 @@ class Checkpoints:
     return self._cluster.on_process_0(self._find_latest_intact)
 
   def best(self) -> int | None:
-    """The intact step whose `keep_best` result is highest, or None where none has one."""
+    """The intact step whose `keep_best` result is best, or None where none has one."""
     return self._cluster.on_process_0(self._find_best)
 
   def find(self, which: str) -> int | None:
@@ -245,7 +246,11 @@ class Checkpoints:
 
   def _best_of(self, evaluated: dict[int, dict[str, float]]) -> int | None:
     """Of steps with the same result, the newest."""
-    return max(evaluated, key=lambda step: (evaluated[step][self.keep_best], step), default=None)
+
+    def rank(step: int) -> tuple[float, int]:
+      return plan.gain(self.keep_best, evaluated[step][self.keep_best]), step
+
+    return max(evaluated, key=rank, default=None)
 
   def _results(self, step: int) -> dict[str, float]:
     """The results that were saved with the checkpoint of `step`; {} if there are none."""

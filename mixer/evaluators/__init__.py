@@ -23,14 +23,16 @@ class Kind(NamedTuple):
 
   make: Callable  # makes an evaluator from the values `given` and the rest of its section
   given: tuple[str, ...]  # names of values that `build` has
-  higher_is_better: Callable[..., tuple[str, ...]]  # (section, its data or None) -> results
+  comparable: Callable[
+    ..., tuple[str, ...]
+  ]  # (section, its data or None) -> results of `plan.gain`
 
 
 EVALUATORS = {
   'classification': Kind(
     classification.make,
     ('apply', 'data', 'loss', 'mesh', 'collect'),
-    lambda section, data: classification.higher_is_better(data),
+    lambda section, data: classification.comparable(data),
   ),
   'real': Kind(
     classification.make_real,
@@ -141,10 +143,10 @@ def with_defaults(section: Mapping) -> dict:
   return {'every': 1} | settings.with_defaults([kind.make], section, kind.given)
 
 
-def higher_is_better(
+def comparable(
   sections: Mapping[str, Mapping], opened: Mapping[str, Mapping] | None = None
 ) -> list[str]:
-  """The results, as '<section>/<result>', of which a higher value is better.
+  """The results, as '<section>/<result>', that tell which step is better, see `plan.gain`.
 
   Those that depend on the data, which `open_evals` opened, are left out if these do not have them.
   """
@@ -152,7 +154,7 @@ def higher_is_better(
   return [
     f'{name}/{result}'
     for name, section in sections.items()
-    for result in _kind(name, section).higher_is_better(section, opened.get(name, {}).get('data'))
+    for result in _kind(name, section).comparable(section, opened.get(name, {}).get('data'))
   ]
 
 

@@ -81,11 +81,11 @@ def make(
   return evaluate
 
 
-def higher_is_better(data=None) -> tuple[str, ...]:
-  """The results of `make` of which a higher value is better; with None those of any data."""
+def comparable(data=None) -> tuple[str, ...]:
+  """The results of `make` that tell a better step, see `plan.gain`; with None those of any data."""
   if data is None:
-    return ('top1', 'top5')
-  found = ['top1', 'top5'] if data.num_classes > GUESSES else ['top1']
+    return ('top1', 'top5', 'loss')
+  found = ['top1', 'top5', 'loss'] if data.num_classes > GUESSES else ['top1', 'loss']
   return (*found, 'mean_average_precision') if _is_ranked(data) else tuple(found)
 
 

@@ -84,7 +84,7 @@ _PLAIN = {
   'mesh': (sharding.make_mesh, ['devices']),
   'every': (
     plan.intervals,
-    ['keep_best', 'early_stopping', 'evals', 'higher_is_better', 'skipped'],
+    ['keep_best', 'early_stopping', 'evals', 'comparable', 'skipped'],
   ),
   'checkpoints': (manager.Checkpoints, ['directory', 'read_only', 'cluster']),
   'init': (

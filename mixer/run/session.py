@@ -8,7 +8,6 @@ import itertools
 import json
 import time
 
-from absl import logging
 from clu import parameter_overview
 from etils import epath
 import jax
@@ -109,10 +108,9 @@ def _train(
     runtime.banner({'evaluations SKIPPED': inputs.describe_skipped(skipped)})
   inputs.check_batches(tests, jax.process_count(), data)
   cluster.check_same(inputs.identity(tests, data))
-  early_stopping = _early_stopping(config, program)
+  every, early_stopping = _intervals(config, program, tests, skipped)
   ended = _ended(early_stopping, program, workdir, cluster)
   evaluate = _evaluate(config, program, _interruptible(tests, stop, watchdog), workdir, ended)
-  every = _intervals(config, tests, skipped, early_stopping)
 
   # Resume, or start from fresh or pretrained parameters.
   saved = settings.call(
@@ -225,36 +223,26 @@ def _evaluate(
 
 
 def _intervals(
-  config: build.TrainConfig,
-  tests: Mapping,
-  skipped: Mapping[str, str],
-  early_stopping: plan.EarlyStopping | None,
-) -> dict[str, int]:
+  config: build.TrainConfig, program: build.Program, tests: Mapping, skipped: Mapping[str, str]
+) -> tuple[dict[str, int], plan.EarlyStopping | None]:
+  """(`config.every`, `config.early_stopping`), as the evaluations that run allow."""
+  stopping = settings.call(
+    'config.early_stopping', plan.EarlyStopping, config.early_stopping
+  ) if config.early_stopping else None  # fmt: skip
   evals = config.evals
   if config.ema:
     evals, tests, skipped = (
       {**of, **{evaluators.averaged(name): one for name, one in of.items()}}
       for of in (evals, tests, skipped)
     )
-  return settings.call(
+  every = settings.call(
     'config.every', plan.intervals, config.every,
-    keep_best=config.checkpoints.get('keep_best'), early_stopping=early_stopping, evals=evals,
-    higher_is_better=evaluators.higher_is_better(evals, tests), skipped=skipped,
+    keep_best=config.checkpoints.get('keep_best'), early_stopping=stopping, evals=evals,
+    comparable=evaluators.comparable(evals, tests), skipped=skipped,
   )  # fmt: skip
-
-
-def _early_stopping(config: build.TrainConfig, program: build.Program) -> plan.EarlyStopping | None:
-  """That of the run; warns if it cannot end the run."""
-  if not config.early_stopping:
-    return None
-  found = settings.call('config.early_stopping', plan.EarlyStopping, config.early_stopping)
-  interval = config.every['evaluate']
-  if interval and found.patience >= (before := (program.total_steps - 1) // interval):
-    logging.warning(
-      'config.early_stopping.patience=%d has no effect: there are %d evaluations before the last '
-      'step, and the first one is the best at the earliest.', found.patience, before,
-    )  # fmt: skip
-  return found
+  if stopping:
+    stopping.warn(every['evaluate'], program.total_steps)
+  return every, stopping
 
 
 def _ended(

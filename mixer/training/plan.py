@@ -36,7 +36,7 @@ def intervals(
   checkpoint: values.Steps,
   keep_best: str | None,
   evals: Mapping[str, Mapping],
-  higher_is_better: Sequence[str],
+  comparable: Sequence[str],
   skipped: Collection[str],
   early_stopping: 'EarlyStopping | None' = None,
 ) -> dict[str, int]:
@@ -46,7 +46,7 @@ def intervals(
     log, evaluate, checkpoint: steps between rows, evaluations and checkpoints.
     keep_best: the result that selects the best checkpoint.
     evals: `config.evals`, whose sections may have their own 'every'.
-    higher_is_better: the results that may be `keep_best`, as '<section>/<result>'.
+    comparable: the results that may be `keep_best`, as '<section>/<result>', see `gain`.
     skipped: the sections that are not run.
     early_stopping: that of the run, whose result has the same conditions.
   """
@@ -61,7 +61,7 @@ def intervals(
       raise InputError(
         f'config.evals.{name}.every={steps} is not a multiple of config.every.evaluate={evaluate}.'
       )
-  usable = [result for result in higher_is_better if result.split('/')[0] not in (*own, *skipped)]
+  usable = [result for result in comparable if result.split('/')[0] not in (*own, *skipped)]
   keys = {
     'config.checkpoints.keep_best': keep_best,
     'config.early_stopping.result': early_stopping and early_stopping.result,
@@ -78,7 +78,7 @@ def intervals(
 
 
 def _check_result(key: str, result: str, usable: Collection[str], skipped: Iterable[str]) -> None:
-  """Raises InputError unless each evaluation of the run has this result, and higher is better."""
+  """Raises InputError unless each evaluation of the run has this result, which can be compared."""
   if result.split('/')[0] in skipped:
     raise InputError(
       f'{key}={result!r}, but the data of that evaluation are missing. Prepare them (the message '
@@ -88,14 +88,25 @@ def _check_result(key: str, result: str, usable: Collection[str], skipped: Itera
     raise InputError(f'{key}={result!r}; use one of {usable}.')
 
 
+def _is_loss(result: str) -> bool:
+  return result.rpartition('/')[2] == 'loss'
+
+
+def gain(result: str, value: float) -> float:
+  """A value of '<section>/<result>', negated for a loss: the higher one is better, and nan last."""
+  if math.isnan(value):
+    return -math.inf
+  return -value if _is_loss(result) else value
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-  """The section `config.early_stopping`: the run ends when a result no longer rises.
+  """The section `config.early_stopping`: the run ends when a result no longer improves.
 
   Attributes:
-    result: of an evaluation, such as 'val/top1'; higher is better.
+    result: of an evaluation, such as 'val/top1', or 'val/loss', of which lower is better.
     patience: evaluations in a row without improvement after which the run ends.
-    min_delta: only a result that is higher than the best so far by more than this improves it.
+    min_delta: only a result that is better than the best so far by more than this improves it.
   """
 
   result: str
@@ -107,15 +118,25 @@ class EarlyStopping:
     best, best_step, without = -math.inf, 0, 0
     for row in rows:
       if self.result in row:
-        improves = row[self.result] > best + self.min_delta
+        found = gain(self.result, row[self.result])
+        improves = found > best + self.min_delta
         without = 0 if improves else without + 1
-        best, best_step = (row[self.result], row['step']) if improves else (best, best_step)
+        best, best_step = (found, row['step']) if improves else (best, best_step)
     if without < self.patience:
       return None
+    value, word = (-best, 'lower') if _is_loss(self.result) else (best, 'higher')
     return (
-      f'{self.result} was {best:.6g} at step {best_step}, and in {without} evaluation(s) since then'
-      f' it was not higher by more than {self.min_delta:g}'
+      f'{self.result} was {value:.6g} at step {best_step}, and in {without} evaluation(s) since '
+      f'then it was not {word} by more than {self.min_delta:g}'
     )
+
+  def warn(self, interval: int, total_steps: int) -> None:
+    """Warns if it cannot end a run that is evaluated every `interval` steps."""
+    if self.patience >= (before := (total_steps - 1) // interval):
+      logging.warning(
+        'config.early_stopping.patience=%d has no effect: there are %d evaluations before the last '
+        'step, and the first one is the best at the earliest.', self.patience, before,
+      )  # fmt: skip
 
 
 def due(step: int, every: int, total_steps: int) -> bool:

@@ -136,6 +136,9 @@ def test_the_newest_and_the_best_stay(directory):
   other = manager.Checkpoints(directory, keep_best='few/5shot', read_only=True)
   with pytest.raises(errors.InputError, match=r"'few/5shot' is no result of step 5 in .*\['val/n'"):
     other.best()
+  of_loss = manager.Checkpoints(directory, keep_best='val/loss', read_only=True)
+  found = {step: {'val/loss': loss} for step, loss in enumerate((0.3, 0.1, 0.1, 0.2, float('nan')))}
+  assert of_loss._best_of(found) == 2  # the lowest, and of two the newer
 
 
 def test_results_come_to_a_checkpoint_that_had_none(directory):

@@ -94,12 +94,13 @@ def test_too_many_scores_for_the_memory_are_not_kept(monkeypatch, caplog):
   assert 'no mean average precision of 20 images and 3 classes' in caplog.text
 
 
-def test_results_of_which_higher_is_better():
+def test_results_that_tell_the_best_step():
   def of(labels, num_classes):
-    return classification.higher_is_better(lookup.Images(labels, num_classes))
+    return classification.comparable(lookup.Images(labels, num_classes))
 
-  assert of(np.zeros(3, int), 5) == ('top1',) and of(np.zeros(3, int), 6) == ('top1', 'top5')
-  assert of(np.zeros((3, 2), int), 2) == ('top1', 'mean_average_precision')
+  assert of(np.zeros(3, int), 5) == ('top1', 'loss')
+  assert of(np.zeros(3, int), 6) == ('top1', 'top5', 'loss')
+  assert of(np.zeros((3, 2), int), 2) == ('top1', 'loss', 'mean_average_precision')
 
 
 def test_real_leaves_out_images_without_labels():

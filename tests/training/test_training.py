@@ -495,7 +495,7 @@ def intervals(evaluate, checkpoint, keep_best, every=0, early_stopping=None):
     checkpoint=checkpoint,
     keep_best=keep_best,
     evals={'val': {}, 'shots': {'every': every}, 'real': {}},
-    higher_is_better=['val/top1', 'val/top5', 'shots/5shot', 'real/top1'],
+    comparable=['val/top1', 'val/loss', 'shots/5shot', 'real/top1'],
     skipped=['real'],
     early_stopping=early_stopping,
   )
@@ -518,7 +518,7 @@ def test_the_best_must_be_saved_when_it_is_measured(evaluate, checkpoint):
 
 def test_the_best_must_be_measured():
   for unknown in ('test/top1', 'shots/5shot'):  # the latter is not measured each time
-    text = f"config.checkpoints.keep_best={unknown!r}; use one of ['val/top1', 'val/top5']."
+    text = f"config.checkpoints.keep_best={unknown!r}; use one of ['val/top1', 'val/loss']."
     with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
       intervals(20, 10, unknown)
   text = "config.checkpoints.keep_best='real/top1', but the data of that evaluation are missing"
@@ -538,9 +538,9 @@ def test_an_evaluations_own_interval_is_a_multiple():
 
 
 def test_what_ends_a_run_is_measured_each_time():
-  assert intervals(20, 0, None, early_stopping=plan.EarlyStopping('val/top5', 1))
+  assert intervals(20, 0, None, early_stopping=plan.EarlyStopping('val/loss', 1))
   for result, text in {
-    'val/loss': "config.early_stopping.result='val/loss'; use one of ['val/top1', 'val/top5'].",
+    'val/n': "config.early_stopping.result='val/n'; use one of ['val/top1', 'val/loss'].",
     'shots/5shot': "result='shots/5shot'; use one of",
     'real/top1': "result='real/top1', but the data of that evaluation are missing.",
   }.items():
@@ -575,6 +575,18 @@ def test_early_stopping(values, patience, min_delta, last):
       'val/top1 was 0.2 at step 15, and in 2 evaluation(s) since then it was not higher by more '
       'than 0'
     )
+  # The same of a loss, which falls as the other rises.
+  falling = plan.EarlyStopping('val/loss', patience, min_delta)
+  rows = [{'step': row['step'], 'val/loss': 1 - row['val/top1']} for row in rows if len(row) > 1]
+  found = [falling.reason(rows[: i + 1]) for i in range(len(values))]
+  assert [bool(reason) for reason in found] == [bool(reason) for reason in reasons]
+  if patience == 2 and last:
+    assert found[3].startswith('val/loss was 0.8 at step 15, ') and 'not lower by' in found[3]
+
+
+def test_a_loss_that_is_not_a_number_is_the_worst():
+  rows = [{'step': step, 'val/loss': value} for step, value in enumerate((0.5, np.nan, np.inf))]
+  assert 'was 0.5 at step 0, and in 2 ' in plan.EarlyStopping('val/loss', 2).reason(rows)
 
 
 def test_due():
