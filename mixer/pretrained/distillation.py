@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from absl import logging
 
@@ -26,12 +26,14 @@ class Teacher:
     params: whole float32 arrays in the released layout.
     identity: see `pretrained.Pretrained`.
     distillation: with the teacher's `apply`, which has its own input permutation.
+    model: its linen module.
     flops_per_image: of its forward pass.
   """
 
   params: dict
   identity: dict
   distillation: losses.Distillation
+  model: Any
   flops_per_image: int
 
 
@@ -79,6 +81,7 @@ def load(
       apply=models.apply_function(model, known.permutation, data.image_size),
       targets=targets, temperature=temperature, weight=weight, multi_label=data.multi_label,
     ),
+    model=model,
     flops_per_image=models.inference_flops(model, data.image_size, data.channels),
   )  # fmt: skip
 

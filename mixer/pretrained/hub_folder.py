@@ -49,10 +49,12 @@ def check(folder: epath.Path) -> None:
   if not folder.is_dir():
     raise InputError(f'cannot write {folder}/: it is a file; give the name of a folder.')
   own = {files.CONFIG_FILE, WEIGHTS_FILE, CARD_FILE}
-  others = sorted(p.name for p in folder.iterdir() if p.name not in own and p.name[0] != '.')
-  config = folder / files.CONFIG_FILE
-  if not others and config.exists() and '"architecture"' not in config.read_text():
-    others = [config.name]
+  there = {path.name: path for path in folder.iterdir() if path.name[0] != '.'}
+  others = sorted(name for name, path in there.items() if name not in own or not path.is_file())
+  if not others and there.keys() - {CARD_FILE}:  # files of a model: of one that timm has recorded?
+    config = there.get(files.CONFIG_FILE)
+    if config is None or '"architecture"' not in config.read_text():
+      others = sorted(there.keys() - {CARD_FILE})
   if others:
     raise InputError(
       f'cannot write {folder}/: it has files of something else ({", ".join(others[:3])}); give a '
@@ -73,8 +75,9 @@ def write(folder: epath.Path, model, params: Mapping, description: Description) 
     InputError: timm has no such model.
   """
   config = _config(model, params, description)
-  files.write(folder / WEIGHTS_FILE, weights(params))
+  # The config comes first: `check` knows by it what it may replace after a kill.
   files.write(folder / files.CONFIG_FILE, json.dumps(config, indent=2).encode())
+  files.write(folder / WEIGHTS_FILE, weights(params))
   if not (folder / CARD_FILE).exists():
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     tag = _PARTS[dimensions.family(params)][-1]

@@ -1,6 +1,6 @@
 """The memory that a train step needs, estimated from shapes: known before it is compiled."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 import dataclasses
 import math
 
@@ -30,7 +30,7 @@ class Estimate:
     state: bytes of parameters, their average, gradients and optimizer state, and of a teacher's
       parameters.
     image: bytes of an image of the batch, with its label.
-    activations: bytes that an image of a microbatch needs in the model.
+    activations: bytes that an image of a microbatch needs in the model, and in a teacher.
     batch: images of the batch.
     microbatches: its parts.
   """
@@ -61,7 +61,7 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
   return Estimate(
     state=sum(map(sharding.bytes_per_device, held)),
     image=math.prod(data.image_size) * data.channels + label,
-    activations=_activations(config, program, rows) / rows,
+    activations=(_activations(config, program, rows) + _of_teacher(config, program, rows)) / rows,
     batch=batch,
     microbatches=config.microbatches,
   )
@@ -74,31 +74,53 @@ def _activations(config: build.TrainConfig, program: build.Program, rows: int) -
   if jax.default_backend() == 'cpu':  # computes in float32; `remat` has an effect in a loop only
     model, remats = model.clone(dtype='float32'), remats and scans
   plain = _without_remat(model)
-  kept = _residual_bytes(config, program, plain, rows)
+
+  def kept_by(model, frozen=()) -> int:
+    apply = models.apply_function(model, config.permutation, program.data.image_size)
+    params = program.like.params
+
+    def kept(rows: int) -> int:
+      return sum(_residuals(config, program, rows, apply, params, frozen))
+
+    if frozen:  # only some parameters are kept
+      return kept(2 * rows) - kept(rows)
+    return max(kept(rows) - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)), 0)
+
+  kept = kept_by(plain)
   one_block = kept / len(model.layer_names)
   if remats:
-    kept = _residual_bytes(config, program, model, rows, frozen) + one_block
+    kept = kept_by(model, frozen) + one_block
   elif frozen:
-    kept = _residual_bytes(config, program, plain, rows, frozen)
+    kept = kept_by(plain, frozen)
   is_resnet = isinstance(model, models.FAMILIES['BiT'].module)
   share = 1.0 if scans or remats else _KEPT_OF_RESNET if is_resnet else _KEPT
   return max(kept * share, one_block)
+
+
+def _of_teacher(config: build.TrainConfig, program: build.Program, rows: int) -> int:
+  """Bytes of the forward pass of the teacher: a layer's input and output, of the largest layer."""
+  if (teacher := program.teacher) is None:
+    return 0
+  on_cpu = jax.default_backend() == 'cpu'
+  apply = models.apply_function(teacher.model.clone(dtype='float32') if on_cpu else teacher.model)
+  one, two = (_residuals(config, program, n, apply, program.teacher_like) for n in (rows, 2 * rows))
+  return 2 * max(size for size, double in zip(one, two, strict=True) if double > size)
 
 
 def _without_remat(model):
   return model.clone(remat=False) if getattr(model, 'remat', False) else model
 
 
-def _residual_bytes(
+def _residuals(
   config: build.TrainConfig,
   program: build.Program,
-  model,
   rows: int,
+  apply: Callable,
+  params: dict,
   frozen: Collection[param_groups.Path] = (),
-) -> int:
-  """What JAX keeps of the forward pass, without the parameters."""
-  data, params = program.data, program.like.params
-  apply = models.apply_function(model, config.permutation, data.image_size)
+) -> list[int]:
+  """The bytes of each array that JAX keeps of the forward pass of a model, parameters too."""
+  data = program.data
 
   def backward(params, images, labels, keys):
     trained, others = param_groups.divide(params, frozen)
@@ -109,16 +131,11 @@ def _residual_bytes(
 
     return jax.vjp(loss, trained)[1]
 
-  def kept(rows: int) -> int:
-    images = jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.float32)
-    labels = jax.ShapeDtypeStruct((rows, data.num_classes), jnp.float32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    found = jax.tree.leaves(jax.eval_shape(backward, params, images, labels, keys))
-    return sum(x.size * x.dtype.itemsize for x in found if jnp.issubdtype(x.dtype, jnp.number))
-
-  if frozen:  # only some parameters are kept
-    return kept(2 * rows) - kept(rows)
-  return max(kept(rows) - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)), 0)
+  images = jax.ShapeDtypeStruct((rows, *data.image_size, data.channels), jnp.float32)
+  labels = jax.ShapeDtypeStruct((rows, data.num_classes), jnp.float32)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  found = jax.tree.leaves(jax.eval_shape(backward, params, images, labels, keys))
+  return [x.size * x.dtype.itemsize for x in found if jnp.issubdtype(x.dtype, jnp.number)]
 
 
 def check(needed: Estimate, program: build.Program) -> str:

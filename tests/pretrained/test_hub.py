@@ -285,7 +285,14 @@ def test_a_workdir_is_no_folder_of_a_hub(tmp_path):
   run_of(tmp_path / 'run', {'name': 'ViT', **VIT})
   (tmp_path / 'new').mkdir()
   (tmp_path / 'new' / 'config.json').write_text('{"model": {}}')
-  for target, text in (('run', r'model\.json, model\.npz'), ('new', r'config\.json')):
+  (tmp_path / 'weights').mkdir()
+  (tmp_path / 'weights' / 'model.safetensors').touch()
+  (tmp_path / 'folder' / 'model.safetensors').mkdir(parents=True)
+  (tmp_path / 'folder' / 'config.json').write_text('{"architecture": ""}')
+  for target, text in (
+    ('run', r'model\.json, model\.npz'), ('new', r'config\.json'),
+    ('weights', r'model\.safetensors'), ('folder', r'model\.safetensors'),
+  ):  # fmt: skip
     with pytest.raises(InputError, match=rf'files of something else \({text}\)'):
       convert.convert(tmp_path / 'run', tmp_path / target)
 

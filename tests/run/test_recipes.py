@@ -13,7 +13,7 @@ from mixer import pretrained
 from mixer.cost import dry_run
 from mixer.errors import InputError
 from mixer.pretrained import distillation
-from mixer.run import build, show_batch
+from mixer.run import build, memory, show_batch
 import runs
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -92,6 +92,17 @@ def test_teachers_that_cannot_teach(teacher, tmp_path):
   refuses('has 10 classes, and config.train_input 3', class_names=names[:3])
   refuses(r'takes images of \(8, 8\), and config.train_input has \(8, 16\)', image_size=(8, 16))
   refuses('takes images of 1 channels, and config.train_input has 3', channels=3)
+
+
+def test_the_teacher_is_in_the_estimated_memory(teacher):
+  """Its parameters, and twice the hidden layer of a channel-mixing MLP: 16 tokens of 32 values."""
+  plain, taught = (
+    memory.estimate(config, build.build(config, inputs.build(**config.train_input), ()))
+    for config in map(build.check, (runs.small_digits(**RECIPE), recipe(teacher)))
+  )
+  size = sum(x.nbytes for x in pretrained.flatten(pretrained.load(teacher)).values())
+  assert taught.state - plain.state == size
+  assert taught.activations - plain.activations == pytest.approx(2 * 16 * 32 * 4)
 
 
 @pytest.mark.slow
