@@ -1,9 +1,11 @@
 """Atomic writes, JSON files, locks, and names of files."""
 
+import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -131,6 +133,11 @@ def write_text(path: epath.Path, text: str) -> None:
 def write_csv(path: epath.Path, rows: Sequence[Mapping]) -> None:
   """Writes rows that all have the keys of the first, as `write` does, with a header."""
   write_text(path, csv_text([rows[0], *([row[key] for key in rows[0]] for row in rows)]))
+
+
+def policy_source(text: str) -> str:
+  """By which a Content-Security-Policy permits this script or style within a page."""
+  return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:

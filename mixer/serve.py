@@ -6,11 +6,9 @@ body of POST /predict and get JSON. MODEL.npz and its flags are those of mixer.p
 docs/predict.md.
 """
 
-import base64
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
-import hashlib
 import http.server
 import importlib.resources
 import io
@@ -26,15 +24,18 @@ from absl import flags
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mixer import cli, console, models, predict, pretrained, runtime, sweep
+from mixer import cli, console, files, models, predict, pretrained, runtime, sweep
 from mixer.errors import InputError
-from mixer.input import image_facts, single_images
+from mixer.input import image_facts, image_files, single_images
 from mixer.pretrained import dimensions
 from mixer.pretrained.description import Description
 
 _TIMEOUT_SECONDS = 30  # without a byte of a request
 _MEGABYTE = 2**20
 _ADVICE = 'send the image file itself as the body, as in curl --data-binary @cat.jpg URL'
+
+
+_FORMATS = ', '.join(ending[1:] for ending in image_files.ENDINGS)
 
 
 class Refused(Exception):
@@ -98,7 +99,8 @@ class Service:
       try:
         pixels = self._decode(content)
       except InputError as fault:
-        raise Refused(status, str(fault)) from fault
+        unknown = f': it begins with {content[:8]!r}; {_FORMATS} are read' if status == 415 else ''
+        raise Refused(status, f'{fault}{unknown}') from fault
       try:
         (guesses,) = self._guess(pixels[None], 1)
       except InputError as fault:
@@ -145,7 +147,7 @@ class Page:
 
 def _source(page: str, tag: str) -> str:
   (text,) = re.findall(f'<{tag}>(.*?)</{tag}>', page, re.DOTALL)
-  return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+  return files.policy_source(text)
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -175,12 +175,16 @@ ADVICE = 'send the image file itself as the body, as in curl --data-binary @cat.
   ],
 )
 def test_what_is_refused(server, body, headers, status, message):
+  found, sent, answer = ask(server, 'POST', '/predict', body, **headers)
   if message is None:  # that of mixer.predict
     decode = single_images.decoder({'name': 'none', 'value_range': [-1, 1]}, (8, 8), 3)
     with pytest.raises(InputError) as caught:
       decode(body)
     message = str(caught.value)
-  found, sent, answer = ask(server, 'POST', '/predict', body, **headers)
+    if status == 415:
+      message += f': it begins with {body[:8]!r}; apng, '
+      assert ', jpg, ' in answer['error'] and answer['error'].endswith(' are read')
+      answer['error'] = answer['error'][: len(message)]
   assert (found, answer) == (status, {'error': message})
   assert 'default-src' in sent['Content-Security-Policy']
 
@@ -304,7 +308,7 @@ def test_in_a_browser(server, workdir, tmp_path):
     assert shown['percents'] == [f'{100 * row[i]:.1f}\xa0%' for i in order]
     np.testing.assert_allclose(shown['bars'], row[order], atol=0.01)
   assert found['pasted']['names'] == []
-  assert found['pasted']['error'] == 'cannot identify image file'
+  assert found['pasted']['error'].startswith('cannot identify image file: it begins with ')
   size = found['size']
   assert size['overflow'] <= 0
   assert (size['images'], size['width'], size['model']) == (1, 8, server.service.facts['model'])

@@ -1,9 +1,7 @@
 """Writes a report: the page from `report.html.jinja`, and the table of metrics beside it."""
 
-import base64
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 import importlib.resources
 
 from etils import epath
@@ -13,7 +11,7 @@ from mixer import files, settings
 from mixer.report import curves, details, galleries, pareto, sections
 from mixer.report.run_files import Run
 
-_SCRIPTS = ('uplot/uPlot.iife.min.js', 'charts.js')
+_SCRIPTS = ('uplot/uPlot.iife.min.js', 'charts.js', 'tables.js')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +22,7 @@ class Script:
 
   @property
   def source(self) -> str:
-    digest = hashlib.sha256(self.text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+    return files.policy_source(self.text)
 
 
 def write(runs: Sequence[Run], output: epath.Path, samples: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mixer import console, files
 from mixer import input as inputs
+from mixer.errors import InputError
 from mixer.run import build
 from mixer.training.augmentation import Augmentation
 from mixer.visualize import plots
@@ -33,6 +34,8 @@ def write(config: Mapping, output: str, count: int = 32) -> None:
     InputError: the config or the data are wrong, or the file cannot be written.
   """
   path = files.absolute(output)
+  if path.suffix.lower() != '.png':
+    raise InputError(f'--show_batch={output} is to be a PNG; give a name that ends in .png.')
   files.check_writable(path)
   checked = build.check(config)
   data = inputs.build(**checked.train_input)

@@ -157,6 +157,10 @@ def test_show_batch(tmp_path):
   assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
   assert np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).std() > 10
   assert not list(tmp_path.glob('checkpoints'))
+  with pytest.raises(
+    InputError, match=r'--show_batch=a\.jpg is to be a PNG; give a name that ends'
+  ):
+    show_batch.write(config, 'a.jpg')
   names = ('cat', 'dog', 'eel', 'fox')
   assert show_batch.caption(np.float32([0, 1, 0, 0]), names) == 'dog'
   assert show_batch.caption(np.float32([0.3, 0, 0.7, 0]), names) == 'eel 0.70\ncat 0.30'
