@@ -244,3 +244,17 @@ def test_a_study_that_is_killed_goes_on(tmp_path):
   assert done.stat().st_mtime_ns == before
   for name in fashion.PARTS:
     assert read(tmp_path / 'study' / f'{name}.csv')
+
+
+# --- Published results ----------------------------------------------------------------------
+
+RESULTS = sorted((runs.ROOT / 'docs' / 'small_scale').glob('*.csv'))
+
+
+@pytest.mark.parametrize('path', RESULTS, ids=lambda path: path.stem)
+def test_published_tables_are_those_of_the_published_numbers(path):
+  part = fashion.PARTS[path.stem](fashion.Scale(epath.Path('/none')))
+  page = (runs.ROOT / 'docs' / 'small_scale.md').read_text()
+  for table in part.tables(read(path)).strip().split('\n\n'):
+    assert table in page
+  assert part.figure is None or path.with_suffix('.png').exists()
