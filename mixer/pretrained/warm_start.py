@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import math
+import shlex
 from typing import Annotated
 
 from absl import logging
@@ -80,7 +81,7 @@ def start_from(
     InputError: the parameters do not fit, or cannot grow to this size.
   """
   changes = []
-  check_network(params, model, source)
+  check_network(params, model, source, channels)
   if isinstance(model, mlp_mixer.MlpMixer):
     params, changes = _grow(params, model, source, image_size, from_size, resample)
   elif isinstance(model, vit.VisionTransformer):
@@ -112,15 +113,17 @@ def check_family(params: Mapping, model: Model, source: str) -> None:
   weights = dimensions.called(found) if found else f'a {have}'
   raise InputError(
     f'{source}: these weights are {weights}, and the config builds {dimensions.called(built)}; '
-    + (_cure(found, ()) if found else 'use a config of the same network.')
+    + (_cure(found, {}) if found else 'use a config of the same network.')
   )
 
 
-def check_network(params: Mapping, model: Model, source: str) -> None:
+def check_network(
+  params: Mapping, model: Model, source: str, channels: int | None = None
+) -> None:
   """Raises InputError if the parameters are of another network, or another size, than `model`.
 
-  Patches, widths and depth are compared; the message says what to set. `trees.check` compares the
-  rest.
+  Patches, widths, depth and, if given, the channels of the images are compared; the message names
+  all that differs and says what to set. `trees.check` compares the rest.
   """
   check_family(params, model, source)
   have = dimensions.family(params)
@@ -135,6 +138,14 @@ def check_network(params: Mapping, model: Model, source: str) -> None:
     block in params.get('Transformer', params)
     for block in (_block(have, i) for i in range(found['num_blocks']))
   )
+  stem = dimensions.stem(params)
+  of_images = stem.shape[-2] if channels and stem is not None else channels
+  images = '' if of_images == channels else (
+    f'these weights are for images of {of_images} channels, and the images have {channels}; '
+    'take weights and images of the same kind'
+  )  # fmt: skip
+  if is_whole and images and not differing:
+    raise InputError(f'{source}: {images}.')
   if not differing or not is_whole:
     return
   weights, wanted = dimensions.called(found), dimensions.called(built)
@@ -145,21 +156,32 @@ def check_network(params: Mapping, model: Model, source: str) -> None:
     )
   raise InputError(
     f'{source}: these weights are {weights}, and the config builds {wanted}: '
-    f'{_cure(found, differing)}'
+    f'{_cure(found, _changes(found, built, differing))}' + (f' Also, {images}.' if images else '')
   )
+
+
+def _changes(found: Mapping, built: Mapping, differing: Sequence[str]) -> dict:
+  """The options of `config.model` that give `found`."""
+  has_preset = dimensions.size_name(built, ignore_tokens=True) and differing != ['pool']
+  return {
+    key: found[key]
+    for key in built
+    if key != 'representation_layer' and (has_preset or found[key] != built[key])
+  }
 
 
 def _block(family: str, index: int) -> str:
   return f'encoderblock_{index}' if family == 'ViT' else f'MixerBlock_{index}'
 
 
-def _cure(found: Mapping, differing: Sequence[str]) -> str:
-  """What to set for the model `found`; of the same family, whose options `differing` differ."""
+def _cure(found: Mapping, changes: Mapping) -> str:
+  """What to set for the model `found`: its size or, of the same family, the options `changes`."""
   name = dimensions.size_name(found, ignore_tokens=True)
-  if name and not set(differing) <= {'pool'}:
+  if name and not changes.keys() <= {'name', 'pool'}:
     return f'use --config=FILE:model={name.removeprefix("Mixer-")}.'
-  if differing:
-    return f'use config.model={ {key: found[key] for key in differing} }.'
+  if changes:
+    flags = (f'--config.model.{key}={value}' for key, value in changes.items())
+    return f'use {" ".join(map(shlex.quote, flags))}.'
   if name:
     return f'use --config=FILE:model={name.removeprefix("Mixer-")}.'
   return 'use a config of the same network.'

@@ -243,10 +243,24 @@ def test_weights_of_sizes_that_have_no_name():
   text = (
     'FILE: these weights are a Mixer of 3 blocks of width 32 (MLPs 64) on patches of 8 x 8, and '
     'the config builds a Mixer of 3 blocks of width 32 (MLPs 64) on patches of 4 x 4: use '
-    "config.model={'patch_size': (8, 8)}."
+    "'--config.model.patch_size=(8, 8)'."
   )
   with pytest.raises(InputError, match=f'^{re.escape(text)}$'):
     start(params, build(), 16)
+
+
+def test_all_that_differs_from_a_named_size_is_told_at_once():
+  params = weights(build(), 16)
+  text = (
+    'builds Mixer-S/32: use --config.model.name=Mixer --config.model.num_blocks=3 '
+    '--config.model.hidden_dim=32 --config.model.tokens_mlp_dim=16 '
+    "--config.model.channels_mlp_dim=64 '--config.model.patch_size=(4, 4)'. Also, these weights "
+    'are for images of 3 channels, and the images have 1; take weights and images of the same kind.'
+  )
+  with pytest.raises(InputError, match=f'{re.escape(text)}$'):
+    warm_start.check_network(params, models.build('Mixer-S/32', 5), 'FILE', channels=1)
+  with pytest.raises(InputError, match=r'^FILE: these weights are for images of 3 channels, and '):
+    warm_start.check_network(params, build(), 'FILE', channels=1)
 
 
 OTHER_NETWORKS = {
