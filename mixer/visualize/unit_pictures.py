@@ -77,6 +77,8 @@ class Mosaic:
       )
     return encode(image)
 
+  _repr_png_ = png  # with which Jupyter shows it
+
   def svg(self) -> bytes:
     """The same with one <image> for each tile, sharp at any size, and its title as a tooltip."""
     corners, (height, width) = self._layout()
