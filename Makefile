@@ -2,6 +2,8 @@
 # make test        set up, then run the linter and the tests
 # make test-slow   the tests that take minutes
 # make test-timm   the tests against timm's models
+# make docs        the documentation as a site, in site/; a broken link is an error
+# make notebook    run docs/tour.ipynb and keep its outputs
 # With another interpreter: make train PYTHON=python3.12
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test test-slow test-timm lint format lock clean
+.PHONY: train test test-slow test-timm docs notebook lint format lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -23,6 +25,14 @@ test-slow: $(VENV)/installed
 # PyTorch and timm are installed into a separate environment.
 test-timm: .venv-timm/installed
 	.venv-timm/bin/python -m pytest -m timm
+
+# The search needs a server: .venv-docs/bin/mkdocs serve.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+notebook: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint requirements-docs.txt nbclient ipykernel
+	$(BIN)/jupyter execute --inplace docs/tour.ipynb
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -52,5 +62,10 @@ $(VENV)/installed: requirements.txt
 	  -r requirements.txt -r requirements-timm.txt
 	touch $@
 
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-timm runs
+	rm -rf $(VENV) .venv-timm .venv-docs runs site

@@ -1,10 +1,11 @@
-"""The commands, flags, files and links in README, docs and the docstrings of configs exist."""
+"""The commands, flags, files and links in README, docs, cards and docstrings of configs exist."""
 
 import ast
 import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 
 import pytest
@@ -15,9 +16,21 @@ from test_architecture import ENTRY_POINTS, LAYERS, SOURCES, loads
 PAGES = [
   runs.ROOT / 'README.md',
   *sorted((runs.ROOT / 'docs').glob('*.md')),
+  *sorted((runs.ROOT / 'docs').glob('*.ipynb')),
+  *sorted((runs.ROOT / 'weights').glob('*/README.md')),
   *sorted((runs.ROOT / 'configs').glob('*.py')),
 ]
-TEXTS = {str(path.relative_to(runs.ROOT)): path.read_text() for path in PAGES}
+
+
+def read(path) -> str:
+  """The text of a page; of a notebook without its outputs."""
+  text = path.read_text()
+  if path.suffix == '.ipynb':
+    text = '\n\n'.join(''.join(cell['source']) for cell in json.loads(text)['cells'])
+  return text
+
+
+TEXTS = {str(path.relative_to(runs.ROOT)): read(path) for path in PAGES}
 # A command ends with its line, if that does not end in a backslash, or with inline code.
 COMMAND = (
   r'python (?:-m )?(train\.py|evaluate\.py|benchmarks/\w+\.py|mixer[\w.]*)((?:\\\n|[^\n`])*)'
@@ -97,14 +110,14 @@ def test_flags_are_found(name, flag, known):
   assert (flag in flags_of(program(name))) == known
 
 
-@pytest.mark.parametrize('page', [page for page in TEXTS if page.endswith('.md')])
+@pytest.mark.parametrize('page', [page for page in TEXTS if not page.endswith('.py')])
 def test_links_and_files_exist(page):
   text, folder = TEXTS[page], (runs.ROOT / page).parent
   for path, anchor in re.findall(r'\]\(([^):#]*)(#[^)]*)?\)', text):
     target = folder / path if path else runs.ROOT / page
     assert target.exists(), path
     if anchor:
-      headings = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
+      headings = re.findall(r'^#+ (.*)$', read(target), re.M)
       anchors = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings}
       assert anchor[1:] in anchors, f'{path}{anchor}'
   for path in re.findall(r'(?<![\w./])(?:mixer|tests|configs|benchmarks)/[\w/]+\.\w+', text):
