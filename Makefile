@@ -31,8 +31,9 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 notebook: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint requirements-docs.txt nbclient ipykernel
-	$(BIN)/jupyter execute --inplace docs/tour.ipynb
+	$(BIN)/python -m pip install --quiet --constraint requirements-docs.txt nbconvert ipykernel
+	$(BIN)/jupyter nbconvert --execute --to notebook --inplace \
+	  --ExecutePreprocessor.record_timing=False docs/tour.ipynb
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -55,9 +55,9 @@ class Mosaic:
   """
 
   title: str
-  tiles: np.ndarray
-  units: Sequence[Unit]
-  bar: np.ndarray
+  tiles: np.ndarray = dataclasses.field(repr=False)
+  units: Sequence[Unit] = dataclasses.field(repr=False)
+  bar: np.ndarray = dataclasses.field(repr=False)
   paired: bool = False
 
   def png(self) -> bytes:
