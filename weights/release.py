@@ -98,7 +98,7 @@ These numbers are written by
   ImageOps.pad(grey.crop(grey.getbbox()), (28, 28)).save('shoe.png')
   ```
 
-- It is a single run. `docs/small_scale.md` has the spread over seeds.
+- It is a single run. [docs/small_scale.md](../../docs/small_scale.md) has the spread over seeds.
 """
 
 
