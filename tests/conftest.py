@@ -1,33 +1,25 @@
 """Eight CPU devices in one process; quick compilation; accidental broadcasts raise."""
 
 import os
+import shutil
+import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# The tests compile far more than they compute: XLA optimises little, and this process and those
+# that it starts (see runs.environment) keep what they compiled in one directory.
+os.environ.update(
+  JAX_PLATFORMS='cpu',
+  JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+  XLA_FLAGS='--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
+  '--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE',
+  JAX_COMPILATION_CACHE_DIR=tempfile.mkdtemp(prefix='compiled-'),
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+)
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
-import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# The tests compile far more than they compute; whole runs in processes of their own optimise.
-jax.config.update('jax_disable_most_optimizations', True)
 
 
-@pytest.fixture(scope='module')
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs for a module whose tests compile the same ones again."""
-  values = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in values}
-
-  def configure(settings):
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-      jax.config.update(name, value)
-
-  configure(values)
-  yield
-  configure(before)
+def pytest_unconfigure():
+  shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)

@@ -21,7 +21,6 @@ SMALL_BIT = {'stage_sizes': (1,), 'width': 8, 'groups': 4}
 SMALL_MODEL = {'num_blocks': 2, 'hidden_dim': 16, 'tokens_mlp_dim': 8, 'channels_mlp_dim': 32}
 SMALL_VIT = {'num_blocks': 2, 'hidden_dim': 16, 'mlp_dim': 32, 'num_heads': 2}
 SMALL = {'Mixer': SMALL_MODEL, 'ViT': SMALL_VIT, 'BiT': SMALL_BIT}
-pytestmark = pytest.mark.usefixtures('compiled_once')
 _SLOW = pytest.mark.slow
 UPSTREAM = [p.stem for p in sorted((runs.ROOT / 'configs').glob('mixer_*.py'))]
 DATA = ('imagenet21k', 'imagenet2012', 'jft')
@@ -515,7 +514,7 @@ def test_b16_itself(data_dir, tmp_path):
     '--config.evals.val.input.split=full[:13]',
     '--config.evals.fewshot_imagenet.train_input.split=train[:65]',
     '--config.total_steps=2',
-    env=runs.environment(tmp_path / 'cache'),
+    env=runs.environment(),
   )
   assert status == 0, output
   assert '59,119,162' in output  # parameters with a head of 10

@@ -68,7 +68,7 @@ def test_stablehlo_runs_without_this_code(tmp_path, num_classes):
   images = np.float32(np.random.default_rng(1).uniform(-1, 1, (5, 8, 12, 3)))
   np.save(tmp_path / 'images.npy', images)
   paths = [str(tmp_path / name) for name in ('a.stablehlo', 'images.npy', 'logits.npy')]
-  environment = runs.environment(tmp_path / 'cache')
+  environment = runs.environment()
   environment.pop('PYTHONPATH', None)
   command = [sys.executable, '-c', RUN_STABLEHLO, *paths]
   subprocess.run(command, check=True, cwd=tmp_path, env=environment)
@@ -289,7 +289,7 @@ def test_a_model_of_permuted_images_is_refused(tmp_path):
 @pytest.mark.slow
 def test_programs(tmp_path):
   """On the command line: what is printed, what is kept, and how a mistake ends."""
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   sizes = dict(hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32, patch_size=2)
   model = models.build('Mixer', 10, num_blocks=2, **sizes)
   params = jax.tree.map(lambda x: np.full(x.shape, 0.1, np.float32), models.shapes(model, 8, 1))

@@ -261,7 +261,7 @@ def test_the_sweep_as_a_command(data_dir, tmp_path):
     '--config.init.path=/nowhere.npz',
     f'--config.train_input.data_dir={data_dir}',
     '--config.train_input.batch_size=8',
-    env=runs.environment(tmp_path / 'cache', PYTHONPATH=str(runs.ROOT)),
+    env=runs.environment(PYTHONPATH=str(runs.ROOT)),
   )
   assert status == 2
   assert 'error: no file /nowhere.npz' in output and 'dev-0.003 ended with status 2' in output
@@ -270,7 +270,7 @@ def test_the_sweep_as_a_command(data_dir, tmp_path):
 @pytest.mark.slow
 def test_a_folder_from_start_to_end(tmp_path):
   """README's commands on generated photographs, with a kill on the way: S/32 at full size."""
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   rng = np.random.default_rng(0)
   for name, colour in {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}.items():
     (tmp_path / 'photos' / name).mkdir(parents=True)

@@ -39,7 +39,7 @@ def run(site, cwd, *words, **env):
   """(exit status, everything printed) of Python with the package installed."""
   done = subprocess.run(
     [sys.executable, *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    env={**runs.environment(cwd / 'cache'), 'PYTHONPATH': str(site), **env}, timeout=300,
+    env={**runs.environment(), 'PYTHONPATH': str(site), **env}, timeout=300,
   )  # fmt: skip
   return done.returncode, done.stdout
 

@@ -68,8 +68,8 @@ def outputs(params, pixels, num_classes):
 
 
 @pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  return runs.environment(tmp_path_factory.mktemp('cache'))
+def env():
+  return runs.environment()
 
 
 @pytest.fixture(scope='module')

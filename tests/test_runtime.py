@@ -11,7 +11,7 @@ pytest.importorskip('tensorflow', reason='needs TensorFlow')
 
 
 def python(code: str, tmp_path, **environment: str) -> subprocess.CompletedProcess:
-  env = runs.environment(tmp_path, **environment)
+  env = runs.environment(**environment)
   command = [sys.executable, '-c', code]
   return subprocess.run(
     command, cwd=runs.ROOT, env=env, capture_output=True, text=True, check=True, timeout=300

@@ -226,7 +226,7 @@ def test_addresses(server):
 
 def test_signals_end_the_program(workdir, tmp_path):
   """At once, although a client holds a connection open."""
-  env = runs.environment(tmp_path)
+  env = runs.environment()
   command = [sys.executable, '-m', 'mixer', 'serve', f'--checkpoint={workdir}', '--port=0']
   programs = [
     subprocess.Popen(

@@ -468,7 +468,7 @@ def test_values_of_all_kinds():
 
 def test_programs_end_with_status_2_or_help(tmp_path):
   config = f'--config={runs.ROOT}/configs/digits.py'
-  env = runs.environment(tmp_path / 'cache', JAX_PLATFORMS='bogus')
+  env = runs.environment(JAX_PLATFORMS='bogus')
   status, output = runs.run('train.py', config, f'--workdir={tmp_path}/run', env=env)
   assert status == 2 and 'Traceback' not in output
   assert 'error: JAX finds no devices, and JAX_PLATFORMS=bogus: Unable to initialize' in output

@@ -312,7 +312,7 @@ def test_a_signal_while_waiting_for_the_other_processes(tmp_path, number):
   flags = runs.places(2)[0]
   port = int(flags[0].rpartition(':')[2])
   process = runs.start(
-    'train.py', *runs.train_flags(tmp_path / 'run'), *flags, env=runs.environment(tmp_path)
+    'train.py', *runs.train_flags(tmp_path / 'run'), *flags, env=runs.environment()
   )
   connect(port).close()
   process.send_signal(number)

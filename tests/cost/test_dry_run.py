@@ -28,7 +28,7 @@ SMALL = (
 
 
 def test_on_the_devices_there_are(tmp_path):
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   status, text = runs.run(
     'train.py', CONFIG, *SMALL, f'--dry_run_output={tmp_path}/out/found.json', env=env
   )
@@ -139,7 +139,7 @@ def test_what_the_paper_needed():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is there')
 def test_without_libtpu(tmp_path):
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   status, text = runs.run('train.py', CONFIG, *SMALL, '--topology=v5e:2x2', env=env)
   assert status == 2
   assert 'pip install -r requirements-tpu.txt' in text and 'Traceback' not in text
@@ -173,7 +173,7 @@ def test_each_process_has_a_block_of_rows(topology, fsdp):
 @with_libtpu
 @pytest.mark.slow
 def test_compiles_for_a_slice_data_parallel_and_fsdp(tmp_path):
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   found = {}
   for fsdp in (1, 4):
     path = tmp_path / f'{fsdp}.json'
@@ -192,7 +192,7 @@ def test_compiles_for_a_slice_data_parallel_and_fsdp(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path):
   status, text = runs.run(
     'train.py', CONFIG, *SMALL, '--topology=v5e:2x2', '--config.train_input.batch_size=4194304',
-    '--config.total_steps=5', env=runs.environment(tmp_path / 'cache'),
+    '--config.total_steps=5', env=runs.environment(),
   )  # fmt: skip
   assert status == 0
   assert 'DOES NOT FIT' in text and 'config.model.remat=True' in text

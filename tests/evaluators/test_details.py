@@ -213,7 +213,6 @@ def photos(path):
       Image.fromarray(pixels).save(path / split / folder / f'{i}, "a".jpg')
 
 
-@pytest.mark.usefixtures('compiled_once')
 def test_train_and_evaluate_write_them(tmp_path, monkeypatch):
   """Training where a section asks for it, and evaluate.py; images of a folder and in memory."""
   photos(tmp_path / 'photos')

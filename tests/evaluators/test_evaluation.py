@@ -154,7 +154,7 @@ def get_config(crop):
 @pytest.mark.slow
 def test_the_sets_of_the_paper(tmp_path):
   """evaluate.py over ImageNet, ReaL and UC Merced, without the sets that are not there."""
-  data_dir, env = tmp_path / 'sets', runs.environment(tmp_path / 'cache')
+  data_dir, env = tmp_path / 'sets', runs.environment()
   sides = {'sides': (16, 24)}
   sets.write(
     data_dir, 'imagenet2012', {'validation': 13}, num_classes=1000, version='5.1.0', **sides

@@ -270,7 +270,7 @@ def get_config():
 def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
   """train.py and evaluate.py count the same hits on the same samples, on 1 device and on 8."""
   (tmp_path / 'few.py').write_text(FEW)
-  env, workdir = runs.environment(tmp_path / 'cache'), tmp_path / 'run'
+  env, workdir = runs.environment(), tmp_path / 'run'
   small = [flag for flag in runs.TINY if 'every' not in flag]
   status, output = runs.run(
     'train.py', *runs.train_flags(workdir, *small, config=tmp_path / 'few.py'),
@@ -291,7 +291,7 @@ def test_while_training_and_afterwards_on_8_devices_without_a_head(tmp_path):
     f'--checkpoint={tmp_path / "headless.npz"}',
     *(flag for flag in runs.TINY if 'model' in flag),
     '--config.evals.digits.images_per_device=32',
-    env={**env, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env={**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'},
   )
   assert status == 0, output
   result = json.loads((tmp_path / 'headless.evaluation' / 'fewshot.json').read_text())

@@ -139,7 +139,7 @@ def test_the_program_on_the_inputs_of_a_config(tmp_path):
   put(root, 'bee/8.jpg', sets.encode(picture(), 'JPEG')[:600])  # ends within its data
   status, output = runs.run_module(
     'mixer.input.check', f'--config={runs.ROOT}/configs/finetune.py:data={root}',
-    f'--output={tmp_path}/report.json', env=runs.environment(tmp_path),
+    f'--output={tmp_path}/report.json', env=runs.environment(),
   )  # fmt: skip
   assert status == 1, output
   assert 'SKIPPED' not in output
@@ -155,11 +155,11 @@ def test_the_program_on_the_inputs_of_a_config(tmp_path):
 def test_the_program_on_a_set_without_bad_images(tmp_path):
   sets.write(tmp_path, 'whole', {'train': 4, 'test': 3}, num_classes=5)
   flags = ('--source=tfds', '--name=whole', f'--data_dir={tmp_path}')
-  status, output = runs.run_module('mixer.input.check', *flags, env=runs.environment(tmp_path))
+  status, output = runs.run_module('mixer.input.check', *flags, env=runs.environment())
   assert status == 0, output
   assert 'all: 7 images, 0 bad; 5 classes of 0 to 2 good images\n' in output
   assert '  1 classes have no image: 4\n' in output
-  status, output = runs.run_module('mixer.input.check', env=runs.environment(tmp_path))
+  status, output = runs.run_module('mixer.input.check', env=runs.environment())
   assert status == 2 and 'error: give either --config or --source.\n' in output
 
 
@@ -172,7 +172,7 @@ def test_the_program_on_a_config_of_evaluations_alone(tmp_path):
   sets.write_examples(tmp_path, 'caltech101', splits, num_classes=2)
   status, output = runs.run_module(
     'mixer.input.check', f'--config={runs.ROOT}/configs/fewshot.py',
-    f'--config.data_dir={tmp_path}', env=runs.environment(tmp_path),
+    f'--config.data_dir={tmp_path}', env=runs.environment(),
   )  # fmt: skip
   assert status == 1, output
   assert 'caltech: 3 images, 0 bad; ' in output

@@ -29,7 +29,7 @@ def prepare(tmp_path):
     guard = tmp_path / 'guard'
     guard.mkdir(exist_ok=True)
     (guard / 'sitecustomize.py').write_text(NO_NETWORK)
-    environment = runs.environment(tmp_path, PYTHONPATH=str(guard), **environment)
+    environment = runs.environment(PYTHONPATH=str(guard), **environment)
     command = [sys.executable, '-m', 'mixer.input.prepare', *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     runs.check_no_greeting(done.stdout + done.stderr)

@@ -246,7 +246,7 @@ TINY = (
 @pytest.mark.slow
 def test_training_and_evaluation_permute_alike(tmp_path):
   """evaluate.py finds what training found, of the file too, and refuses another permutation."""
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
   workdir = tmp_path / 'run'
   status, output = runs.run('train.py', *runs.train_flags(workdir, *TINY, config=CONFIG), env=env)
   assert status == 0, output

@@ -622,7 +622,7 @@ def test_the_program_writes_both_files(workdirs, tmp_path):
   output = tmp_path / 'two.html'
   done = subprocess.run(
     [sys.executable, '-m', 'mixer.report', *workdirs, f'--output={output}', '--samples=1'],
-    cwd=runs.ROOT, env=runs.environment(tmp_path), text=True, capture_output=True, timeout=300,
+    cwd=runs.ROOT, env=runs.environment(), text=True, capture_output=True, timeout=300,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert done.stdout == f'{output}, {tmp_path}/two.csv\n'

@@ -56,7 +56,7 @@ def test_two_thousand_jpegs_in_a_folder(tmp_path, on_bad_image):
       path = photos / f'class{i}' / f'{i:04}.{("jpg", "JPG", "jpeg")[i % 3]}'
       path.write_bytes(path.read_bytes()[:700])
   status, output = runs.run_module(
-    'mixer.input.check', '--source=folder', f'--path={photos}', env=runs.environment(tmp_path)
+    'mixer.input.check', '--source=folder', f'--path={photos}', env=runs.environment()
   )
   bad = 3 if on_bad_image == 'skip' else 0
   assert status == (1 if bad else 0), output
@@ -167,7 +167,7 @@ def test_imagenet2012_from_its_tars(tmp_path):
       add(archive, f'ILSVRC2012_val_{i:08}.JPEG', file)
   status, output = runs.run_module(
     'mixer.input.prepare', '--name=imagenet2012', f'--manual_dir={tars}', '--noverify',
-    f'--data_dir={tmp_path}/sets', env=runs.environment(tmp_path),
+    f'--data_dir={tmp_path}/sets', env=runs.environment(),
   )  # fmt: skip
   assert status == 0, output
   assert re.search('imagenet2012/5.1.0: train 200, validation 21\n$', output)

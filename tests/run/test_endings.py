@@ -18,8 +18,6 @@ from mixer.run import build, evaluation
 import runs
 from runs import small_digits as config
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 # No top-1 is so much higher than the first: it is measured at steps 2, 4 and 6, and the run ends.
 STOPPED = {
   'ema': {'decay': 0.5, 'start': 1},

@@ -24,10 +24,7 @@ FAULT_STEP = 25  # in faulty.py
 
 @pytest.fixture(scope='module')
 def env(tmp_path_factory):
-  cache = tmp_path_factory.mktemp('cache')
-  return runs.environment(
-    cache, JAX_DISABLE_MOST_OPTIMIZATIONS='1'
-  )  # it compiles more than it runs
+  return runs.environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp('cache')))
 
 
 def flags(workdir, *more: str, steps: int = STEPS) -> tuple[str, ...]:
@@ -488,7 +485,7 @@ def test_a_damaged_checkpoint(straight, env, tmp_path, count):
 def start_on(workdir, env, layout: str, fault='shards_everything') -> list[subprocess.Popen]:
   """A run on 'processes x devices of each x fsdp', with even small leaves sharded."""
   count, devices, fsdp = map(int, layout.split('x'))
-  env = {**env, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  env = {**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
   places = runs.places(count) if count > 1 else [()]
   mesh = f'--config.mesh.fsdp={fsdp}'
   return start_faulty_ones(fault, places, workdir, workdir.parent / 'marks', env, mesh)

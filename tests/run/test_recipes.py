@@ -16,8 +16,6 @@ from mixer.pretrained import distillation
 from mixer.run import build, memory, show_batch
 import runs
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 RECIPE = {
   'cutmix': 1.0, 'label_smoothing': 0.1, 'class_weights': 'balanced',
   'random_erasing': {'probability': 0.5}, 'total_steps': 4, 'every.log': 1, 'every.evaluate': 4,

@@ -20,7 +20,6 @@ from mixer.visualize import plots
 import runs
 from runs import small_digits as config
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
 BEST = {'checkpoints.keep_best': 'test/top1', 'checkpoints.keep_last': 2, 'every.evaluate': 3}
 
 
@@ -288,7 +287,7 @@ def run_on_photos(tmp_path):
   """
   (tmp_path / 'small.py').write_text(SMALL)
   workdir = tmp_path / 'run'
-  env = runs.environment(tmp_path / 'cache')
+  env = runs.environment()
 
   def run(*arguments, stop=None) -> tuple[int, str]:
     config = f'{tmp_path}/small.py:{tmp_path}/photos'

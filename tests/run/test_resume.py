@@ -16,7 +16,10 @@ STEPS = 120
 
 @pytest.fixture(scope='module')
 def env(tmp_path_factory):
-  return runs.environment(tmp_path_factory.mktemp('cache'))
+  """These runs are optimised, as those of users are."""
+  cache = str(tmp_path_factory.mktemp('cache'))
+  optimised = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
+  return runs.environment(JAX_COMPILATION_CACHE_DIR=cache, **optimised)
 
 
 def flags(workdir, steps: int) -> tuple[str, ...]:

@@ -18,8 +18,6 @@ from mixer.training import train_step
 import runs
 from runs import small_digits as config
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 def train(workdir, values=None, **options) -> None:
   runs.train_here(values or config(), workdir, **options)

@@ -40,7 +40,6 @@ class Fake:
     return trackers.Tracker(log, self.closed.append, last, run_id, 'in a list')
 
 
-@pytest.mark.usefixtures('compiled_once')
 def test_a_run_that_is_killed_and_resumed(tmp_path, monkeypatch, capsys):
   """It goes on in the same tracked run, in which no row is missing and none is there twice."""
   fake, changes = Fake(monkeypatch), {'every.log': 1, 'every.evaluate': 3}

@@ -17,8 +17,8 @@ SHORT = (*runs.TINY, '--config.total_steps=20')
 
 
 @pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  return runs.environment(tmp_path_factory.mktemp('cache'))
+def env():
+  return runs.environment()
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +123,7 @@ def test_evaluate_finds_what_training_found(finished, env, tmp_path, which):
     f'--output={output}',
     '--config.evals.test.input.batch_size=77',  # 360 is not a multiple
     *(flag for flag in runs.TINY if 'model' in flag),
-    env={**env, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env={**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'},
     cwd=workdir.parent,  # a relative --checkpoint
   )
   assert status == 0, printed

@@ -274,7 +274,7 @@ def test_command(model, tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'mixer.visualize', f'--checkpoint={tmp_path}/m.npz', '--grid=8x12',
      f'--output={tmp_path}/new/pictures', '--blocks=1', '--units=4'],
-    cwd=runs.ROOT, env=runs.environment(tmp_path), text=True, capture_output=True, timeout=300,
+    cwd=runs.ROOT, env=runs.environment(), text=True, capture_output=True, timeout=300,
   )  # fmt: skip
   assert done.returncode == 0 and done.stdout.split() == [
     f'{tmp_path}/new/pictures/{name}.{ending}'
