@@ -1,5 +1,6 @@
 """Eight CPU devices in one process; quick compilation; accidental broadcasts raise."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,10 @@ import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_collection_finish():
+  gc.freeze()  # the modules are not looked through each time
 
 
 def pytest_unconfigure():

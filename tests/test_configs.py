@@ -202,7 +202,13 @@ def test_vtab(tmp_path, monkeypatch):
   assert 'grown from a grid of (2, 2) patches to (4, 4)' in changes and 'head RESET' in changes
 
 
-@pytest.mark.parametrize('name', UPSTREAM)
+def slow_unless(quick, values):
+  """All of the values, of which only those in `quick` are tested each time."""
+  return [value if value in quick else pytest.param(value, marks=_SLOW) for value in values]
+
+
+# One of each patch size; tests/test_settings.py checks the keys and values of all.
+@pytest.mark.parametrize('name', slow_unless(('mixer_s32', 'mixer_b16', 'mixer_h14'), UPSTREAM))
 def test_upstream(name, data_dir, tmp_path):
   row = train_two_steps(shrink(load(name), data_dir), tmp_path)[-1]
   assert row['val/n'] == 13
@@ -247,7 +253,7 @@ def test_upstream_on_other_data(data, data_dir, tmp_path):
     assert row['v2/n'] == 11 and row['minival/n'] == 2
 
 
-@pytest.mark.parametrize('data', DATA)
+@pytest.mark.parametrize('data', slow_unless(('imagenet2012', 'jft'), DATA))
 def test_synthetic_data(data, tmp_path):
   """The recipe's model, optimiser and classes without any data."""
   real, config = load('mixer_b16', data), load('mixer_b16', f'{data},synthetic')

@@ -186,8 +186,8 @@ def test_a_run_that_is_finished_early(tmp_path, monkeypatch, capsys, whole):
   assert json.loads((tmp_path / 'model.json').read_text())['step'] == 12
 
 
-@pytest.mark.parametrize('name', ['run[1]', 'sweep lr=[0.1]*?', 'é'])
-def test_workdirs_of_any_name(tmp_path, monkeypatch, whole, name):
+def test_workdirs_of_any_name(tmp_path, monkeypatch, whole):
+  name = 'é run[1] lr=[0.1]*?'
   workdir = tmp_path / name
   failing = Faulty(arrays.Arrays.eval_batches, RuntimeError('stop'), at=2)
   with monkeypatch.context() as patched:
