@@ -38,6 +38,11 @@ def environment(**more: str) -> dict[str, str]:
   }
 
 
+def optimised(**more: str) -> dict[str, str]:
+  """The same with all of XLA's optimisations, as users have them."""
+  return environment(**{'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': '', **more})
+
+
 def start(program: str, *flags: str, env: dict[str, str], cwd=ROOT) -> subprocess.Popen:
   command = [sys.executable, str(ROOT / program), *flags]
   return subprocess.Popen(

@@ -520,7 +520,7 @@ def test_b16_itself(data_dir, tmp_path):
     '--config.evals.val.input.split=full[:13]',
     '--config.evals.fewshot_imagenet.train_input.split=train[:65]',
     '--config.total_steps=2',
-    env=runs.environment(),
+    env=runs.optimised(),
   )
   assert status == 0, output
   assert '59,119,162' in output  # parameters with a head of 10

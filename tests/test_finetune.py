@@ -270,7 +270,7 @@ def test_the_sweep_as_a_command(data_dir, tmp_path):
 @pytest.mark.slow
 def test_a_folder_from_start_to_end(tmp_path):
   """README's commands on generated photographs, with a kill on the way: S/32 at full size."""
-  env = runs.environment()
+  env = runs.optimised()
   rng = np.random.default_rng(0)
   for name, colour in {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}.items():
     (tmp_path / 'photos' / name).mkdir(parents=True)

@@ -580,7 +580,7 @@ def test_the_program_measures_a_model(tmp_path):
     '--num_classes=10', '--batch_sizes=2', '--dtypes=float32', '--modes=inference', '--rounds=2',
     '--seconds=0.01', f'--output={tmp_path}/out',
   ]  # fmt: skip
-  environment = runs.environment()
+  environment = runs.optimised()
   done = subprocess.run(
     command,
     cwd=runs.ROOT,

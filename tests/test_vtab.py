@@ -226,7 +226,8 @@ def test_the_run_ends_with_its_program(tmp_path):
     f'sweep.TRAIN = pathlib.Path({str(tmp_path / "fake.py")!r});'
     f'sweep.train_stage("c:task=pets", "dev", "0.01", epath.Path({str(tmp_path / "run")!r}), [])'
   )
-  env, written = runs.environment(), tmp_path / 'pid'
+  env = runs.environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache'))
+  written = tmp_path / 'pid'
   for end in (signal.SIGKILL, signal.SIGTERM):
     written.unlink(missing_ok=True)
     process = subprocess.Popen([sys.executable, '-c', program], cwd=runs.ROOT, env=env)
@@ -366,7 +367,9 @@ def test_the_command_with_a_kill_and_a_restart(tmp_path):
   model = models.build('Mixer-S/32', num_classes=7)
   pretrained.save(tmp_path / 'small.npz', models.init(model, jax.random.key(0), 224))
 
-  env = runs.environment(PYTHONPATH=str(runs.ROOT))
+  env = runs.environment(
+    JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache'), PYTHONPATH=str(runs.ROOT)
+  )
   workdir = tmp_path / 'vtab'
   command = (
     f'--checkpoint={tmp_path}/small.npz', '--model=S/32', f'--workdir={workdir}',

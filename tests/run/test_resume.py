@@ -16,10 +16,7 @@ STEPS = 120
 
 @pytest.fixture(scope='module')
 def env(tmp_path_factory):
-  """These runs are optimised, as those of users are."""
-  cache = str(tmp_path_factory.mktemp('cache'))
-  optimised = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
-  return runs.environment(JAX_COMPILATION_CACHE_DIR=cache, **optimised)
+  return runs.optimised(JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp('cache')))
 
 
 def flags(workdir, steps: int) -> tuple[str, ...]:
