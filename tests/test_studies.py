@@ -220,7 +220,8 @@ def test_wrong_requests(tmp_path, monkeypatch):
 def test_a_study_that_is_killed_goes_on(tmp_path):
   """--fast; what was done stays, and the killed runs end as if undisturbed."""
   command = [sys.executable, '-m', 'mixer.studies', 'fashion', '--fast', '--jobs=2']
-  env = runs.environment(tmp_path / 'cache', PYTHONPATH=str(runs.ROOT))
+  cache = str(tmp_path / 'cache')
+  env = runs.optimised(JAX_COMPILATION_CACHE_DIR=cache, PYTHONPATH=str(runs.ROOT))
 
   def start(workdir) -> subprocess.Popen:
     with open(tmp_path / 'output.txt', 'a', encoding='utf-8') as output:

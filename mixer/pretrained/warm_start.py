@@ -117,9 +117,7 @@ def check_family(params: Mapping, model: Model, source: str) -> None:
   )
 
 
-def check_network(
-  params: Mapping, model: Model, source: str, channels: int | None = None
-) -> None:
+def check_network(params: Mapping, model: Model, source: str, channels: int | None = None) -> None:
   """Raises InputError if the parameters are of another network, or another size, than `model`.
 
   Patches, widths, depth and, if given, the channels of the images are compared; the message names

@@ -262,7 +262,9 @@ def test_a_representation_layer_is_for_its_own_head():
 
 def test_another_size_of_the_same_family():
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), vit(num_blocks=1))
-  with pytest.raises(InputError, match=r"with pool='token', and .* pool='gap': use --config.model.pool=token"):
+  with pytest.raises(
+    InputError, match=r"with pool='token', and .* pool='gap': use --config.model.pool=token"
+  ):
     start(params, models.build('ViT', 5, **{**VIT, 'num_blocks': 1}, pool='gap'), 12)
   shapes = models.shapes(models.build('ViT-S/16', 5), 224)
   text = 'weights are ViT-S/16, and the config builds ViT-B/16: use --config=FILE:model=ViT-S/16.'
