@@ -198,7 +198,14 @@ def test_stopping_stops_the_runs(programs, monkeypatch):
 
 
 def test_wrong_requests(tmp_path, monkeypatch):
-  given = {'only': [], 'seeds': ['0'], 'workdir': str(tmp_path), 'path': None, 'fast': False}
+  given = {
+    'only': [],
+    'seeds': ['0'],
+    'sizes': ['S'],
+    'workdir': str(tmp_path),
+    'path': None,
+    'fast': False,
+  }
   monkeypatch.setattr(flags, 'FLAGS', type('Given', (), given))
   with pytest.raises(InputError, match="^unknown study 'vit'; the one that there is has the name "):
     program.main('vit')
@@ -208,7 +215,10 @@ def test_wrong_requests(tmp_path, monkeypatch):
   flags.FLAGS.only, flags.FLAGS.seeds = [], ['0', '0']
   with pytest.raises(InputError, match='^--seeds=0,0: give different numbers'):
     program.main()
-  flags.FLAGS.seeds, flags.FLAGS.path = ['0'], str(tmp_path)
+  flags.FLAGS.seeds, flags.FLAGS.sizes = ['0'], ['XL']
+  with pytest.raises(InputError, match='^--sizes=XL: give some of S,M'):
+    program.main()
+  flags.FLAGS.sizes, flags.FLAGS.path = ['S'], str(tmp_path)
   with pytest.raises(InputError, match='no train-images-idx3-ubyte or '):
     program.main()
 

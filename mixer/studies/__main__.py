@@ -84,7 +84,9 @@ def main(name: str = 'fashion') -> None:
     raise InputError(f'--seeds={",".join(flags.FLAGS.seeds)}: give different numbers, as in 0,1,2.')
   sweep.exit_on_sigterm()
   workdir = files.absolute(flags.FLAGS.workdir)
-  scale = fashion.Scale(workdir, seeds=flags.FLAGS.seeds)
+  scale = fashion.Scale(workdir, seeds=flags.FLAGS.seeds, sizes=flags.FLAGS.sizes)
+  if not scale.sizes or not set(scale.sizes) <= scale.rates.keys():
+    raise InputError(f'--sizes={",".join(scale.sizes)}: give some of {",".join(scale.rates)}.')
   if flags.FLAGS.fast:
     scale = fast(scale)
   else:
@@ -100,6 +102,9 @@ if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'For the folders of the runs, the tables and the figures.')
   flags.DEFINE_list('only', [], f'Some of {",".join(fashion.PARTS)}; by default all.')
   flags.DEFINE_list('seeds', ['0', '1', '2'], 'Each run is made with each of these seeds.')
+  flags.DEFINE_list(
+    'sizes', ['S', 'M'], 'Of the models; all parts but rates and families have the first alone.'
+  )
   flags.DEFINE_string('path', None, 'The folder of the IDX files, see docs/data.md.')
   flags.DEFINE_integer(
     'jobs', os.cpu_count(), 'Runs at a time, each on one core; 1 on a GPU or TPU.', lower_bound=1

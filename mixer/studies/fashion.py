@@ -43,7 +43,7 @@ class Scale:
   Attributes:
     workdir: of the runs.
     seeds: each run is made with each of them, except those of `rates`, which have the first.
-    sizes: of the models; studies of one size have the first, and `epochs` is for both.
+    sizes: of the models; studies of one size have the first.
     epochs: of a whole run.
     steps: of a short run; rate_steps: of those that compare learning rates.
     digits_steps: of a run on the digits.
@@ -311,7 +311,7 @@ _START_NAMES = {'pre-trained': 'pre-trained', 'scratch': 'not pre-trained'}
 
 def options(scale: Scale) -> Part:
   """One change at a time to short runs of a Mixer."""
-  teacher = scale.whole('BiT', scale.sizes[-1], '0')
+  teacher = scale.whole('BiT', scale.sizes[0], '0')
   runs = {}
   for number, (name, flags) in enumerate(OPTIONS.items()):
     flags = [flag.replace('TEACHER', str(scale.workdir / teacher.name)) for flag in flags]
