@@ -30,7 +30,11 @@ OPTIONS = {
   'distilled from a BiT': ("--config.distill={'path': 'TEACHER'}",),
 }
 # The learning rates of fine-tuning and of training from scratch on the digits, chosen by `rates`.
-DIGITS_RATES = {(family, start): 0.001 for family in FAMILIES for start in STARTS}
+DIGITS_RATES = {
+  ('Mixer', 'pre-trained'): 0.004, ('Mixer', 'scratch'): 0.004,
+  ('ViT', 'pre-trained'): 0.004, ('ViT', 'scratch'): 0.004,
+  ('BiT', 'pre-trained'): 0.004, ('BiT', 'scratch'): 0.001,
+}  # fmt: skip
 _BATCH, _EPOCH = 128, 60_000
 _MFLOPS = {'S': 12, 'M': 44}  # of training on one image; for the estimate of the time left
 _START = 2e6  # the time that a run needs beside its steps, as if it were MFLOP
