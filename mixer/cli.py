@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mixer import config_file, console
+from mixer import allocator, config_file, console
 from mixer.errors import ExpectedError, InputError, Interrupted
 
 
@@ -24,6 +24,7 @@ def run(main: Callable[..., None], *, keep_unknown: bool = False) -> None:
   the interpreter's own exit for seconds.
   """
   _use_utf8()
+  allocator.keep_freed_memory()
   console.accept_all_text()
 
   def guarded(argv) -> int:

@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 import jax
 
-from mixer import console, files
+from mixer import allocator, console, files
 from mixer.errors import InputError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets')
@@ -20,13 +20,15 @@ DETERMINISM_SCOPE = (
 
 
 def configure(*, deterministic: bool, compilation_cache: str | None = None) -> None:
-  """Sets what JAX reads when it starts; call it before JAX lists devices."""
+  """Sets what JAX and its memory need when it starts; call it before JAX lists devices."""
   if compilation_cache:
     jax.config.update('jax_compilation_cache_dir', str(_made(compilation_cache)))
   if deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'.strip()
     console.print_line(f'--deterministic: {DETERMINISM_SCOPE}')
+  if allocator.keep_freed_memory():
+    console.print_line('freed memory is kept for the next step (docs/performance.md, "On a CPU")')
 
 
 def _made(compilation_cache: str) -> epath.Path:

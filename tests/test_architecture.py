@@ -20,7 +20,7 @@ LAYERS = [
   'mixer.training',
   'mixer.cluster',
   'mixer.cli mixer.labels mixer.paper mixer.runtime mixer.settings',
-  'mixer.config_file mixer.console mixer.files mixer.hardware mixer.sizes',
+  'mixer.allocator mixer.config_file mixer.console mixer.files mixer.hardware mixer.sizes',
   'mixer.shipped',
   'mixer.errors mixer.timm_names mixer.values',
 ]
