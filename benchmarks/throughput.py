@@ -41,8 +41,9 @@ Ask = Callable[..., dict]
 class Worker:
   """A process of benchmarks/throughput_workers.py, started when it is first asked."""
 
-  def __init__(self, kind: str, program: str = throughput_workers.__file__):
+  def __init__(self, kind: str, program: str = throughput_workers.__file__, **environment: str):
     self._command, self._process = [sys.executable, program, kind], None
+    self._environment = environment
 
   def ask(self, what: str, **arguments) -> dict:
     """The answer; after 'does_not_fit' the next request starts a new process.
@@ -53,8 +54,9 @@ class Worker:
     """
     if self._process is None:
       self._process = subprocess.Popen(
-        self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-      )
+        self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | self._environment,
+      )  # fmt: skip
     self._process.stdin.write(json.dumps({'what': what, **arguments}) + '\n')
     self._process.stdin.flush()
     start = throughput_workers.RESULT
@@ -149,7 +151,7 @@ def arguments(case: Case, sizes: Mapping[str, int]) -> dict:
     'mode': case.mode,
     'dtype': case.dtype,
     **sizes,
-    **({} if case.runner == 'jax' else {'compiled': case.runner == 'timm compiled'}),
+    **({'compiled': case.runner == 'timm compiled'} if case.runner.startswith('timm') else {}),
   }
 
 

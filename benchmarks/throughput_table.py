@@ -17,7 +17,7 @@ _NONE = '-'
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What a row of a table measures; `runner` is one of RUNNERS."""
+  """What a row of a table measures; `runner` is one of RUNNERS, or 'plain'."""
 
   model: str
   mode: str

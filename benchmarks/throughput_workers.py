@@ -1,7 +1,7 @@
-"""The processes that benchmarks/throughput.py starts: one runs this code's models, one timm's.
+"""The processes of benchmarks/throughput.py and compare.py: each runs one form of the models.
 
-Each reads requests from stdin and writes results to stdout, as one line of JSON each. Neither
-loads the other's framework.
+Each reads requests from stdin and writes results to stdout, as one line of JSON each. None loads
+the framework of another.
 """
 
 from collections.abc import Callable
@@ -29,22 +29,24 @@ class DoesNotFit(Exception):
   """The device's memory does not suffice; the message says for what."""
 
 
-def seconds_per_step(run: Callable[[int], None], seconds: float) -> float:
-  """The mean over about as many steps as take `seconds`, after a first one to warm up.
+def seconds_per_step(run: Callable[[int], None], seconds: float) -> tuple[float, float]:
+  """(seconds, CPU seconds of the process) of a step.
+
+  The means over about as many steps as take `seconds`, after a first one to warm up.
 
   Args:
     run: runs a number of steps and waits for the last.
   """
   run(1)
   once = _time(run, 1)
-  steps = round(seconds / once)
-  return _time(run, steps) / steps if steps > 1 else once
+  steps = round(seconds / once[0])
+  return _time(run, steps) if steps > 1 else once
 
 
-def _time(run: Callable[[int], None], steps: int) -> float:
-  begin = time.perf_counter()
+def _time(run: Callable[[int], None], steps: int) -> tuple[float, float]:
+  begin, cpu_begin = time.perf_counter(), time.process_time()
   run(steps)
-  return time.perf_counter() - begin
+  return (time.perf_counter() - begin) / steps, (time.process_time() - cpu_begin) / steps
 
 
 class JaxWorker:
@@ -91,7 +93,7 @@ class JaxWorker:
         x = multiply(x, w)
       x.block_until_ready()
 
-    return 2 * side**3 / seconds_per_step(run, seconds)
+    return 2 * side**3 / seconds_per_step(run, seconds)[0]
 
   def model(self, *, seconds: float, **case) -> dict:
     """The time of a step, what its compilation took, and its peak memory.
@@ -108,12 +110,10 @@ class JaxWorker:
     key = tuple(sorted(case.items()))
     try:
       if key not in self._programs:
-        mode = case.pop('mode')
-        make = {'training': training_program, 'inference': inference_program}[mode]
-        self._programs[key] = make(self._device, **case)
+        self._programs[key] = self._make(**case)
       start, compile_seconds, compiled_bytes = self._programs[key]
       self._check_memory(compiled_bytes)
-      taken = seconds_per_step(start(), seconds)
+      taken, cpu_taken = seconds_per_step(start(), seconds)
     except jax.errors.JaxRuntimeError as fault:
       if 'RESOURCE_EXHAUSTED' not in str(fault):
         raise
@@ -123,10 +123,16 @@ class JaxWorker:
     peak = (self._device.memory_stats() or {}).get('peak_bytes_in_use')
     return {
       'seconds': taken,
+      'cpu_seconds': cpu_taken,
       'compile_seconds': compile_seconds,
       'memory': peak or compiled_bytes,
       'memory_source': 'allocator' if peak else 'compiler',
+      'compiled_memory': compiled_bytes,
     }
+
+  def _make(self, *, mode: str, **case) -> tuple:
+    make = {'training': training_program, 'inference': inference_program}[mode]
+    return make(self._device, **case)
 
   def _check_memory(self, needed: int | None) -> None:
     from mixer import hardware
@@ -184,26 +190,35 @@ def training_program(device, model, dtype, batch_size, image_size, num_classes):
 
 def inference_program(device, model, dtype, batch_size, image_size, num_classes):
   """(start, seconds of compilation, bytes by the compiler) of uint8 images to logits."""
+  from mixer import models
+  from mixer.training import batch_ops
+
+  model = models.build(model, num_classes, dtype=dtype)
+  apply = models.apply_function(model)
+  return classifier_program(
+    model, lambda params, images: apply(params, batch_ops.normalize(images)), batch_size, image_size
+  )
+
+
+def classifier_program(model, apply, batch_size, image_size):
+  """The same for any `apply`: (params of `model`, uint8 images) -> logits."""
   import jax
   import jax.numpy as jnp
 
   from mixer import models
-  from mixer.training import batch_ops, train_step
-
-  model = models.build(model, num_classes, dtype=dtype)
-  apply = models.apply_function(model)
+  from mixer.training import train_step
 
   def classify(params, images, before):
     # Each step waits for the one before it, as the steps of training do.
     images, _ = jax.lax.optimization_barrier((images, before))
-    return apply(params, batch_ops.normalize(images))
+    return apply(params, images)
 
   init = jax.jit(lambda key: models.init(model, key, image_size))
   shape = (batch_size, image_size, image_size, 3)
   like = (
     models.shapes(model, image_size),
     jax.ShapeDtypeStruct(shape, jnp.uint8),
-    jax.ShapeDtypeStruct((batch_size, num_classes), jnp.float32),
+    jax.ShapeDtypeStruct((batch_size, model.num_classes), jnp.float32),
   )
   begin = time.perf_counter()
   compiled = jax.jit(classify).lower(*like).compile()
@@ -212,7 +227,7 @@ def inference_program(device, model, dtype, batch_size, image_size, num_classes)
   def start():
     key = jax.random.key(0)
     params, images = init(key), jax.random.bits(key, shape, jnp.uint8)
-    logits = jnp.zeros((batch_size, num_classes))
+    logits = jnp.zeros((batch_size, model.num_classes))
 
     def run(steps):
       nonlocal logits
@@ -223,6 +238,22 @@ def inference_program(device, model, dtype, batch_size, image_size, num_classes)
     return run
 
   return start, compile_seconds, train_step.compiled_bytes(compiled)
+
+
+class PlainWorker(JaxWorker):
+  """The same of the plain Flax form."""
+
+  def _make(self, *, mode: str, **case) -> tuple:
+    from benchmarks import plain
+
+    make = {'training': plain.training_program, 'inference': plain.inference_program}[mode]
+    return make(self._device, **case)
+
+  def difference(self, *, model: str, dtype: str, image_size: int, num_classes: int) -> dict:
+    from benchmarks import plain
+    from mixer import models
+
+    return plain.difference(models.build(model, num_classes, dtype=dtype), image_size)
 
 
 class TimmWorker:
@@ -269,13 +300,14 @@ class TimmWorker:
         run(1)  # compiles
         self._programs[key] = case['batch_size'], run, time.perf_counter() - begin
       _, run, first = self._programs[key]
-      taken = seconds_per_step(run, seconds)
+      taken, cpu_taken = seconds_per_step(run, seconds)
     except RuntimeError as fault:
       if not isinstance(fault, self._torch.OutOfMemoryError) and _NO_MEMORY not in str(fault):
         raise
       raise DoesNotFit(str(fault).partition('\n')[0]) from fault
     return {
       'seconds': taken,
+      'cpu_seconds': cpu_taken,
       'compile_seconds': first if case['compiled'] else None,
       'memory': cuda.max_memory_allocated() if cuda else None,
       'memory_source': 'allocator' if cuda else None,
@@ -326,13 +358,16 @@ class TimmWorker:
     return run
 
 
-WORKERS = {'jax': JaxWorker, 'timm': TimmWorker}
+WORKERS = {'jax': JaxWorker, 'plain': PlainWorker, 'timm': TimmWorker}
 
 
 def main(kind: str) -> None:
   """Answers a request {'what': a method of the worker, its arguments} on each line of stdin."""
+  from mixer import allocator
   from mixer.errors import InputError
 
+  if kind != 'timm':
+    allocator.keep_freed_memory()  # as in every program of this package
   worker = WORKERS[kind]()
   for line in sys.stdin:
     request = json.loads(line)
