@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Annotated
 
 import flax.linen as nn
@@ -134,6 +135,49 @@ def drop_path(x: jax.Array, rate: jax.Array, keys: jax.Array | None, *, rescale:
   return x * keep.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _product_backward(
+  kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = kept
+  of_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+  of_kernel = jax.lax.platform_dependent(
+    x, gradient, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient
+  )
+  return of_x, of_kernel.T
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """(b, a), of x (..., a) and the gradient (..., b) of its product with a kernel."""
+  rows = tuple(range(x.ndim - 1))
+  return jax.lax.dot_general(gradient, x, ((rows, rows), ((), ())))
+
+
+def _kernel_gradient_on_cpu(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """The same numbers, without copies of x and the gradient, and with the smaller operand first."""
+  x, gradient = (value.reshape(-1, value.shape[-1]) for value in (x, gradient))
+  result = _kernel_gradient(x, gradient)
+  # Otherwise XLA swaps the operands, to save the transposition of the result.
+  return jax.lax.optimization_barrier(result) if x.shape[1] > gradient.shape[1] else result
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
+def dense_product(x: jax.Array, kernel: jax.Array, dimensions, precision=None) -> jax.Array:
+  """What `nn.Dense` computes: x (..., a) times the kernel (a, b).
+
+  The kernel's gradient is computed in another way on a CPU, for a train step of an MLP block that
+  is up to 1.4 times as fast (docs/performance.md).
+  """
+  del dimensions, precision  # Dense's own
+  return _product(x, kernel)
+
+
 class MlpBlock(nn.Module):
   """Dense to `hidden_dim`, GELU (tanh form), Dense back: (n, a, b) -> (n, a, b).
 
@@ -144,7 +188,7 @@ class MlpBlock(nn.Module):
   dropout_rate: float = 0.0
   dtype: str = 'float32'
   out_dim: int | None = None
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = functools.partial(nn.Dense, dot_general=dense_product)
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:

@@ -26,7 +26,10 @@ SIZES = {
 POOLS = ('token', 'gap')
 _KERNEL_INIT = nn.initializers.xavier_uniform()
 _Dense = functools.partial(
-  nn.Dense, kernel_init=_KERNEL_INIT, bias_init=nn.initializers.normal(1e-6)
+  nn.Dense,
+  kernel_init=_KERNEL_INIT,
+  bias_init=nn.initializers.normal(1e-6),
+  dot_general=layers.dense_product,
 )
 
 

@@ -577,6 +577,31 @@ def test_scan_and_remat_change_nothing(plain_gradient, scan, remat):
   close_trees(gradient, plain_gradient[1], 1e-5)
 
 
+@pytest.mark.parametrize('shape', [(8, 3), (3, 8)])
+def test_the_product_of_a_dense_layer(shape):
+  """Its gradients too, which the CPU computes in an order of its own."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  sides = (2, 5, shape[0]), shape, (2, 5, shape[1])
+  x, kernel, dy = (jax.random.normal(key, side) for key, side in zip(keys, sides))
+  y, backward = jax.jit(
+    lambda *given: jax.vjp(lambda x, w: layers.dense_product(x, w, ()), *given)
+  )(x, kernel)
+  dx, dkernel = backward(dy)
+  x, kernel, dy = (np.asarray(value, np.float64) for value in (x, kernel, dy))
+  for found, wanted in (
+    (y, x @ kernel), (dx, dy @ kernel.T), (dkernel, np.einsum('nra,nrb->ab', x, dy))
+  ):  # fmt: skip
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('platform, ordered', [('cpu', True), ('tpu', False), ('cuda', False)])
+def test_other_devices_choose_the_order_of_the_product(platform, ordered):
+  x, kernel = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((4, 8), (8, 3)))
+  gradient = jax.jit(jax.grad(lambda *given: layers.dense_product(*given, ()).sum(), 1))
+  text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+  assert ('optimization_barrier' in text) == ordered
+
+
 def test_gradient_against_finite_differences():
   """The deterministic model's gradient, along random directions, from the NumPy forward."""
   params, images = random_params(tiny()), random_images(8)
