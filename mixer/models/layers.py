@@ -158,7 +158,7 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient_on_cpu(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The same numbers, without copies of x and the gradient, and with the smaller operand first."""
+  """The same, without copies of x and the gradient, and with the narrower of them first."""
   x, gradient = (value.reshape(-1, value.shape[-1]) for value in (x, gradient))
   result = _kernel_gradient(x, gradient)
   # Otherwise XLA swaps the operands, to save the transposition of the result.
