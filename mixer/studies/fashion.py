@@ -95,7 +95,8 @@ class Scale:
     size, after = self.sizes[0], ()
     if start == 'pre-trained':
       source = self.whole(model, size, seed)
-      after, flags = (source.name,), (*flags, f'--config.init.path={self.workdir / source.name}')
+      after, path = (source.name,), self.workdir / source.name
+      flags = (*flags, f'--config.init.path={path}', '--config.init.head=reset')
     flags = ('--config.total_epochs=None', f'--config.total_steps={self.digits_steps}', *flags)
     work = self.digits_steps * 64 * _MFLOPS[size]
     config = f'fashion_transfer.py:model={model},size={size}{argument}'
