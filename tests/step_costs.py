@@ -1,8 +1,10 @@
 """What the train step of each shipped config costs, at its true widths and two blocks.
 
-  python tests/step_costs.py      # writes tests/step_costs.json, with which the tests compare
+  python tests/step_costs.py                      # writes tests/step_costs.json
+  python tests/step_costs.py digits:model=Mixer   # prints those of a config or more
 
-Run this after a change that is meant to make a step heavier or lighter, and say so in the commit.
+The tests compare with the file. Write it after a change that is meant to make a step heavier or
+lighter, and say so in the commit.
 """
 
 import importlib
@@ -85,14 +87,15 @@ def versions() -> dict[str, str]:
   return {'jax': jax.__version__, 'jaxlib': jax.lib.__version__}
 
 
-def write() -> None:
+def main(names: list[str]) -> None:
   found = {}
-  for name in CONFIGS:
+  for name in names or CONFIGS:
     found[name] = {'lowered': lowered_cost(name), 'compiled': compiled_cost(name)}
-    print(name, json.dumps(found[name]), flush=True)
-  report = {'versions': versions(), 'costs': found}
-  GOLDEN.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    print(json.dumps({name: found[name]}), flush=True)
+  if not names:
+    report = {'versions': versions(), 'costs': found}
+    GOLDEN.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
-  write()
+  main(sys.argv[1:])
