@@ -30,7 +30,7 @@ from mixer.errors import InputError
 OPTIONAL_KEYS = (
   'init', 'permutation', 'ema', 'early_stopping', 'export', 'cutmix', 'mixup_prob',
   'mixup_switch_prob', 'mixup_mode', 'random_erasing', 'label_smoothing', 'class_weights',
-  'distill',
+  'distill', 'shard_update',
 )  # fmt: skip
 _OPTIMIZER = 'optim.optimizer'  # the section whose keys belong to its name
 _SIZES = ('image_size', 'resize', 'patch_size', 'tiles', 'from_size')  # of `mixer.sizes`

@@ -158,6 +158,22 @@ def features_function(
   return apply_function(model.clone(num_classes=None), permutation, image_size)
 
 
+def rounding(model: nn.Module) -> Callable[[Mapping], Mapping]:
+  """A function that rounds parameters as the model does before it uses them.
+
+  So the model's results stay the same, bit for bit. These are the kernels of the layers that
+  compute in `model.dtype`; a ResNet standardises them before it rounds.
+  """
+
+  def rounded(path: Sequence, leaf: jax.Array) -> jax.Array:
+    is_rounded = path[-1].key == 'kernel' and path[0].key != 'head'
+    return leaf.astype(model.dtype) if is_rounded else leaf
+
+  if isinstance(model, bit_resnet.BitResNet):
+    return lambda params: params
+  return lambda params: jax.tree_util.tree_map_with_path(rounded, params)
+
+
 def init(model: nn.Module, key: jax.Array, image_size: layers.Size, channels: int = 3) -> dict:
   """Fresh float32 parameters, a nested dict. The values do not depend on `model.scan`."""
   images = jnp.zeros((1, *layers.pair(image_size), channels))

@@ -54,6 +54,7 @@ class TrainConfig:
   label_smoothing: Rate = 0.0
   class_weights: Annotated[str, OneOf(('balanced',))] | Sequence[NotNegative] | None = None
   distill: Mapping | None = None  # of `mixer.pretrained.distillation.load`
+  shard_update: bool = False  # over `mesh.fsdp`, see `sharding.SplitUpdate`
 
 
 def check(config: Mapping) -> TrainConfig:
@@ -163,6 +164,11 @@ def _without_effect(config: Mapping) -> list[str]:
   found = inputs.without_effect('config.train_input', config['train_input'])
   found += inputs.evals_without_effect(config['evals'])
   found += models.without_effect(config['model'])
+  if config.get('shard_update') and config['mesh'].get('fsdp', 1) == 1:
+    found.append(
+      'config.shard_update has no effect with config.mesh.fsdp=1: set it to the number of devices '
+      'that share one state.'
+    )
   init, batch_size = config.get('init') or {}, config['train_input'].get('batch_size')
   if not init.get('path'):
     found += [
@@ -227,6 +233,7 @@ class Program:
     ema: the average of the parameters that the state has, if any.
     groups: how each parameter is trained.
     open_teacher: reads the teacher of `config.distill`, when it is called first.
+    split_update: of `config.shard_update`.
   """
 
   data: inputs.Input
@@ -243,6 +250,7 @@ class Program:
   ema: ema.Ema | None
   groups: param_groups.Groups
   open_teacher: Callable[[], distillation.Teacher] | None = None
+  split_update: sharding.SplitUpdate | None = None
 
   @property
   def teacher(self) -> distillation.Teacher | None:
@@ -292,6 +300,9 @@ def build(
   )
   groups, tx, learning_rate = _optimizer(config, model, data, total_steps)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  split_update = None
+  if config.shard_update and mesh.shape['fsdp'] > 1:
+    split_update = sharding.SplitUpdate(mesh, models.rounding(model))
   average = settings.call('config.ema', ema.Ema, config.ema) if config.ema else None
   initial_state, like = train_step.init_state(
     lambda key: models.init(model, key, data.image_size, data.channels), tx, init_key, mesh,
@@ -316,13 +327,13 @@ def build(
       distillation=open_teacher and (lambda: open_teacher().distillation),
     ),
     augmentation=augment, microbatches=config.microbatches, key=step_key, mesh=mesh,
-    frozen=groups.frozen,
+    frozen=groups.frozen, split_update=split_update,
   )  # fmt: skip
   if average:
     step_fn = average.follow(step_fn, total_steps)
   return Program(
     data, mesh, total_steps, model, apply, features, initial_state, like, augment, step_key,
-    step_fn, average, groups, open_teacher,
+    step_fn, average, groups, open_teacher, split_update,
   )  # fmt: skip
 
 

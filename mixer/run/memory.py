@@ -27,8 +27,8 @@ class Estimate:
   """Of one device.
 
   Attributes:
-    state: bytes of parameters, their average, gradients and optimizer state, and of a teacher's
-      parameters.
+    state: bytes of parameters, their average, gradients and optimizer state, of a teacher's
+      parameters, and of the copy of the parameters that a step gathers.
     image: bytes of an image of the batch, with its label.
     activations: bytes that an image of a microbatch needs in the model, and in a teacher.
     batch: images of the batch.
@@ -57,7 +57,8 @@ def estimate(config: build.TrainConfig, program: build.Program) -> Estimate:
   label = data.num_classes if data.multi_label else 4
   params, like = program.like.params, program.like
   trained, _ = param_groups.divide(params, program.groups.frozen)
-  held = (params, trained, like.opt_state, like.ema, program.teacher_like)
+  gathered = program.split_update and program.split_update.shapes(params)
+  held = (params, trained, like.opt_state, like.ema, program.teacher_like, gathered)
   return Estimate(
     state=sum(map(sharding.bytes_per_device, held)),
     image=math.prod(data.image_size) * data.channels + label,

@@ -77,6 +77,7 @@ def make_step(
   key: jax.Array,
   mesh: Mesh,
   frozen: Collection[param_groups.Path] = (),
+  split_update: sharding.SplitUpdate | None = None,
 ) -> Callable[..., tuple[TrainState, dict]]:
   """A pure function (state, batch, teacher=None) -> (state, metrics) to be jitted over `mesh`.
 
@@ -90,6 +91,8 @@ def make_step(
     microbatches: parts of the batch that are processed one after the other, to save memory.
     frozen: parameters that stay as they are. No gradient is computed for them, so the norms of
       gradient and update are those of the others.
+    split_update: gathers the parameters once and sums gradients by parts; None leaves it to XLA
+      where they are gathered.
   """
   augment = augmentation.on(mesh)
   microbatched = sharding.batch(mesh, microbatched=True)
@@ -103,7 +106,14 @@ def make_step(
     return value, {'accuracy': jnp.mean(hits > 0), **parts}
 
   def gradient(trained, kept, batch, *shared):
-    value_and_grad = jax.value_and_grad(loss_and_metrics, has_aux=True)
+    like = trained
+    if split_update:
+      trained, kept = split_update.gather(trained), split_update.gather(kept)
+
+    def value_and_grad(*inputs):
+      found, grads = jax.value_and_grad(loss_and_metrics, has_aux=True)(*inputs)
+      return found, split_update.scatter(grads, like) if split_update else grads
+
     if microbatches == 1:
       return value_and_grad(trained, kept, batch, *shared)
 
