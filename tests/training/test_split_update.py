@@ -96,7 +96,7 @@ def assert_near(found, wanted):
 
 CASES = {
   'adam, a frozen layer': dict(frozen=[('stem', 'kernel')]),
-  'lamb, microbatches': dict(optimizer='lamb', microbatches=2, fsdp=4),
+  'lamb, microbatches': dict(optimizer='lamb', microbatches=2, fsdp=4, dtype='float32'),
   'muon': dict(optimizer='muon', dtype='float32'),
 }
 
