@@ -24,6 +24,9 @@ import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# JAX has its flags now. TensorFlow would read them too, and end the process: it lacks some.
+jax.jit(lambda: 0)()
+del os.environ['XLA_FLAGS']
 
 
 def pytest_collection_finish():
