@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import html
 import http.client
@@ -237,7 +238,8 @@ def test_signals_end_the_program(workdir, tmp_path):
   ]  # fmt: skip
   ends = ((signal.SIGINT, 130, 'error: stopped by Ctrl-C.\n'), (signal.SIGTERM, 75, ''))
   for program, (number, status, message) in zip(programs, ends):
-    with program:
+    with program, contextlib.ExitStack() as failing:
+      failing.callback(program.kill)  # otherwise a failure would wait for it
       line = program.stdout.readline()
       port = re.fullmatch(r'listening at http://127\.0\.0\.1:(\d+)/\n', line)[1]
       with socket.create_connection(('127.0.0.1', int(port))) as client:
