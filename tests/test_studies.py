@@ -106,8 +106,8 @@ def test_a_study(programs, capsys):
   assert len(table) == 3 * 2 * 2
   row = next(row for row in table if (row['model'], row['percent']) == ('ViT-S', '3'))
   assert float(row['test_top1']) == top1('subset-ViT-3-seed0') and row['best_step'] == '2'
-  both = [100 * top1(f'kind-BiT-global-seed{seed}') for seed in (0, 1)]
-  cell = f'{statistics.fmean(both):.1f} ± {np.std(both, ddof=1):.1f}'
+  both = [top1(f'kind-BiT-global-seed{seed}') for seed in (0, 1)]
+  cell = f'{100 * statistics.fmean(both):.1f} ± {100 * np.std(both, ddof=1):.1f}'
   (line,) = [
     line for line in (programs / 'permutations.md').read_text().splitlines() if 'BiT' in line
   ]

@@ -134,4 +134,4 @@ def test_a_run_that_cannot_fit_ends_before_it_compiles(monkeypatch, tmp_path):
   config = importlib.import_module('configs.digits').get_config()
   with pytest.raises(InputError, match=r'a step needs about 0\.\d GiB, and this machine has 0\.0'):
     runs.train_here(config, tmp_path)
-  assert not (tmp_path / 'config.json').exists()
+  assert not (tmp_path / 'metrics.jsonl').exists()

@@ -123,7 +123,7 @@ def test_evaluate_finds_what_training_found(finished, env, tmp_path, which):
     f'--output={output}',
     '--config.evals.test.input.batch_size=77',  # 360 is not a multiple
     *(flag for flag in runs.TINY if 'model' in flag),
-    env={**env, 'XLA_FLAGS': f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'},
+    env={**env, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
     cwd=workdir.parent,  # a relative --checkpoint
   )
   assert status == 0, printed
@@ -262,7 +262,7 @@ def test_a_key_that_nobody_reads(tmp_path, path, message):
   ('change', 'message'),
   [
     ({'evals.train': {}}, "config.evals: the names ['train'] would mix with the training metrics"),
-    ({'checkpoints.keep_best': 'test/loss'}, "keep_best='test/loss'; use one of ['test/top1',"),
+    ({'checkpoints.keep_best': 'test/n'}, "keep_best='test/n'; use one of ['test/top1',"),
     ({'every.log': -1}, 'config.every.log is -1; use an int from 0 to 2**31 - 1.'),
     ({'mixup': -1.0}, 'config.mixup is -1.0; use a number of at least 0.'),
     ({'train_input.batch_size': 0}, 'config.train_input.batch_size is 0; use an int from 1 to '),
