@@ -9,7 +9,8 @@ Other flags are passed to train.py. Each run has its own workdir in DIR, so an i
 continues with the same command.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import json
 import signal
 import subprocess
@@ -58,20 +59,29 @@ def train_stage(
 def train(config: str, workdir: epath.Path, *rest: str) -> dict:
   """Starts or resumes a run of train.py in a subprocess; the last row of its metrics.
 
-  kill -9 ends this program but not its train.py, which inherits a lock: the next program waits.
   Errors are those of `run_to_end`.
+  """
+  with lock(workdir) as inherited:
+    run_to_end(
+      [str(TRAIN), f'--config={config}', f'--workdir={workdir}', *rest],
+      f'the run in {workdir}', inherited,
+    )  # fmt: skip
+  return metrics_log.read_rows(workdir)[-1]
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[Sequence[int]]:
+  """Yields the file descriptors by which a program holds a workdir after this one has ended.
+
+  kill -9 ends this program but not the one that it has started and that inherits them: the next
+  program waits here.
   """
 
   def wait(_):
     console.print_line(f'waiting for the run that is still active in {workdir}')
 
-  with files.lock(workdir / '.sweep-lock', wait) as lock:
-    run_to_end(
-      [str(TRAIN), f'--config={config}', f'--workdir={workdir}', *rest],
-      f'the run in {workdir}',
-      inherited=(lock.fileno(),) if lock else (),
-    )
-  return metrics_log.read_rows(workdir)[-1]
+  with files.lock(workdir / '.sweep-lock', wait) as file:
+    yield (file.fileno(),) if file else ()
 
 
 def run_to_end(command: Sequence[str], name: str, inherited: Sequence[int] = ()) -> None:
@@ -95,10 +105,15 @@ def run_to_end(command: Sequence[str], name: str, inherited: Sequence[int] = ())
     process.terminate()  # train.py saves a checkpoint
     process.wait()
     raise
+  check_status(status, name, 'see its message above.')
+
+
+def check_status(status: int, name: str, why: str) -> None:
+  """Raises the errors of `run_to_end`; `why` says where the message of the program is."""
   if status == Interrupted.status:
     raise Interrupted(f'{name} was stopped; the same command continues it.')
   if status:
-    raise InputError(f'{name} ended with status {status}; see its message above.')
+    raise InputError(f'{name} ended with status {status}; {why}')
 
 
 def exit_on_sigterm() -> None:

@@ -72,11 +72,14 @@ def read(path) -> list[dict]:
 def test_all_configs_load_with_their_flags():
   """Each command is one that train.py or evaluate.py takes, and no two runs share a folder."""
   whole = fashion.Scale(epath.Path('/none'))
-  all_runs = {run for make in fashion.PARTS.values() for run in make(whole).runs}
+  all_runs = schedule.with_needed(
+    run for make in fashion.PARTS.values() for run in make(whole).runs
+  )
   assert len({run.name for run in all_runs}) == len(all_runs)
-  known = {run.name for run in all_runs}
+  names = [run.name for run in schedule.with_needed(fashion.rates(whole).runs)]
+  source, tuned = 'whole-ViT-S-seed0', 'rates-digits-ViT-pre-trained-0.001-seed0'
+  assert names.index(source) < names.index(tuned)  # in any part alone
   for run in all_runs:
-    assert set(run.after) <= known
     arguments = dict(one.removeprefix('--').partition('=')[::2] for one in run.arguments)
     path, _, argument = arguments['config'].partition(':')
     module = importlib.import_module(path.removesuffix('.py').replace('/', '.'))
@@ -170,6 +173,9 @@ def test_a_run_that_fails_or_is_stopped(programs, capsys):
   with pytest.raises(InputError, match=r'^the run subset-Mixer-3-seed0 ended with status 1; its l'):
     program.study(whole, ['data_size'], jobs=1)
   assert 'no such thing' in capsys.readouterr().err
+  (programs / 'TRAIN.py').write_text('print("nothing to do")')
+  with pytest.raises(InputError, match=r'^the run subset-Mixer-3-seed0 ended without model\.npz; '):
+    program.study(whole, ['data_size'], jobs=1)
   (programs / 'TRAIN.py').write_text('raise SystemExit(75)')
   with pytest.raises(Interrupted, match=r'-seed0 was stopped; the same command continues it\.$'):
     program.study(whole, ['data_size'], jobs=1)

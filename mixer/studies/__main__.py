@@ -30,8 +30,8 @@ from mixer.studies import fashion, schedule
 def study(scale: fashion.Scale, parts: Sequence[str], *, jobs: int) -> None:
   """Makes the runs of the parts, and writes and prints their results."""
   chosen = {name: fashion.PARTS[name](scale) for name in parts}
-  runs = dict.fromkeys(run for part in chosen.values() for run in part.runs)
-  schedule.run_all(list(runs), scale.workdir, jobs=jobs)
+  runs = [run for part in chosen.values() for run in part.runs]
+  schedule.run_all(runs, scale.workdir, jobs=jobs)
   for name, part in chosen.items():
     rows = part.rows()
     files.write_csv(scale.workdir / f'{name}.csv', rows)

@@ -6,6 +6,7 @@ docs/small_scale.md has the results and what can be concluded from them.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
+import re
 import statistics
 
 from etils import epath
@@ -17,9 +18,8 @@ from mixer.run import metrics_log
 from mixer.studies import tables
 from mixer.studies.schedule import Run
 
-FAMILIES = ('Mixer', 'ViT', 'BiT')
+FAMILIES = tuple(models.FAMILIES)
 STARTS = ('pre-trained', 'scratch')
-SHOTS = (1, 5, 10, 25)
 KINDS = ('original', 'patch_pixel', 'global')
 # What the runs of the part `options` change in a short run of a Mixer, one at a time.
 OPTIONS = {
@@ -95,7 +95,7 @@ class Scale:
     size, after = self.sizes[0], ()
     if start == 'pre-trained':
       source = self.whole(model, size, seed)
-      after, path = (source.name,), self.workdir / source.name
+      after, path = (source,), self.workdir / source.name
       flags = (*flags, f'--config.init.path={path}', '--config.init.head=reset')
     flags = ('--config.total_epochs=None', f'--config.total_steps={self.digits_steps}', *flags)
     work = self.digits_steps * 64 * _MFLOPS[size]
@@ -106,7 +106,7 @@ class Scale:
     """The few-shot evaluation of a run on the digits."""
     config = f'configs/fashion_transfer.py:model={model},size={self.sizes[0]},task=fewshot'
     arguments = (f'--config={config}', f'--checkpoint={self.workdir / run.name}')
-    return Run(f'fewshot-{run.name}', arguments, (run.name,), _START, evaluates=True)
+    return Run(f'fewshot-{run.name}', arguments, (run,), _START, evaluates=True)
 
   def _run(self, name: str, argument: str, seed: str, flags, work: float, **facts) -> Run:
     arguments = _flags(f'fashion_mnist.py:{argument}', seed, (*flags, *self.flags))
@@ -122,7 +122,7 @@ class Part:
   """A part of the studies.
 
   Attributes:
-    runs: all that it needs.
+    runs: those whose results it shows.
     rows: reads their results, as rows of a CSV file.
     tables: makes a markdown table or more of these rows, whose values may be strings.
     figure: writes a PNG of these rows, or is None.
@@ -290,7 +290,6 @@ def transfer(scale: Scale) -> Part:
         f'digits-{model}-{start}', model, seed, rate, start=start
       )
       shots[model, start, seed] = scale.fewshot(source, model)
-      runs[model, start, seed, 'source'] = source
 
   def rows() -> list[dict]:
     found = []
@@ -298,20 +297,22 @@ def transfer(scale: Scale) -> Part:
       facts = {'model': f'{model}-{scale.sizes[0]}', 'start': start, 'seed': seed}
       result = files.read_json(run.result(scale.workdir), advice='Delete it, and start again.')
       found += [
-        {**facts, 'task': f'{k}-shot', 'test_top1': result[f'digits/{k}shot']} for k in SHOTS
+        {**facts, 'task': f'{name[1]}-shot', 'test_top1': top1}
+        for key, top1 in result.items()
+        if (name := re.fullmatch(r'digits/(\d+)shot', key))
       ]
       top1 = _last(scale, runs[model, start, seed], 'test/top1')
       found.append({**facts, 'task': 'all images', 'test_top1': top1})
     return found
 
   def text(rows) -> str:
-    named = [{**row, 'model': f'{row["model"]}, {_START_NAMES[row["start"]]}'} for row in rows]
+    named = [
+      {**row, 'model': f'{row["model"]}, {row["start"].replace("scratch", "not pre-trained")}'}
+      for row in rows
+    ]
     return tables.markdown(named, 'model', 'task', 'test_top1', corner='top-1 on the digits')
 
   return Part([*runs.values(), *shots.values()], rows, text)
-
-
-_START_NAMES = {'pre-trained': 'pre-trained', 'scratch': 'not pre-trained'}
 
 
 def options(scale: Scale) -> Part:
@@ -324,7 +325,7 @@ def options(scale: Scale) -> Part:
       if number:
         runs[name, seed] = scale.short(
           f'option{number}', 'Mixer', seed, *flags,
-          after=(teacher.name,) if 'distill' in name else (),
+          after=(teacher,) if 'distill' in name else (),
         )  # fmt: skip
       else:
         runs[name, seed] = scale.short(
@@ -347,7 +348,7 @@ def options(scale: Scale) -> Part:
       lines.append(f'| {name} | {tables.percent(top1)} | {np.mean(loss):.3f} |')
     return '\n'.join(lines) + '\n'
 
-  return Part([teacher, *runs.values()], rows, text)
+  return Part(list(runs.values()), rows, text)
 
 
 PARTS: dict[str, Callable[[Scale], Part]] = {

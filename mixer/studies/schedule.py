@@ -1,6 +1,6 @@
 """Runs many programs, several at a time, each on one core, and goes on after a stop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import time
 
 from etils import epath
 
-from mixer import console, files, shipped
+from mixer import console, files, shipped, sweep
 from mixer.errors import InputError, Interrupted
 
 _POLL, _REPORT = 0.2, 60.0  # seconds
@@ -25,13 +25,13 @@ class Run:
   """One start of train.py or evaluate.py.
 
   `name` is that of its directory, which is the workdir of train.py; evaluate.py writes its results
-  to `result.json` there. `after` has the names of runs that must have ended first. `work` is its
-  share of the time, in any unit. A run that is `alone` has the machine to itself.
+  to `result.json` there. `after` has the runs that must have ended first. `work` is its share of
+  the time, in any unit. A run that is `alone` has the machine to itself.
   """
 
   name: str
   arguments: tuple[str, ...]
-  after: tuple[str, ...] = ()
+  after: tuple['Run', ...] = ()
   work: float = 1.0
   alone: bool = False
   evaluates: bool = False
@@ -56,15 +56,24 @@ class _Active:
   held: contextlib.ExitStack
 
 
-def run_all(runs: Sequence[Run], workdir: epath.Path, *, jobs: int) -> None:
-  """Makes those of `runs` that have not ended, at most `jobs` at a time.
+def with_needed(runs: Iterable[Run]) -> list[Run]:
+  """The runs, each once and behind those that it needs."""
+  found = {}
+  for run in runs:
+    found |= dict.fromkeys((*with_needed(run.after), run))
+  return list(found)
 
-  Each has one core. A run whose program was killed is resumed.
+
+def run_all(runs: Sequence[Run], workdir: epath.Path, *, jobs: int) -> None:
+  """Makes those of `runs`, and of the runs that they need, that have not ended.
+
+  At most `jobs` run at a time. Each has one core. A run whose program was killed is resumed.
 
   Raises:
     InputError: a run failed, or was started with other arguments before.
     Interrupted: a run was stopped.
   """
+  runs = with_needed(runs)
   waiting = [run for run in runs if not _has_ended(run, workdir)]
   progress = _Progress(runs, waiting)
   free, active = _cores(jobs), []
@@ -76,11 +85,10 @@ def run_all(runs: Sequence[Run], workdir: epath.Path, *, jobs: int) -> None:
         free.append(one.core)
         _check(one, workdir)
         progress.ended(one.run)
-      for run in [run for run in waiting if free and _can_start(run, runs, workdir, active)]:
-        if not free or (active and (run.alone or any(one.run.alone for one in active))):
-          continue
-        waiting.remove(run)
-        active.append(_start(run, workdir, free.pop()))
+      for run in [*waiting]:
+        if free and _can_start(run, [one.run for one in active], workdir):
+          waiting.remove(run)
+          active.append(_start(run, workdir, free.pop()))
       progress.report([one.run.name for one in active])
       time.sleep(_POLL)
   except BaseException:  # Ctrl-C and SIGTERM among them: train.py saves a checkpoint
@@ -91,11 +99,11 @@ def run_all(runs: Sequence[Run], workdir: epath.Path, *, jobs: int) -> None:
     raise
 
 
-def _can_start(run: Run, runs, workdir: epath.Path, active) -> bool:
-  needed = [other for other in runs if other.name in run.after]
-  return all(other.result(workdir).exists() for other in needed) and not any(
-    one.run.name in run.after for one in active
-  )
+def _can_start(run: Run, active: Sequence[Run], workdir: epath.Path) -> bool:
+  """Whether a run can start beside those that are active."""
+  if active and (run.alone or any(other.alone for other in active)):
+    return False
+  return all(other not in active and other.result(workdir).exists() for other in run.after)
 
 
 def _cores(jobs: int) -> list[int | None]:
@@ -107,12 +115,7 @@ def _cores(jobs: int) -> list[int | None]:
 def _start(run: Run, workdir: epath.Path, core: int | None) -> _Active:
   folder = workdir / run.name
   held = contextlib.ExitStack()
-
-  def wait(_):
-    console.print_line(f'waiting for the run that is still active in {folder}')
-
-  # kill -9 ends this program but not the run, which inherits the lock: the next program waits.
-  lock = held.enter_context(files.lock(folder / '.study-lock', wait))
+  inherited = held.enter_context(sweep.lock(folder))
   command = run.command(workdir)
   files.write(folder / _COMMAND, json.dumps(command[1:]).encode())
   with (folder / _LOG).open('a', encoding='utf-8') as output:
@@ -120,7 +123,7 @@ def _start(run: Run, workdir: epath.Path, core: int | None) -> _Active:
       [sys.executable, *command],
       stdout=output,
       stderr=output,
-      pass_fds=(lock.fileno(),) if lock else (),
+      pass_fds=inherited,
     )
   if core is not None:
     with contextlib.suppress(ProcessLookupError):  # it has ended already
@@ -143,15 +146,14 @@ def _has_ended(run: Run, workdir: epath.Path) -> bool:
 
 
 def _check(one: _Active, workdir: epath.Path) -> None:
-  status, log = one.process.returncode, workdir / one.run.name / _LOG
-  if status == Interrupted.status:
-    raise Interrupted(f'the run {one.run.name} was stopped; the same command continues it.')
-  if status or not one.run.result(workdir).exists():
-    lines = log.read_text().splitlines()[-_LINES:]
-    console.print_line('\n'.join(lines), error=True)
-    raise InputError(
-      f'the run {one.run.name} ended with status {status}; its last lines are above, all in {log}.'
-    )
+  name, status, result = one.run.name, one.process.returncode, one.run.result(workdir)
+  log = workdir / name / _LOG
+  where = f'its last lines are above, all in {log}.'
+  if not result.exists() and status != Interrupted.status:
+    console.print_line('\n'.join(log.read_text().splitlines()[-_LINES:]), error=True)
+  sweep.check_status(status, f'the run {name}', where)
+  if not result.exists():
+    raise InputError(f'the run {name} ended without {result.name}; {where}')
 
 
 class _Progress:
