@@ -171,8 +171,8 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_b
 def dense_product(x: jax.Array, kernel: jax.Array, dimensions, precision=None) -> jax.Array:
   """What `nn.Dense` computes: x (..., a) times the kernel (a, b).
 
-  The kernel's gradient is computed in another way on a CPU, for a train step of an MLP block that
-  is up to 1.4 times as fast (docs/performance.md).
+  The kernel's gradient is computed in another way on a CPU, for a faster train step
+  (docs/performance.md).
   """
   del dimensions, precision  # Dense's own
   return _product(x, kernel)
