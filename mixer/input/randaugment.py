@@ -12,10 +12,12 @@ from mixer.training.randaugment import arguments, check
 
 tf = runtime.tensorflow()
 
-# XLA's gathers and whole-number loops take a tenth to a third of the time of TensorFlow's own. Only
-# what has no float32 product is compiled: XLA may fuse one with a sum, which changes its rounding.
+# XLA's loops take a tenth to a half of the time of TensorFlow's own. XLA may fuse a float32 product
+# with a sum, or multiply two constant factors first, which changes the rounding. So products and
+# their sums are in different compiled functions, and factors are arguments.
 _compiled = tf.function(jit_compile=True)
 
+_LUMA = tf.constant([0.2989, 0.5870, 0.1140])  # the shares of red, green and blue in grey
 _GREY = 128  # what moves in from outside the image, and the inside of Cutout's box
 _FIRST_STREAM = 2  # numbers 0 and 1 folded into an example's seed belong to the crop and the flip
 
@@ -112,22 +114,23 @@ def autocontrast(image):
   spread = high - low
   scale = tf.where(spread > 0, 255 / tf.maximum(spread, 1), 1.0)
   offset = tf.where(spread > 0, -low * scale, 0.0)
-  rows, width = _rows(image), tf.shape(image)[1]
-  stretched = tf.cast(rows, tf.float32) * tf.tile(scale, [width]) + tf.tile(offset, [width])
-  return tf.reshape(_to_uint8(stretched), tf.shape(image))
+  width = tf.shape(image)[1]
+  stretched = _sum(_product(_rows(image), tf.tile(scale, [width])), tf.tile(offset, [width]))
+  return tf.reshape(stretched, tf.shape(image))
 
 
 @_compiled
 def _extremes(image):
   """The least and the greatest level of each channel, float32 (3,) each."""
-  least, greatest = tf.reduce_min(image, axis=(0, 1)), tf.reduce_max(image, axis=(0, 1))
+  rows = _rows(image)
+  least = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [-1, 3]), axis=0)
+  greatest = tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [-1, 3]), axis=0)
   return tf.cast(least, tf.float32), tf.cast(greatest, tf.float32)
 
 
 def equalize(image):
   """Gives each channel's levels about equally many pixels, in PIL's whole-number arithmetic."""
-  channel = tf.tile(tf.constant([0, 256, 512]), [tf.shape(image)[1]])
-  indices = tf.cast(_rows(image), tf.int32) + channel
+  indices = _indices(image)
   counts = tf.reshape(tf.math.bincount(indices, minlength=768, maxlength=768), [3, 256])
   darker = tf.cumsum(counts, axis=1, exclusive=True)  # pixels below each level
   step = tf.reduce_max(tf.where(counts > 0, darker, 0), axis=1, keepdims=True) // 255
@@ -135,6 +138,13 @@ def equalize(image):
   levels = tf.where(step > 0, levels, tf.range(256)[None])
   flat = tf.reshape(tf.cast(levels, tf.uint8), [-1])
   return tf.reshape(_take(flat, indices), tf.shape(image))
+
+
+@_compiled
+def _indices(image):
+  """int32 (height, width * 3): the level of a pixel, plus 256 for each channel before its own."""
+  rows = _rows(image)
+  return tf.cast(rows, tf.int32) + tf.range(tf.shape(rows)[1]) % 3 * 256
 
 
 @_compiled
@@ -146,16 +156,19 @@ def _take(table, indices):
 
 
 def color(image, factor):
-  """The degenerate image is the grey one."""
-  grey = _three_times(tf.image.rgb_to_grayscale(image))
-  return tf.reshape(_blend(grey, _rows(image), factor), tf.shape(image))
+  """The degenerate image is the grey one, which is that of `tf.image.rgb_to_grayscale`."""
+  return _blend(_grey(*_shares_of_grey(image, tf.constant(1 / 255), _LUMA)), image, factor)
 
 
 @_compiled
-def _three_times(grey):
-  """uint8 (height, width, 1) -> (height, width * 3)."""
-  shape = tf.shape(grey)
-  return tf.reshape(tf.tile(grey, [1, 1, 3]), [shape[0], shape[1] * 3])
+def _shares_of_grey(image, scale, luma):
+  """float32 (height, width, 1) for each channel."""
+  return [tf.cast(image[..., i : i + 1], tf.float32) * scale * luma[i] for i in range(3)]
+
+
+@_compiled
+def _grey(red, green, blue):
+  return tf.cast((red + green + blue) * 255.5, tf.uint8)
 
 
 def contrast(image, factor):
@@ -183,7 +196,7 @@ def sharpness(image, factor):
 @_compiled
 def _blurred(rows):
   """uint8 (height - 2, (width - 2) * 3)."""
-  levels = tf.cast(rows, tf.int32)
+  levels = tf.cast(rows, tf.uint16)
   three = levels[:-2] + levels[1:-1] + levels[2:]
   total = three[:, :-6] + three[:, 3:-3] + three[:, 6:] + 4 * levels[1:-1, 3:-3]
   return tf.cast(total // 13, tf.uint8)
@@ -191,8 +204,25 @@ def _blurred(rows):
 
 def _blend(degenerate, image, factor):
   """degenerate + factor * (image - degenerate), cut to 0..255 and to whole levels."""
-  degenerate = tf.cast(degenerate, tf.float32)
-  return _to_uint8(degenerate + factor * (tf.cast(image, tf.float32) - degenerate))
+  degenerate = tf.convert_to_tensor(degenerate)
+  return _sum(_scaled_difference(image, degenerate, tf.constant(factor)), degenerate)
+
+
+@_compiled
+def _scaled_difference(image, degenerate, factor):
+  return factor * (tf.cast(image, tf.float32) - tf.cast(degenerate, tf.float32))
+
+
+@_compiled
+def _product(values, factor):
+  return tf.cast(values, tf.float32) * factor
+
+
+@_compiled
+def _sum(products, addend):
+  """products + addend, cut to 0..255 and to whole levels."""
+  levels = products + tf.cast(addend, tf.float32)
+  return tf.cast(tf.clip_by_value(levels, 0.0, 255.0), tf.uint8)
 
 
 # Places.
@@ -229,14 +259,17 @@ def _affine(image, to_x, to_y):
   """
   shape = tf.cast(tf.shape(image), tf.float32)
   column, row = tf.range(shape[1])[None, :], tf.range(shape[0])[:, None]
-  x = to_x[0] * column + to_x[1] * row - to_x[2]
-  y = to_y[0] * column + to_y[1] * row - to_y[2]
+  x, y = ((to[0] * column, to[1] * row, tf.convert_to_tensor(to[2])) for to in (to_x, to_y))
   return _nearest(image, x, y)
 
 
 @_compiled
 def _nearest(image, x, y):
-  """The pixel nearest to (x, y) for each of these float32 (height, width); grey outside."""
+  """The pixel nearest to (x, y) for each (a + b - c) of these; grey outside.
+
+  Each is (a (1, width), b (height, 1), c), float32.
+  """
+  x, y = x[0] + x[1] - x[2], y[0] + y[1] - y[2]
   height, width = tf.shape(image)[0], tf.shape(image)[1]
   limit_x, limit_y = tf.cast(width, tf.float32) - 0.5, tf.cast(height, tf.float32) - 0.5
   inside = (x > -0.5) & (x < limit_x) & (y > -0.5) & (y < limit_y)
@@ -264,7 +297,3 @@ def _rows(image):
   """(height, width, 3) as (height, width * 3)."""
   shape = tf.shape(image)
   return tf.reshape(image, [shape[0], shape[1] * 3])
-
-
-def _to_uint8(image):
-  return tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)

@@ -172,6 +172,16 @@ def test_color(changed, image, magnitude):
   assert_rounds_down_to(got, *(blend(degenerate, image, magnitude) for degenerate in degenerates))
 
 
+def test_grey_is_that_of_tensorflow():
+  """Of every red and green, with every third blue: a rounded sum would differ in a few of them."""
+  levels = np.arange(256, dtype=np.uint8)
+  image = np.stack(np.meshgrid(levels, levels, levels[::3], indexing='ij'), -1)
+  image = tf.constant(image.reshape(256, -1, 3))
+  np.testing.assert_array_equal(
+    randaugment.color(image, 0.0), tf.repeat(tf.image.rgb_to_grayscale(image), 3, axis=-1)
+  )
+
+
 @at_magnitudes
 @pytest.mark.parametrize('height, width, level', [(40, 56, 8), (224, 224, 196), (256, 300, 255)])
 def test_contrast_blends_with_the_number_of_pixels(changed, height, width, level, magnitude):
