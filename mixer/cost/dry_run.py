@@ -205,6 +205,7 @@ class Report:
   compiled_flops: float | None  # by the compiler, which counts the body of a loop once
   bytes_accessed: int | None  # in the device's main memory
   collectives: dict[str, dict[str, int]]  # kind -> {'count', 'bytes' of the results, 'sent'}
+  temporaries: int | None = None  # bytes, of `memory`
   refusal: str = ''
 
   @property
@@ -251,6 +252,7 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     processes=len({d.process_index for d in mesh.devices.flat}),
     fits=False if refused else None if None in (limit, needed) else needed <= limit,
     memory=needed,
+    temporaries=None if needed is None else compiled.memory_analysis().temp_size_in_bytes,
     memory_limit=limit,
     flops=flops / mesh.size,
     compiled_flops=cost.get('flops'),
@@ -271,7 +273,10 @@ def describe(report: Report, *, steps: int) -> str:
     None: 'whether it fits is unknown',
   }
   limit = f' of {report.memory_limit / 2**30:.0f}' if report.memory_limit else ''
-  lines.append(f'memory per device: {_gib(report.memory)}{limit} GiB: {fits[report.fits]}')
+  temporaries = '' if report.temporaries is None else f'{_gib(report.temporaries)} of temporaries, '
+  lines.append(
+    f'memory per device: {_gib(report.memory)}{limit} GiB: {temporaries}{fits[report.fits]}'
+  )
   counted = 'nothing' if report.compiled_flops is None else f'{report.compiled_flops / 1e12:.3f}'
   lines.append(
     f'per device and step: {report.flops / 1e12:.3f} TFLOP of matmuls '

@@ -73,6 +73,7 @@ def test_data_that_are_not_there():
 
 FOUND = dry_run.Report(
   devices=256, cores=256, device_kind='TPU v5 lite', processes=64, fits=True, memory=2**30,
+  temporaries=2**29,
   memory_limit=16 * 2**30, flops=1.97e12, compiled_flops=1e12, bytes_accessed=819 * 10**7,
   collectives={'all-gather': {'count': 1, 'bytes': 9, 'sent': 10**9},
                'all-reduce': {'count': 1, 'bytes': 9, 'sent': 10**9}},
@@ -113,14 +114,15 @@ def test_times_at_the_published_rates():
 def test_the_report_in_words():
   text = dry_run.describe(FOUND, steps=86_400)
   assert '256 x TPU v5 lite in 64 processes' in text
-  assert 'memory per device: 1.00 of 16 GiB: it fits' in text
+  assert 'memory per device: 1.00 of 16 GiB: 0.50 of temporaries, it fits' in text
   assert 'matmuls 10.0, memory 10.0, network 10.0, step 10.0' in text
   assert 'at least 2.56 core-days of TPU v5 lite (256 cores), 0.24 hours' in text
-  large = dataclasses.replace(FOUND, fits=False, memory=18 * 2**30)
+  large = dataclasses.replace(FOUND, fits=False, memory=18 * 2**30, temporaries=None)
   assert 'per device: 18.00 of 16 GiB: MORE THAN THE DEVICE HAS' in dry_run.describe(large, steps=1)
   unknown = dataclasses.replace(
-    FOUND, fits=None, memory=None, memory_limit=None, compiled_flops=None, bytes_accessed=None
-  )
+    FOUND, fits=None, memory=None, temporaries=None, memory_limit=None, compiled_flops=None,
+    bytes_accessed=None,
+  )  # fmt: skip
   text = dry_run.describe(unknown, steps=1)
   assert 'memory per device: unknown GiB: whether it fits is unknown' in text
   assert 'the compiler counts nothing' in text and 'unknown GiB accessed' in text
