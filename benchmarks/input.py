@@ -123,8 +123,8 @@ def build(folder: str, *, crop: str, **more):
   )  # fmt: skip
 
 
-def ceiling(folder: str) -> Iterator:
-  """Windows drawn and decoded, of JPEGs in memory; nothing is read, resized or handed over."""
+def ceiling(folder: str, *, whole: bool = False) -> Iterator:
+  """Windows, or whole images, decoded from JPEGs in memory; no reading, resizing, handing over."""
   import tensorflow_datasets as tfds
 
   from mixer import runtime
@@ -133,6 +133,8 @@ def ceiling(folder: str) -> Iterator:
   tf = runtime.tensorflow()
 
   def decode(number, file):
+    if whole:
+      return tf.shape(tf.io.decode_jpeg(file, channels=3))
     return tf.shape(crops.jpeg_window(file, tf.stack([tf.constant(0, tf.int64), number])))
 
   skip = {'image': tfds.decode.SkipDecoding()}
@@ -176,6 +178,7 @@ VARIANTS: dict[str, Callable[[str], Iterator]] = {
   'crop': train,
   'device': lambda folder: train(folder, **FACTS, randaugment_on='device'),
   'host': lambda folder: train(folder, **FACTS, randaugment_on='host'),
+  'whole': lambda folder: ceiling(folder, whole=True),
   'evaluation': evaluate,
   'peer_crop': lambda folder: big_vision(folder, *CROP, *TO_FLOAT),
   'peer': lambda folder: big_vision(folder, *CROP, 'randaug(2,15)', *TO_FLOAT),

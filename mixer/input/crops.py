@@ -151,11 +151,12 @@ def _cover_and_cut(image, resize, size, corner):
   factor = tf.maximum(resize[0] / height, resize[1] / width)
   scaled = tf.cast(tf.round(tf.stack([height * factor, width * factor])), tf.int64)
   place = corner(scaled - size)
-  return tf.cond(
+  part = tf.cond(
     tf.reduce_prod(scaled) <= max(_LARGE, 8 * resize[0] * resize[1]),
-    lambda: _cut(_to_uint8(tf.image.resize(image, tf.cast(scaled, tf.int32), 'area')), place, size),
+    lambda: _cut(tf.image.resize(image, tf.cast(scaled, tf.int32), 'area'), place, size),
     lambda: _part_by_areas(image, scaled, place, size),
   )
+  return tf.cast(part, tf.uint8)  # a mean of levels needs no clipping
 
 
 def _part_by_areas(image, scaled, place, size):
@@ -164,8 +165,7 @@ def _part_by_areas(image, scaled, place, size):
   (row, of_rows), (column, of_columns) = rows, columns
   source = image[row : row + tf.shape(of_rows)[1], column : column + tf.shape(of_columns)[1]]
   narrow = tf.einsum('yh,hwc->ywc', of_rows, tf.cast(source, tf.float32))
-  part = tf.einsum('xw,ywc->yxc', of_columns, narrow)
-  return tf.ensure_shape(_to_uint8(part), (*size, 3))
+  return tf.ensure_shape(tf.einsum('xw,ywc->yxc', of_columns, narrow), (*size, 3))
 
 
 def _shares(length, scaled, begin, count):
@@ -211,7 +211,3 @@ def _decode(encoded):
   """Any encoded image as uint8 (height, width, 3); of an animation, the first frame."""
   image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   return tf.ensure_shape(image, (None, None, 3))
-
-
-def _to_uint8(image):
-  return tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
