@@ -94,7 +94,7 @@ def test_all_configs_load_with_their_flags():
 def test_a_study(programs, capsys):
   """Runs that others need come first; the same command starts nothing again."""
   whole = scale(programs, percents=(3, 100))
-  chosen = ['transfer', 'data_size', 'permutations', 'options']
+  chosen = ['transfer', 'full_length', 'data_size', 'permutations', 'options']
   program.study(whole, chosen, jobs=3)
   order = started(programs)
   assert len(order) == len(set(order))
@@ -115,6 +115,10 @@ def test_a_study(programs, capsys):
     line for line in (programs / 'permutations.md').read_text().splitlines() if 'BiT' in line
   ]
   assert line.endswith(f'| {cell} |')
+  text = (programs / 'full_length.md').read_text()
+  full = [top1(f'full-Mixer-M-seed{seed}') for seed in (0, 1)]
+  each = f'{100 * full[0]:.2f}, {100 * full[1]:.2f}'
+  assert f'| Mixer-M | 12.0 | {tables.percent(full)} | {each} |' in text
   text = (programs / 'transfer.md').read_text()
   assert '| Mixer-S, pre-trained | 1.0 ± 0.0 | 5.0 ± 0.0 |' in text
   assert (programs / 'options.md').read_text().count('\n') == 2 + len(fashion.OPTIONS)
@@ -216,7 +220,7 @@ def test_wrong_requests(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="^unknown study 'vit'; the one that there is has the name "):
     program.main('vit')
   flags.FLAGS.only = ['transfer', 'few']
-  with pytest.raises(InputError, match='^--only=few: give some of rates,families,transfer,'):
+  with pytest.raises(InputError, match='^--only=few: give some of rates,families,full_length,t'):
     program.main()
   flags.FLAGS.only, flags.FLAGS.seeds = [], ['0', '0']
   with pytest.raises(InputError, match='^--seeds=0,0: give different numbers'):

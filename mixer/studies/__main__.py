@@ -2,6 +2,7 @@
 
   rates         learning rates on held-out training images
   families      figures 2, left, and 3: accuracy against cost, two sizes of Mixer, ViT and BiT
+  full_length   the larger Mixer, trained for as long as the config trains it
   transfer      tables 2 and 3: fine-tuning and few-shot evaluation on scikit-learn's digits
   data_size     figure 2, right: 1, 3, 10, 30 and 100 percent of the training images
   permutations  figure 4: permuted pixels
@@ -52,8 +53,10 @@ def fast(scale: fashion.Scale) -> fashion.Scale:
     seeds=scale.seeds[:1],
     sizes=('S',),
     epochs=4 * 128 / 60_000,
+    full_epochs=4 * 128 / 60_000,
     steps=4,
     rate_steps=4,
+    subset_steps=4,
     digits_steps=4,
     percents=(3, 100),
     rates={'S': (0.004, 0.008)},
@@ -103,7 +106,9 @@ if __name__ == '__main__':
   flags.DEFINE_list('only', [], f'Some of {",".join(fashion.PARTS)}; by default all.')
   flags.DEFINE_list('seeds', ['0', '1', '2'], 'Each run is made with each of these seeds.')
   flags.DEFINE_list(
-    'sizes', ['S', 'M'], 'Of the models; all parts but rates and families have the first alone.'
+    'sizes',
+    ['S', 'M'],
+    'Of the models; parts but rates, families and full_length have the first alone.',
   )
   flags.DEFINE_string('path', None, 'The folder of the IDX files, see docs/data.md.')
   flags.DEFINE_integer(

@@ -28,6 +28,7 @@ OPTIONS = {
   'without stochastic depth': ('--config.model.stochastic_depth=0.0',),
   'average of the parameters (EMA), 0.99': ("--config.ema={'decay': 0.99, 'warmup': True}",),
   'distilled from a BiT': ("--config.distill={'path': 'TEACHER'}",),
+  "Adam's first moment in bfloat16": ('--config.optim.optimizer.moment_dtype=bfloat16',),
 }
 # The learning rates of fine-tuning and of training from scratch on the digits, chosen by `rates`.
 DIGITS_RATES = {
@@ -48,8 +49,9 @@ class Scale:
     workdir: of the runs.
     seeds: each run is made with each of them, except those of `rates`, which have the first.
     sizes: of the models; studies of one size have the first.
-    epochs: of a whole run.
-    steps: of a short run; rate_steps: of those that compare learning rates.
+    epochs: of a whole run; full_epochs: of those of `full_length`.
+    steps: of a short run; rate_steps: of those that compare learning rates; subset_steps: of those
+      of `data_size`.
     digits_steps: of a run on the digits.
     percents: of the training images in `data_size`.
     rates: the learning rates that are compared for each size; digits_rates: on the digits.
@@ -60,8 +62,10 @@ class Scale:
   seeds: Sequence[str] = ('0', '1', '2')
   sizes: Sequence[str] = ('S', 'M')
   epochs: float = 4.0
+  full_epochs: float = 12.0
   steps: int = 600
   rate_steps: int = 800
+  subset_steps: int = 1600
   digits_steps: int = 400
   percents: Sequence[int] = (1, 3, 10, 30, 100)
   rates: Mapping[str, Sequence[float]] = dataclasses.field(
@@ -71,10 +75,16 @@ class Scale:
   flags: Sequence[str] = ()
 
   def whole(self, model: str, size: str, seed: str) -> Run:
-    """The run of configs/fashion_mnist.py as it is."""
-    flags = (f'--config.total_epochs={self.epochs}',)
-    work = self.epochs * _EPOCH * _MFLOPS[size]
-    return self._run(f'whole-{model}-{size}', f'model={model},size={size}', seed, flags, work)
+    """A run on all training images, for `epochs`."""
+    return self._epochs('whole', model, size, seed, self.epochs)
+
+  def full(self, model: str, size: str, seed: str) -> Run:
+    """A run on all training images, for `full_epochs`: configs/fashion_mnist.py as it is."""
+    return self._epochs('full', model, size, seed, self.full_epochs)
+
+  def _epochs(self, name: str, model: str, size: str, seed: str, epochs: float) -> Run:
+    flags, work = (f'--config.total_epochs={epochs}',), epochs * _EPOCH * _MFLOPS[size]
+    return self._run(f'{name}-{model}-{size}', f'model={model},size={size}', seed, flags, work)
 
   def short(
     self, name: str, model: str, seed: str, *flags: str, size: str = '', argument: str = '', **facts
@@ -215,16 +225,45 @@ def _family_table(rows: Sequence[Mapping]) -> str:
     lines.append(
       f'| {model} | {int(first["parameters"]):,} | {float(first["mflops_per_image"]):.1f} | '
       f'{float(first["images_per_sec"]):,.0f} | {tables.percent(top1)} | '
-      f'{", ".join(f"{100 * one:.2f}" for one in top1)} |'
+      f'{_each(top1)} |'
     )
   return '\n'.join(lines) + '\n'
+
+
+def _each(top1: Sequence[float]) -> str:
+  return ', '.join(f'{100 * one:.2f}' for one in top1)
+
+
+def full_length(scale: Scale) -> Part:
+  """The largest Mixer, trained as configs/fashion_mnist.py trains it."""
+  size = scale.sizes[-1]
+  runs = {seed: scale.full('Mixer', size, seed) for seed in scale.seeds}
+
+  def rows() -> list[dict]:
+    return [
+      {'model': f'Mixer-{size}', 'epochs': scale.full_epochs, 'seed': seed,
+       'test_top1': _last(scale, run, 'test/top1'), 'test_loss': _last(scale, run, 'test/loss')}
+      for seed, run in runs.items()
+    ]  # fmt: skip
+
+  def text(rows) -> str:
+    top1 = [float(row['test_top1']) for row in rows]
+    cells = rows[0]['model'], str(rows[0]['epochs']), tables.percent(top1), _each(top1)
+    head = '| model | epochs | top-1 | each seed |\n| --- | --- | --- | --- |'
+    return f'{head}\n| {" | ".join(cells)} |\n'
+
+  return Part(list(runs.values()), rows, text)
 
 
 def data_size(scale: Scale) -> Part:
   """Parts of the training images, equal steps, best checkpoint by val: figure 2, right."""
   runs = {
     (model, percent, seed): scale.short(
-      f'subset-{model}-{percent}', model, seed, argument=f',subset={percent}'
+      f'subset-{model}-{percent}',
+      model,
+      seed,
+      argument=f',subset={percent}',
+      steps=scale.subset_steps,
     )
     for model, percent, seed in itertools.product(FAMILIES, scale.percents, scale.seeds)
   }
@@ -354,6 +393,7 @@ def options(scale: Scale) -> Part:
 PARTS: dict[str, Callable[[Scale], Part]] = {
   'rates': rates,
   'families': families,
+  'full_length': full_length,
   'transfer': transfer,
   'data_size': data_size,
   'permutations': permuted,
