@@ -35,22 +35,30 @@ PEAK_TFLOPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Of one JAX device: bytes, bytes/s to them, and bytes/s that it puts into an all-reduce."""
+  """Of one JAX device.
+
+  Attributes:
+    bytes: of its main memory.
+    bandwidth: bytes/s to and from them.
+    all_reduce: bytes/s that it puts into an all-reduce of a whole pod.
+    dimensions: of the torus of a pod. It has two links in each.
+  """
 
   bytes: int
   bandwidth: float
   all_reduce: float
+  dimensions: int
 
 
 _GIB, _GB = 2**30, 1e9
 # From Google's pages on each generation. The all-reduce rate is a pod's, divided by its devices;
 # v5p's page has the links' bidirectional rate instead, of which half counts.
 MEMORY = {
-  'TPU v3': Memory(16 * _GIB, 450 * _GB, 340e12 / 2048),
-  'TPU v4': Memory(32 * _GIB, 1200 * _GB, 1.1e15 / 4096),
-  'TPU v5 lite': Memory(16 * _GIB, 819 * _GB, 51.2e12 / 256),
-  'TPU v5': Memory(95 * _GIB, 2765 * _GB, 600 * _GB),
-  'TPU v6 lite': Memory(32 * _GIB, 1638 * _GB, 102.4e12 / 256),
+  'TPU v3': Memory(16 * _GIB, 450 * _GB, 340e12 / 2048, 2),
+  'TPU v4': Memory(32 * _GIB, 1200 * _GB, 1.1e15 / 4096, 3),
+  'TPU v5 lite': Memory(16 * _GIB, 819 * _GB, 51.2e12 / 256, 2),
+  'TPU v5': Memory(95 * _GIB, 2765 * _GB, 600 * _GB, 3),
+  'TPU v6 lite': Memory(32 * _GIB, 1638 * _GB, 102.4e12 / 256, 2),
 }
 
 

@@ -206,6 +206,7 @@ class Report:
   bytes_accessed: int | None  # in the device's main memory
   collectives: dict[str, dict[str, int]]  # kind -> {'count', 'bytes' of the results, 'sent'}
   temporaries: int | None = None  # bytes, of `memory`
+  sent_in_groups: int = 0  # bytes of those that collectives of a part of the devices send
   refusal: str = ''
 
   @property
@@ -216,8 +217,9 @@ class Report:
     """Seconds of a step at the published rates, as far as there are any; {} if it does not fit.
 
     A step takes the longest of matmuls, memory and network, as if they overlapped: a lower bound,
-    since no program quite reaches the rates, nor has a small slice all the links of a pod. With
-    `config.mesh.fsdp` the memory's part may be too long: `hlo_traffic` takes the loops of
+    since no program quite reaches the rates, nor has a small slice all the links of a pod. A
+    collective of a part of the devices runs around a ring, and so along one dimension of the torus.
+    With `config.mesh.fsdp` the memory's part may be too long: `hlo_traffic` takes the loops of
     collective matmuls to read their operands whole.
     """
     memory, peak = hardware.memory(self.device_kind), hardware.peak_flops(self.device_kind)
@@ -227,7 +229,9 @@ class Report:
     parts = {'matmuls': max(self.flops, self.compiled_flops or 0.0) / peak}
     if memory is not None:
       parts['memory'] = self.bytes_accessed / memory.bandwidth
-      parts['network'] = self.sent / memory.all_reduce
+      ring = memory.all_reduce / memory.dimensions
+      whole = self.sent - self.sent_in_groups
+      parts['network'] = whole / memory.all_reduce + self.sent_in_groups / ring
     return {**parts, 'step': max(parts.values())}
 
   def core_days(self, steps: int) -> float | None:
@@ -244,6 +248,7 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
   text = '' if refused else compiled.as_text()
   cost = {} if refused else (compiled.cost_analysis() or {})
   needed = None if refused else train_step.compiled_bytes(compiled)
+  collectives = hlo.collectives(text) if text else []
   limit = memory.bytes if memory else hardware.memory_limit(device)
   return Report(
     devices=mesh.size,
@@ -257,7 +262,8 @@ def report(compiled: jax.stages.Compiled | str, mesh, *, flops: float) -> Report
     flops=flops / mesh.size,
     compiled_flops=cost.get('flops'),
     bytes_accessed=hlo_traffic.bytes_accessed(text) if text else None,
-    collectives=hlo.by_kind(hlo.collectives(text)) if text else {},
+    collectives=hlo.by_kind(collectives),
+    sent_in_groups=sum(round(one.sent) for one in collectives if one.group < mesh.size),
     refusal=compiled if refused else '',
   )
 

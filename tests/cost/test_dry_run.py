@@ -102,6 +102,8 @@ def test_times_at_the_published_rates():
   """197 TFLOP/s, 819 GB/s, and the 51.2 TB/s of a pod of 256."""
   expected = {'matmuls': 0.01, 'memory': 0.01, 'network': 0.01, 'step': 0.01}
   assert FOUND.times() == pytest.approx(expected)
+  in_groups = dataclasses.replace(FOUND, sent_in_groups=10**9)  # along one of two dimensions
+  assert in_groups.times() == pytest.approx({**expected, 'network': 0.015, 'step': 0.015})
   recomputed = dataclasses.replace(FOUND, compiled_flops=3.94e12)
   assert recomputed.times() == pytest.approx({**expected, 'matmuls': 0.02, 'step': 0.02})
   assert recomputed.core_days(86_400) == pytest.approx(0.02 * 256)
