@@ -18,7 +18,7 @@ the end, read off its figure (+-0.5):
 | B/16  | 61.4     | 61.4        | 34.7   |
 | R50x1 | 52.1     | 30.6        | 13.1   |
 
-configs/permutations_small.py runs without JFT-300M, on two CPU cores.
+configs/fashion_mnist.py:kind=patch_pixel runs without JFT-300M, on two CPU cores.
 """
 
 from ml_collections import ConfigDict
