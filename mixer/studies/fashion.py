@@ -11,7 +11,6 @@ import statistics
 
 from etils import epath
 import jax
-import numpy as np
 
 from mixer import files, models, pretrained
 from mixer.run import metrics_log
@@ -384,7 +383,9 @@ def options(scale: Scale) -> Part:
     lines = ['| Mixer-S, short run | top-1 | test loss |', '| --- | --- | --- |']
     for name, own in tables.groups(rows, 'option').items():
       top1, loss = ([float(row[key]) for row in own] for key in ('test_top1', 'test_loss'))
-      lines.append(f'| {name} | {tables.percent(top1)} | {np.mean(loss):.3f} |')
+      lines.append(
+        f'| {name} | {tables.percent(top1)} | {tables.mean_and_spread(loss, digits=3)} |'
+      )
     return '\n'.join(lines) + '\n'
 
   return Part(list(runs.values()), rows, text)

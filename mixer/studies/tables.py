@@ -18,8 +18,13 @@ def groups(rows: Sequence[Mapping], key: str) -> dict[str, list[Mapping]]:
 
 def percent(shares: Sequence[float]) -> str:
   """The mean in percent and, of several shares, their standard deviation (of a sample)."""
-  mean = f'{100 * statistics.fmean(shares):.1f}'
-  return f'{mean} ± {100 * statistics.stdev(shares):.1f}' if len(shares) > 1 else mean
+  return mean_and_spread([100 * share for share in shares], digits=1)
+
+
+def mean_and_spread(values: Sequence[float], *, digits: int) -> str:
+  """The mean and, of several values, their standard deviation (of a sample)."""
+  mean = f'{statistics.fmean(values):.{digits}f}'
+  return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
 
 
 def markdown(rows: Sequence[Mapping], down: str, across: str, value: str, *, corner: str) -> str:
