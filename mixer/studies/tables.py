@@ -18,13 +18,13 @@ def groups(rows: Sequence[Mapping], key: str) -> dict[str, list[Mapping]]:
 
 def percent(shares: Sequence[float]) -> str:
   """The mean in percent and, of several shares, their standard deviation (of a sample)."""
-  return mean_and_spread([100 * share for share in shares], digits=1)
+  return mean_and_spread(shares, digits=1, factor=100)
 
 
-def mean_and_spread(values: Sequence[float], *, digits: int) -> str:
-  """The mean and, of several values, their standard deviation (of a sample)."""
-  mean = f'{statistics.fmean(values):.{digits}f}'
-  return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
+def mean_and_spread(values: Sequence[float], *, digits: int, factor: int = 1) -> str:
+  """`factor` times the mean and, of several values, their standard deviation (of a sample)."""
+  mean = f'{factor * statistics.fmean(values):.{digits}f}'
+  return f'{mean} ± {factor * statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
 
 
 def markdown(rows: Sequence[Mapping], down: str, across: str, value: str, *, corner: str) -> str:
