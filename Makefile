@@ -49,24 +49,36 @@ lock: $(VENV)/installed
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
+# Makes the environment of $@ again from nothing if its set-up was interrupted, which leaves packages
+# that pip cannot read.
+define begin-set-up
+$(PYTHON) -m venv $(if $(wildcard $(@D)/interrupted),--clear) $(@D)
+touch $(@D)/interrupted
+endef
+
+define end-set-up
+rm $(@D)/interrupted
+touch $@
+endef
+
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
 	  "Python 3.11 to 3.13 is needed, and " + sys.executable + " is " + sys.version.split()[0] + \
 	  ": make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(begin-set-up)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	$(end-set-up)
 
 .venv-timm/installed: requirements.txt requirements-timm.txt
-	$(PYTHON) -m venv .venv-timm
+	$(begin-set-up)
 	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements.txt -r requirements-timm.txt
-	touch $@
+	$(end-set-up)
 
 .venv-docs/installed: requirements-docs.txt
-	$(PYTHON) -m venv .venv-docs
+	$(begin-set-up)
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	touch $@
+	$(end-set-up)
 
 clean:
 	rm -rf $(VENV) .venv-timm .venv-docs runs site
