@@ -17,7 +17,7 @@ tf = runtime.tensorflow()
 # their sums are in different compiled functions, and factors are arguments.
 _compiled = tf.function(jit_compile=True)
 
-_LUMA = tf.constant([0.2989, 0.5870, 0.1140])  # the shares of red, green and blue in grey
+_LUMA = 0.2989, 0.5870, 0.1140  # the shares of red, green and blue in grey
 _GREY = 128  # what moves in from outside the image, and the inside of Cutout's box
 _FIRST_STREAM = 2  # numbers 0 and 1 folded into an example's seed belong to the crop and the flip
 
@@ -157,7 +157,8 @@ def _take(table, indices):
 
 def color(image, factor):
   """The degenerate image is the grey one, which is that of `tf.image.rgb_to_grayscale`."""
-  return _blend(_grey(*_shares_of_grey(image, tf.constant(1 / 255), _LUMA)), image, factor)
+  shares = _shares_of_grey(image, tf.constant(1 / 255), tf.constant(_LUMA))
+  return _blend(_grey(*shares), image, factor)
 
 
 @_compiled
