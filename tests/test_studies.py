@@ -91,6 +91,12 @@ def test_all_configs_load_with_their_flags():
         assert not rest or rest.split('.')[0] in config[section], key
 
 
+def test_full_length_is_that_of_the_config():
+  config = importlib.import_module('configs.fashion_mnist').get_config()
+  assert fashion.Scale.full_epochs == config.total_epochs
+  assert config.model.hidden_dim == 64  # of size M, the last of `Scale.sizes`
+
+
 def test_a_study(programs, capsys):
   """Runs that others need come first; the same command starts nothing again."""
   whole = scale(programs, percents=(3, 100))

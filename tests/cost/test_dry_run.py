@@ -160,7 +160,9 @@ def test_slices(topology, devices, cores):
   found = dry_run.topology_devices(topology)
   assert len(found) == devices
   assert sum(one.num_cores for one in found) == cores
-  assert hardware.peak_flops(found[0].device_kind) and hardware.memory(found[0].device_kind)
+  kind = found[0].device_kind
+  sides = dry_run.GENERATIONS[topology.partition(':')[0]].sides
+  assert hardware.peak_flops(kind) and hardware.memory(kind).dimensions == sides
 
 
 @with_libtpu
