@@ -1,4 +1,4 @@
-# make train       set up, then train a small Mixer on the bundled digits (a minute)
+# make train       set up, then train a small Mixer on the bundled digits (about two minutes)
 # make test        set up, then run the linter and the tests
 # make test-slow   the tests that take minutes
 # make test-timm   the tests against timm's models

@@ -1,6 +1,6 @@
 """Evaluation on ImageNet, ImageNet-V2 and ReaL of a checkpoint with ImageNet's 1,000 classes.
 
-  python evaluate.py --config=configs/imagenet.py:model=B/16 --checkpoint=Mixer-B_16.npz
+  python evaluate.py --config=configs/imagenet.py:model=B/16 --checkpoint=imagenet1k/Mixer-B_16.npz
 
 The argument is a list of KEY=VALUE:
 
